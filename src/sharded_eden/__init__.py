@@ -1,0 +1,62 @@
+"""sharded-eden: windows of DNA for genomic language models, out of SQLite, in one reproducible stream.
+
+The public names are imported on first use, so that preparing data never loads torch, and training never loads Lightning
+unless the data module is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharded_eden.load.dataset import ShardedEdenDataset
+    from sharded_eden.load.tokenizer import NucleotideTokenizer
+    from sharded_eden.prepare.sequence_dbs import build_sequence_dbs, create_sample_database
+    from sharded_eden.prepare.splits import write_splits
+    from sharded_eden.prepare.window_dbs import precompute_window_database
+    from sharded_eden.schema import extract_sample_id
+    from sharded_eden.train.datamodule import ShardedEdenDataModule
+    from sharded_eden.train.stream import Stream
+    from sharded_eden.windows import WindowGeometry, compute_num_windows
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "NucleotideTokenizer": "sharded_eden.load.tokenizer",
+    "ShardedEdenDataModule": "sharded_eden.train.datamodule",
+    "ShardedEdenDataset": "sharded_eden.load.dataset",
+    "Stream": "sharded_eden.train.stream",
+    "WindowGeometry": "sharded_eden.windows",
+    "build_sequence_dbs": "sharded_eden.prepare.sequence_dbs",
+    "compute_num_windows": "sharded_eden.windows",
+    "create_sample_database": "sharded_eden.prepare.sequence_dbs",
+    "extract_sample_id": "sharded_eden.schema",
+    "precompute_window_database": "sharded_eden.prepare.window_dbs",
+    "write_splits": "sharded_eden.prepare.splits",
+}
+
+__all__ = [
+    "NucleotideTokenizer",
+    "ShardedEdenDataModule",
+    "ShardedEdenDataset",
+    "Stream",
+    "WindowGeometry",
+    "__version__",
+    "build_sequence_dbs",
+    "compute_num_windows",
+    "create_sample_database",
+    "extract_sample_id",
+    "precompute_window_database",
+    "write_splits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,56 @@
+"""What ties checkpoints, window databases and splits together: one integer over the geometry and every (contig_id, length).
+
+It does not depend on page sizes, on the layout of the file or on packs. BLAKE2b (RFC 7693), cut to 63 bits so that it fits
+a SQLite INTEGER.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import apsw
+import polars as pl
+
+from sharded_eden.schema import CONTIG_ID, LENGTH
+from sharded_eden.windows import WindowGeometry
+
+SAMPLED_ROWS = 1024
+"""Rows that stand for a window database which carries no fingerprint of its own."""
+
+
+class Fingerprint:
+    """A running fingerprint: feed the contigs in the order of their windows, in chunks of any size."""
+
+    def __init__(self, geometry: WindowGeometry) -> None:
+        self._hash = blake2b(digest_size=8, person=b"eden contigs")
+        self._hash.update(repr(sorted(geometry.as_metadata().items())).encode())
+
+    def update(self, contigs: pl.DataFrame) -> None:
+        """Take in a chunk of contigs with the columns `contig_id` and `length`."""
+        text = contigs.select(CONTIG_ID, LENGTH).write_csv(include_header=False, separator="\t", quote_style="never")
+        self._hash.update(text.encode())
+
+    def value(self) -> int:
+        """Return the fingerprint of what was fed so far, an integer in [0, 2**63)."""
+        return int.from_bytes(self._hash.digest(), "big") >> 1
+
+
+def fingerprint_of_rows(window_db: apsw.Connection, metadata: Mapping[str, int], total_windows: int) -> int:
+    """Return a fingerprint for a window database that carries none: its metadata and 1,024 fixed rows.
+
+    Args:
+        window_db: an open window database.
+        metadata: its `metadata` table.
+        total_windows: its number of windows; the rows are taken at even distances over them.
+    """
+    digest = blake2b(digest_size=8, person=b"eden sampled")
+    digest.update(repr((sorted(WindowGeometry.from_metadata(metadata).as_metadata().items()), total_windows)).encode())
+    rows = min(SAMPLED_ROWS, total_windows)
+    for k in range(rows):
+        window_idx = k * (total_windows - 1) // max(1, rows - 1)
+        found = window_db.execute(
+            "SELECT sequence_id, window_in_seq_idx FROM window_mappings WHERE window_idx = ?", (window_idx,)
+        ).fetchone()
+        digest.update(repr((window_idx, found)).encode())
+    return int.from_bytes(digest.digest(), "big") >> 1

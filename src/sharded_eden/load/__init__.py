@@ -1,0 +1,1 @@
+"""From databases to tensors. Runs in a worker; no Lightning here."""

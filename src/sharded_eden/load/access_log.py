@@ -1,0 +1,86 @@
+"""An optional CSV of the windows visited: one file per process, every row on its way to the disk before the batch is used.
+
+    window_access_<split>_rank<r>_<8 hex>.csv
+    window_idx, sequence_id, sample_id, window_in_seq_idx, rank, access_ts, worker, epoch
+
+`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows go to the operating
+system at once, so that even a killed process leaves a complete log.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import get_worker_info
+
+from sharded_eden.errors import UsageError
+
+COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
+
+Visit = tuple[int, str, str, int, int]
+"""(window_idx, sequence_id, sample_id, window_in_seq_idx, epoch)."""
+
+
+class AccessLog:
+    """Writes the visits of this process to a file of its own, made at the first visit.
+
+    Args:
+        folder: where the file goes; None is the current folder.
+        split: for the file name.
+        rank: for the file name and the rows.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, split: str, rank: int) -> None:
+        self.folder = Path.cwd() if folder is None else Path(folder).absolute()
+        self.split = split
+        self.rank = rank
+        self._pid = -1
+        self._descriptor = -1
+
+    def write(self, visits: Sequence[Visit]) -> None:
+        """Append visits.
+
+        Raises:
+            UsageError: the folder or the file cannot be written.
+        """
+        worker_info = get_worker_info()
+        worker = -1 if worker_info is None else worker_info.id
+        now = time.time_ns()
+        self._append(
+            (window_idx, sequence_id, sample_id, window_in_seq_idx, self.rank, now, worker, epoch)
+            for window_idx, sequence_id, sample_id, window_in_seq_idx, epoch in visits
+        )
+
+    def _append(self, rows: Any) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        try:
+            if self._pid != os.getpid():
+                self._open()
+                writer.writerow(COLUMNS)
+            writer.writerows(rows)
+            os.write(self._descriptor, text.getvalue().encode())
+        except OSError as error:
+            raise UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})") from error
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"window_access_{self.split}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Close the file of this process."""
+        if self._pid == os.getpid():
+            os.close(self._descriptor)
+            self._pid = self._descriptor = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pid": -1, "_descriptor": -1}

@@ -1,0 +1,357 @@
+"""`ShardedEdenDataset`: window index -> training example. Wires locate, read, encode and log together.
+
+Enters: integers. Leaves: dicts of tensors. Costs: two index lookups, one BLOB read and one table lookup a window, whatever
+the length of its contig; opening costs a fixed handful of queries and one index seek for each sample.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from sharded_eden.errors import DatabaseError, MissingDatabase, MissingSequence, warn
+from sharded_eden.load.access_log import AccessLog, Visit
+from sharded_eden.load.batch import Example, Rows, collate
+from sharded_eden.load.example import RowEncoder, RowFormat, is_reversed, reverse_complement
+from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.read import Connections, Contig, ReadMode, SequenceReader
+from sharded_eden.load.tags import ControlTags
+from sharded_eden.load.tokenizer import encoding_of
+from sharded_eden.schema import discover_sample_databases, extract_sample_id
+from sharded_eden.sqlite import IOMode, unreadable
+
+logger = logging.getLogger(__name__)
+
+Index = Any
+"""A window index, or (epoch, window index): Python or NumPy integers, negative indices count from the end."""
+
+
+@lru_cache(maxsize=8)
+def _shared_position_ids(seq_length: int) -> torch.Tensor:
+    return torch.arange(seq_length, dtype=torch.int64)
+
+
+class ShardedEdenDataset(Dataset[Example]):
+    """A map-style dataset of the windows of one split.
+
+    An item is a dict of `tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32 and, with
+    `create_attention_mask`, `attention_mask` (1, T, T) bool, true where attention is forbidden. T is `seq_length`. A row is
+    BOS, control tag, SEP, upper-cased bases, EOS, padding.
+
+    `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only which strand is shown.
+    Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
+
+    Args:
+        tokenizer: see `sharded_eden.load.tokenizer.encoding_of`; None is the built-in `NucleotideTokenizer`.
+        sequence_db_dir: the folder of per-sample sequence databases.
+        window_db_path: the window database of the split.
+        seq_length: tokens of a row; must be the window size of the window database.
+        create_attention_mask: add the causal mask to each item.
+        rc_aug: show half of the windows as their reverse complement, by (seed, epoch, window index).
+        stride: bases between windows; must be that of the window database.
+        window_min_length_threshold: must be that of the window database; None accepts what it has.
+        use_control_tags: put the ids of `<ctrl_NAME>` behind BOS, NAME being the lower-cased ID before its first `__`.
+        split: the name of the split, for messages and logs.
+        log_windows: write a CSV of the windows visited, see `sharded_eden.load.access_log`.
+        log_dir: where it goes; None is the current folder.
+        skip_stats: do not count and log what the split holds.
+        include_bos, include_sep, include_eos: whether rows have these tokens.
+        seed: decides strands.
+        io: how databases are read: `mmap`, `read`, or `auto` by the file system.
+        read_with: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it.
+        rank: for the access log; None asks torch.distributed, then the environment variable RANK.
+
+    Raises:
+        MissingDatabase: a folder, the window database or the database of a sample is missing.
+        GeometryMismatch: the window database was cut otherwise.
+        DatabaseError: a database is damaged or has other tables.
+        UsageError: the tokenizer lacks an id, or a row has no room for bases.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        sequence_db_dir: str | os.PathLike[str],
+        window_db_path: str | os.PathLike[str],
+        seq_length: int,
+        create_attention_mask: bool = False,
+        rc_aug: bool = False,
+        stride: int | None = 7992,
+        window_min_length_threshold: int | None = None,
+        use_control_tags: bool = False,
+        split: str = "train",
+        log_windows: bool = False,
+        log_dir: str | os.PathLike[str] | None = None,
+        skip_stats: bool = True,
+        include_bos: bool = True,
+        include_sep: bool = True,
+        include_eos: bool = True,
+        seed: int = 42,
+        *,
+        io: IOMode = "auto",
+        read_with: ReadMode = "auto",
+        rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.sequence_db_dir = sequence_db_dir
+        self.window_db_path = window_db_path
+        self.seq_length = seq_length
+        self.rc_aug = rc_aug
+        self.stride = 7992 if stride is None else stride
+        self.use_control_tags = use_control_tags
+        self.split = split
+        self.seed = seed
+
+        paths = discover_sample_databases(sequence_db_dir)
+        self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
+        self._only_sample = next(iter(paths)) if len(paths) == 1 else None
+        self._index = WindowIndex(window_db_path, io=io)
+        self._reader = SequenceReader(paths, io=io, read_with=read_with)
+        try:
+            self._index.check_geometry(
+                window_size=seq_length, stride=self.stride, min_length=window_min_length_threshold
+            )
+            self.window_min_length_threshold = self._index.geometry.min_length
+            self._check_samples_exist()
+            self._reader.open_all()
+            self.db_connections = Connections(self._reader, window_db_path)
+
+            self._format = RowFormat(
+                seq_length, encoding_of(tokenizer), include_bos=include_bos, include_sep=include_sep, include_eos=include_eos
+            )
+            self._encoder = RowEncoder(self._format)
+            self.ctrl_ids_map: Mapping[str, list[int]] = {}
+            self._tags: ControlTags | None = None
+            self._untagged = self._untagged_header()
+            if use_control_tags:
+                self.ctrl_ids_map = self._tags = ControlTags(self._index, self._format)
+            self._warn_of_gaps()
+        except BaseException:
+            self.close()
+            raise
+
+        self.position_ids = _shared_position_ids(seq_length)
+        self.attention_mask = (
+            torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1) if create_attention_mask else None
+        )
+        self._access_log = AccessLog(log_dir, split, _rank() if rank is None else rank) if log_windows else None
+        if not skip_stats:
+            logger.info(
+                "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
+            )
+
+    # ---- what it has ----
+
+    def __len__(self) -> int:
+        return self._index.total_windows
+
+    @property
+    def length(self) -> int:
+        """The number of windows."""
+        return self._index.total_windows
+
+    @property
+    def distinct_sequences(self) -> int:
+        """The number of contigs that have a window."""
+        return self._index.distinct_sequences
+
+    @property
+    def fingerprint(self) -> int:
+        """The integer that ties checkpoints to this split and its geometry."""
+        return self._index.fingerprint
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        """How the windows were cut, as the metadata of the window database says."""
+        return self._index.geometry.as_metadata()
+
+    @property
+    def window_db_conn(self) -> apsw.Connection:
+        """This thread's connection to the window database."""
+        return self._index.connection
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(split={self.split!r}, windows={self.length}, seq_length={self.seq_length}, "
+            f"stride={self.stride}, samples={len(self.sample_db_mapping)})"
+        )
+
+    # ---- items ----
+
+    def __getitem__(self, index: Index) -> Example:
+        epoch, window_idx = self._resolve(index)
+        tokens = np.empty(self.seq_length, dtype=np.int64)
+        labels = np.empty(self.seq_length, dtype=np.int64)
+        loss_mask = np.empty(self.seq_length, dtype=np.float32)
+        visit = self._fill(epoch, window_idx, tokens, labels, loss_mask)
+        if self._access_log is not None:
+            self._access_log.write([visit])
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(loss_mask),
+            **self._shared(),
+        }
+
+    def __getitems__(self, indices: Sequence[Index]) -> Rows:
+        """Return the items of many indices at once: a sequence of items over one buffer.
+
+        PyTorch's `DataLoader` calls this for each batch.
+        """
+        shape = (len(indices), self.seq_length)
+        tokens = np.empty(shape, dtype=np.int64)
+        labels = np.empty(shape, dtype=np.int64)
+        loss_mask = np.empty(shape, dtype=np.float32)
+        visits = [
+            self._fill(*self._resolve(index), tokens[k], labels[k], loss_mask[k]) for k, index in enumerate(indices)
+        ]
+        if self._access_log is not None:
+            self._access_log.write(visits)
+        stacked = {
+            "tokens": torch.from_numpy(tokens),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(loss_mask),
+        }
+        return Rows(stacked, self._shared())
+
+    def _shared(self) -> Example:
+        shared = {"position_ids": self.position_ids}
+        if self.attention_mask is not None:
+            shared["attention_mask"] = self.attention_mask
+        return shared
+
+    def _resolve(self, index: Index) -> tuple[int, int]:
+        """Return (epoch, window index >= 0)."""
+        try:
+            epoch, window_idx = index if isinstance(index, tuple | list) else (0, index)
+            epoch, window_idx = operator.index(epoch), operator.index(window_idx)
+        except (TypeError, ValueError):
+            raise IndexError(f"{index!r} is neither a window index nor (epoch, window index)") from None
+        if not -self.length <= window_idx < self.length or epoch < 0:
+            raise IndexError(f"{index!r} is out of range: the {self.split} split has {self.length} windows")
+        return epoch, window_idx % self.length
+
+    def _fill(
+        self,
+        epoch: int,
+        window_idx: int,
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> Visit:
+        sequence_id, window_in_seq_idx, contig_length = self._index.locate(window_idx)
+        sample_id = self._only_sample or extract_sample_id(sequence_id)
+        contig = self._reader.contig(sample_id, sequence_id)
+        start = window_in_seq_idx * self.stride
+        if contig is None or contig.length < self._needed_bases(start, contig_length):
+            raise self._missing(window_idx, sequence_id, sample_id, start, contig_length, contig)
+        header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
+        bases = np.empty(min(self.seq_length, contig.length - start, room), dtype=np.uint8)
+        try:
+            contig.read(start, bases)
+            reverse = self.rc_aug and is_reversed(self.seed, epoch, window_idx)
+            self._encoder.fill(bases, reverse, header, tokens, labels, loss_mask)
+        except apsw.Error as error:
+            raise unreadable(self.sample_db_mapping[sample_id], error) from error
+        except UnicodeError as error:
+            raise DatabaseError(
+                f"{self.sample_db_mapping[sample_id]}: contig {sequence_id!r} holds characters that are no letters near base "
+                f"{start}: {error}"
+            ) from error
+        return window_idx, sequence_id, sample_id, window_in_seq_idx, epoch
+
+    def _needed_bases(self, start: int, contig_length: int | None) -> int:
+        """Return the least length, in bases, that a contig must have for its window at `start`."""
+        if contig_length is not None:
+            return min(start + self.seq_length, contig_length)
+        # Without recorded lengths: a contig's first window may be short, the later ones are whole unless tails are kept.
+        whole = start > 0 and not self._index.geometry.keep_tail
+        return start + (self.seq_length if whole else max(1, self.window_min_length_threshold))
+
+    def _missing(
+        self, window_idx: int, sequence_id: str, sample_id: str, start: int, contig_length: int | None, contig: Contig | None
+    ) -> MissingSequence:
+        needed = self._needed_bases(start, contig_length)
+        return MissingSequence(
+            f"{self.split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; "
+            f"{self.sample_db_mapping[sample_id]} has "
+            + ("no such contig" if contig is None else f"{contig.length} bases of it")
+            + f". {self.window_db_path} belongs to other sequence databases. Make the splits and windows of these anew: "
+            f"sharded-eden split {self.sequence_db_dir} --out DIR, then {self._index.rebuild_command(self._index.geometry)}"
+        )
+
+    # ---- checks at the start ----
+
+    def _check_samples_exist(self) -> None:
+        if self._only_sample is not None:
+            return
+        for sequence_id in self._index.sequence_ids_by_prefix(2):
+            sample_id = extract_sample_id(sequence_id)
+            if sample_id not in self.sample_db_mapping:
+                raise MissingDatabase(
+                    f"{self.window_db_path} names contig {sequence_id!r} of sample {sample_id!r}, but "
+                    f"{Path(self.sequence_db_dir) / sample_id} holds no glm_dataset_{sample_id}.sqlite. Build that sample "
+                    f"(sharded-eden build INPUT --out {self.sequence_db_dir}), or make splits without it "
+                    f"(sharded-eden split {self.sequence_db_dir} --out DIR)"
+                )
+
+    def _untagged_header(self) -> tuple[NDArray[np.int64], int]:
+        header = self._format.header([])
+        return header, self._format.room(header)
+
+    def _warn_of_gaps(self) -> None:
+        """Say so where this dataset's header hides bases that the window database counts on being shown."""
+        room = self._untagged[1] if self._tags is None else self._tags.least_room
+        if room < self.stride <= self._index.geometry.usable:
+            warn(
+                f"rows of this dataset show {room} bases, but windows start every {self.stride}: {self.stride - room} bases "
+                f"between two windows are never seen. Precompute with --stride {room} or less."
+            )
+
+    # ---- what callers of the original use ----
+
+    @staticmethod
+    def reverse_complement(seq: str) -> str:
+        """Return the reverse complement of a sequence; case is kept."""
+        return reverse_complement(seq)
+
+    @staticmethod
+    def collate_fn(batch: Any) -> Any:
+        """Collate items into a batch; see `sharded_eden.load.batch.collate`."""
+        return collate(batch)
+
+    # ---- the end ----
+
+    def close(self) -> None:
+        """Close every database and log that this process has opened for this dataset. Closing again does no harm."""
+        for name in ("_reader", "_index", "_access_log"):
+            part = self.__dict__.get(name)
+            if part is not None:
+                part.close()
+
+    def __enter__(self) -> ShardedEdenDataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,159 @@
+"""What a row is: bytes -> tokens, labels and loss mask; reverse complement; which strand. Pure.
+
+    tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
+    labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
+    loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where the label is a base)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import UsageError
+from sharded_eden.load.tokenizer import UNKNOWN, Encoding
+from sharded_eden.schema import NUCLEOTIDES
+from sharded_eden.seeds import MASK64, derive_keys, mix64
+
+_PAIRS = dict(zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True))
+COMPLEMENT = np.arange(256, dtype=np.uint8)
+"""(256,) uint8: byte -> byte of its complement, case kept, other bytes unchanged. IUPAC letters, U taken as T."""
+for _base, _partner in _PAIRS.items():
+    COMPLEMENT[ord(_base)] = ord(_partner)
+    COMPLEMENT[ord(_base.lower())] = ord(_partner.lower())
+_COMPLEMENT_TEXT = {i: int(c) for i, c in enumerate(COMPLEMENT) if i != c}
+
+
+def reverse_complement(sequence: str) -> str:
+    """Return the other strand of a sequence, read in its own direction: `ATCN` -> `NGAT`. Case is kept."""
+    return sequence.translate(_COMPLEMENT_TEXT)[::-1]
+
+
+def is_reversed(seed: int, epoch: int, window_idx: int) -> bool:
+    """Tell whether a window is shown as its reverse complement: a fair coin for each (seed, epoch, window index)."""
+    (key,) = derive_keys(1, "strand", seed, epoch)
+    return bool(mix64((window_idx * 0x9E3779B97F4A7C15 + key) & MASK64) >> 63)
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How a row of `seq_length` tokens is laid out, and what its labels weigh.
+
+    Raises:
+        UsageError: the tokenizer lacks a special id that the row needs.
+    """
+
+    seq_length: int
+    encoding: Encoding
+    include_bos: bool = True
+    include_sep: bool = True
+    include_eos: bool = True
+
+    def __post_init__(self) -> None:
+        for name, wanted in (("bos", self.include_bos), ("sep", self.include_sep), ("eos", self.include_eos)):
+            if wanted and getattr(self.encoding, name) is None:
+                raise UsageError(
+                    f"the tokenizer has no {name.upper()} id: give it an integer {name}_id, or pass include_{name}=False"
+                )
+
+    def header(self, tag_ids: list[int]) -> NDArray[np.int64]:
+        """Return BOS, the ids of the control tag, SEP: (H,) int64."""
+        bos = [self.encoding.bos] if self.include_bos else []
+        sep = [self.encoding.sep] if self.include_sep else []
+        return np.array([*bos, *tag_ids, *sep], dtype=np.int64)
+
+    def room(self, header: NDArray[np.int64]) -> int:
+        """Return how many bases fit into a row with this header.
+
+        Raises:
+            UsageError: none does.
+        """
+        room = self.seq_length - len(header) - self.include_eos
+        if room < 1:
+            raise UsageError(
+                f"seq_length={self.seq_length} leaves no room for a base beside {len(header)} header tokens"
+                f"{' and EOS' if self.include_eos else ''}: use a longer seq_length, or no control tags"
+            )
+        return room
+
+
+class RowEncoder:
+    """Fills rows of int64 tokens, int64 labels and float32 loss masks.
+
+    Args:
+        row_format: the layout.
+    """
+
+    def __init__(self, row_format: RowFormat) -> None:
+        self.format = row_format
+        encoding = row_format.encoding
+        self._tables: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._text_to_ids: Callable[[str], list[int]] = encoding.text_to_ids
+        self._specials = np.array(sorted(encoding.special), dtype=np.int64)
+        self._plain_loss = False
+        if encoding.table is not None:
+            table = encoding.table
+            self._tables = (table, table[COMPLEMENT])
+            self._plain_loss = not np.isin(table, self._specials).any()
+
+    def fill(
+        self,
+        bases: NDArray[np.uint8],
+        reverse: bool,
+        header: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> None:
+        """Fill one row.
+
+        Args:
+            bases: (n,) uint8, the letters of the window, n at most `RowFormat.room(header)`.
+            reverse: show the reverse complement.
+            header: (H,) int64, from `RowFormat.header`.
+            tokens: (T,) int64, written.
+            labels: (T,) int64, written: tokens shifted left, PAD last.
+            loss_mask: (T,) float32, written: 1 where the label is a base.
+
+        Raises:
+            ValueError: the bases are not ASCII.
+        """
+        encoding = self.format.encoding
+        first = len(header)
+        end = first + len(bases)
+        if self._tables is None or not self._take(bases, reverse, tokens[first:end]):
+            end = first + self._tokenize(bases, reverse, tokens[first:])
+        tokens[:first] = header
+        tokens[end:] = encoding.pad
+        if self.format.include_eos:
+            tokens[end] = encoding.eos
+        labels[:-1] = tokens[1:]
+        labels[-1] = encoding.pad
+        loss_mask[:] = 0
+        earning = slice(max(first - 1, 0), max(end - 1, 0))
+        loss_mask[earning] = 1 if self._plain_loss else ~np.isin(labels[earning], self._specials)
+
+    def _take(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> bool:
+        assert self._tables is not None  # noqa: S101 - narrows the type
+        if reverse:
+            np.take(self._tables[1], bases[::-1], out=out, mode="clip")
+        else:
+            np.take(self._tables[0], bases, out=out, mode="clip")
+        return not len(out) or bool(out.min() != UNKNOWN)
+
+    def _tokenize(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> int:
+        text = bases.tobytes().decode("ascii").upper()
+        ids = self._text_to_ids(reverse_complement(text) if reverse else text)
+        room = len(out) - self.format.include_eos
+        ids = ids[:room]
+        out[: len(ids)] = ids
+        return len(ids)
+
+
+def tag_ids_are_bases(encoding: Encoding, tag_ids: list[int]) -> bool:
+    """Tell whether ids of a control tag are also ids of bases, so that they cannot be told apart by value."""
+    bases = {i for letter in NUCLEOTIDES for i in encoding.text_to_ids(letter)}
+    return not bases.isdisjoint(tag_ids)

@@ -1,0 +1,237 @@
+"""window_idx -> (sequence_id, window_in_seq_idx): the window database of one split.
+
+Opening reads the metadata and a handful of rows, however many windows there are; the names and samples that the windows
+refer to are found by leaping through the index on `sequence_id`, one seek for each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+
+import apsw
+
+from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase
+from sharded_eden.fingerprint import fingerprint_of_rows
+from sharded_eden.load.connections import PerThread
+from sharded_eden.sqlite import IOMode, open_read_only, table_columns, unreadable
+from sharded_eden.windows import WindowGeometry
+
+logger = logging.getLogger(__name__)
+
+Row = tuple[str, int, int | None]
+"""(sequence_id, window_in_seq_idx, length of the contig in bases, None where the database does not tell)."""
+
+WINDOW_CACHE_KIB = 2048
+"""Page cache of the window database: its inner pages are walked at every lookup."""
+
+
+class WindowCursor:
+    """One thread's connection to the window database, with its prepared lookup."""
+
+    def __init__(self, path: Path, io: IOMode) -> None:
+        self.connection = open_read_only(path, io=io, cache_kib=WINDOW_CACHE_KIB)
+        self.cursor = self.connection.cursor()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+class WindowIndex:
+    """The windows of one split.
+
+    Args:
+        path: the window database.
+        io: see `sharded_eden.sqlite.open_read_only`.
+
+    Raises:
+        MissingDatabase: there is no such file.
+        DatabaseError: it is not a window database, or its windows are not numbered densely from 0.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, io: IOMode = "auto") -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise MissingDatabase(
+                f"{self.path}: no such window database. Make it: sharded-eden precompute SPLIT.parquet {self.path}"
+            )
+        self._connections = PerThread(partial(WindowCursor, self.path, io), WindowCursor.close)
+        try:
+            self._check_tables()
+            self.metadata = self._read_metadata()
+            self.geometry = WindowGeometry.from_metadata(self.metadata)
+            self.total_windows = self._count_windows()
+        except apsw.Error as error:
+            self.close()
+            raise unreadable(self.path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """This thread's connection to the window database."""
+        return self._connections.get().connection
+
+    def rebuild_command(self, geometry: WindowGeometry) -> str:
+        """Return the command that makes this window database with another geometry."""
+        extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
+        extra += " --keep-tail" if geometry.keep_tail else ""
+        return (
+            f"sharded-eden precompute SPLIT.parquet {self.path} --window-size {geometry.window_size} "
+            f"--stride {geometry.stride}{extra}"
+        )
+
+    def _check_tables(self) -> None:
+        needed = {
+            "metadata": {"key", "value"},
+            "window_mappings": {"window_idx", "sequence_id", "window_in_seq_idx"},
+        }
+        for table, columns in needed.items():
+            found = table_columns(self.connection, table)
+            if not columns <= set(found):
+                raise DatabaseError(
+                    f"{self.path}: not a window database: expected a table {table}({', '.join(sorted(columns))}), found "
+                    + (f"{table}({', '.join(found)})" if found else "none")
+                    + f". Make it: sharded-eden precompute SPLIT.parquet {self.path}"
+                )
+        has_lengths = "length" in table_columns(self.connection, "contig_lengths")
+        length = (
+            "(SELECT length FROM contig_lengths WHERE first_window_idx <= ?1 ORDER BY first_window_idx DESC LIMIT 1)"
+            if has_lengths
+            else "NULL"
+        )
+        self._lookup = f"SELECT sequence_id, window_in_seq_idx, {length} FROM window_mappings WHERE window_idx = ?1"
+
+    def _read_metadata(self) -> dict[str, int]:
+        metadata: dict[str, int] = {}
+        for key, value in self.connection.execute("SELECT key, value FROM metadata"):
+            try:
+                metadata[key] = int(value)
+            except (TypeError, ValueError):
+                raise DatabaseError(f"{self.path}: metadata {key}={value!r} is not an integer") from None
+        missing = [key for key in ("window_size", "stride") if key not in metadata]
+        if missing:
+            raise DatabaseError(
+                f"{self.path}: the table metadata lacks {' and '.join(missing)}, so nothing says how its windows were cut. "
+                f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
+            )
+        return metadata
+
+    def _count_windows(self) -> int:
+        first, last = self.connection.execute("SELECT min(window_idx), max(window_idx) FROM window_mappings").get
+        total = self.metadata.get("total_windows")
+        if total is None:
+            total = self.connection.execute("SELECT count(*) FROM window_mappings").get
+        if (first, last) != ((0, total - 1) if total else (None, None)):
+            raise DatabaseError(
+                f"{self.path}: {total} windows should be numbered 0 to {total - 1}, but the table holds "
+                f"{'no row' if first is None else f'{first} to {last}'}. It is incomplete. "
+                f"Rebuild: {self.rebuild_command(self.geometry)}"
+            )
+        return int(total)
+
+    def check_geometry(self, *, window_size: int, stride: int, min_length: int | None) -> None:
+        """Refuse a database whose windows were cut otherwise than the dataset will read them.
+
+        Args:
+            window_size: the dataset's `seq_length`.
+            stride: the dataset's stride, in bases.
+            min_length: the dataset's `window_min_length_threshold`; None accepts that of the database.
+
+        Raises:
+            GeometryMismatch: with both values and the command that rebuilds.
+        """
+        asked = {"window_size": window_size, "stride": stride}
+        if min_length is not None:
+            asked["window_min_length_threshold"] = min_length
+        built = self.geometry.as_metadata()
+        names = {"window_size": "seq_length"}
+        differing = [key for key in asked if built[key] != asked[key]]
+        if not differing:
+            return
+        wanted = WindowGeometry(
+            window_size=window_size,
+            stride=stride,
+            min_length=self.geometry.min_length if min_length is None else min_length,
+            special_tokens=self.geometry.special_tokens,
+        )
+        raise GeometryMismatch(
+            f"{self.path}: mismatch: it was built with "
+            + ", ".join(f"{key}={built[key]}" for key in differing)
+            + "; the dataset asks for "
+            + ", ".join(f"{names.get(key, key)}={asked[key]}" for key in differing)
+            + f". Pass the dataset the database's values, or rebuild: {self.rebuild_command(wanted)}"
+        )
+
+    def locate(self, window_idx: int) -> Row:
+        """Return which window of which contig has this index.
+
+        Raises:
+            DatabaseError: the table has no such row, or cannot be read.
+        """
+        try:
+            row: Row | None = self._connections.get().cursor.execute(self._lookup, (window_idx,)).get
+        except apsw.Error as error:
+            raise unreadable(self.path, error) from error
+        if row is None:
+            raise DatabaseError(
+                f"{self.path}: window {window_idx} of {self.total_windows} is missing. "
+                f"Rebuild: {self.rebuild_command(self.geometry)}"
+            )
+        return row
+
+    def sequence_ids_by_prefix(self, parts: int) -> Iterator[str]:
+        """Yield one sequence ID for each distinct prefix of `parts` parts between double underscores.
+
+        One index seek for each, so that the tags or samples of 100 million windows are found in microseconds.
+        """
+        if not self._has_index():
+            logger.warning("%s has no index on sequence_id; its windows are scanned once", self.path)
+        found = self._next_sequence_id("")
+        while found is not None:
+            yield found
+            pieces = found.split("__")
+            if len(pieces) > parts:
+                prefix = "__".join(pieces[:parts]) + "__"
+                # The smallest string above every string with this prefix: '_' is followed by '`'.
+                found = self._next_sequence_id(prefix[:-1] + "`")
+            else:
+                found = self._next_sequence_id(found + "\0")
+
+    def _has_index(self) -> bool:
+        return bool(
+            self.connection.execute(
+                "SELECT count(*) FROM pragma_index_list('window_mappings') AS i, pragma_index_info(i.name) AS c "
+                "WHERE c.seqno = 0 AND c.name = 'sequence_id'"
+            ).get
+        )
+
+    def _next_sequence_id(self, least: str) -> str | None:
+        found: str | None = self.connection.execute(
+            "SELECT sequence_id FROM window_mappings WHERE sequence_id >= ? ORDER BY sequence_id LIMIT 1", (least,)
+        ).get
+        return found
+
+    @cached_property
+    def distinct_sequences(self) -> int:
+        """Contigs with at least one window; counted where the metadata does not tell."""
+        if "distinct_sequences" in self.metadata:
+            return self.metadata["distinct_sequences"]
+        return int(self.connection.execute("SELECT count(DISTINCT sequence_id) FROM window_mappings").get)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """The integer that ties checkpoints to this window database."""
+        if "fingerprint" in self.metadata:
+            return self.metadata["fingerprint"]
+        return fingerprint_of_rows(self.connection, self.metadata, self.total_windows)
+
+    def close(self) -> None:
+        """Close every connection of this process."""
+        self._connections.close()
+

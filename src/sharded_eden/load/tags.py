@@ -1,0 +1,74 @@
+"""Control tags: the header of a row, by the part of its sequence ID before the first `__`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import warn
+from sharded_eden.load.example import RowFormat, tag_ids_are_bases
+from sharded_eden.load.locate import WindowIndex
+from sharded_eden.schema import control_name, control_tag
+
+NAMES_CHECKED_AT_START = 256
+MAX_CACHED_NAMES = 65_536
+
+
+class ControlTags(Mapping[str, list[int]]):
+    """{sequence ID or name: ids of its control tag}.
+
+    Ids are made when they are asked for, so that nothing grows with the number of contigs; iterating lists the names that the
+    windows have, found by leaping through an index.
+
+    Args:
+        index: the windows.
+        row_format: the layout of a row; the first names are checked against it at once.
+
+    Raises:
+        UsageError: a tag leaves no room for bases.
+    """
+
+    def __init__(self, index: WindowIndex, row_format: RowFormat) -> None:
+        self._index = index
+        self._format = row_format
+        self._headers: dict[str, tuple[NDArray[np.int64], int]] = {}
+        self._warned = False
+        self.least_room = min(
+            (self.header(name)[1] for name in islice(self, NAMES_CHECKED_AT_START)), default=row_format.seq_length
+        )
+        """The fewest bases that a row shows, over the first names."""
+
+    def header(self, sequence_id: str) -> tuple[NDArray[np.int64], int]:
+        """Return the header of a row, (H,) int64, and how many bases fit behind it."""
+        name = control_name(sequence_id)
+        known = self._headers.get(name)
+        if known is None:
+            if len(self._headers) >= MAX_CACHED_NAMES:
+                self._headers.clear()
+            ids = self[name]
+            if not self._warned and tag_ids_are_bases(self._format.encoding, ids):
+                self._warned = True
+                warn(
+                    f"the control tag {control_tag(name)} is encoded with ids that also stand for bases. Its own tokens earn no "
+                    "loss, by their position; a tokenizer with an id of its own for each tag avoids the ambiguity."
+                )
+            header = self._format.header(ids)
+            known = self._headers[name] = (header, self._format.room(header))
+        return known
+
+    def __getitem__(self, sequence_id: str) -> list[int]:
+        return self._format.encoding.text_to_ids(control_tag(control_name(sequence_id)))
+
+    def __iter__(self) -> Iterator[str]:
+        seen = set()
+        for sequence_id in self._index.sequence_ids_by_prefix(1):
+            name = control_name(sequence_id)
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

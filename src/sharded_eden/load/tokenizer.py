@@ -1,0 +1,204 @@
+"""Any tokenizer -> what a row is made of: four special ids, and a table of 256 ids where the tokenizer allows one.
+
+A tokenizer that gives each letter an id of its own, whatever stands beside it, is a table: encoding is then one lookup a base
+instead of one call a window. That is tried on random text before it is trusted; every other tokenizer is called as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import UsageError
+from sharded_eden.schema import NUCLEOTIDES
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = np.iinfo(np.int64).min
+"""The table's entry for a byte that the tokenizer does not encode on its own."""
+
+PROBE_LENGTHS = (1, 2, 3, 7, 64, 501, 4096)
+"""Lengths of the random texts on which a table must agree with its tokenizer."""
+
+
+class NucleotideTokenizer:
+    """The built-in tokenizer: one id per byte, as in Evo 2. PAD, BOS, EOS and SEP are 0, 1, 2 and 3.
+
+    Source of the one-byte vocabulary: Brixi et al., "Genome modeling and design across all domains of life with Evo 2", 2025.
+    """
+
+    pad_id = 0
+    bos_id = 1
+    eos_id = 2
+    sep_id = 3
+    eod = eos_id
+    vocab_size = 256
+
+    def text_to_ids(self, text: str) -> list[int]:
+        """Return the bytes of an ASCII text as ids.
+
+        Raises:
+            UnicodeEncodeError: the text holds other characters.
+        """
+        return list(text.encode("ascii"))
+
+    def ids_to_text(self, ids: list[int]) -> str:
+        """Return the text of ids; special tokens are left out."""
+        return bytes(i for i in ids if i > self.sep_id).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the loader needs of a tokenizer."""
+
+    text_to_ids: Callable[[str], list[int]]
+    """Text -> ids, no special tokens added."""
+    bos: int | None
+    eos: int | None
+    sep: int | None
+    pad: int
+    table: NDArray[np.int64] | None
+    """(256,) int64: byte -> id, lower case as upper case, `UNKNOWN` where the tokenizer must be asked; None if it is no table."""
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The ids that never earn a loss."""
+        return frozenset(i for i in (self.bos, self.eos, self.sep, self.pad) if i is not None)
+
+
+def encoding_of(tokenizer: Any) -> Encoding:
+    """Return how a tokenizer encodes.
+
+    Args:
+        tokenizer: with `text_to_ids`, or a `tokenize` that returns ints (Megatron), or of Hugging Face; None for the built-in.
+
+    Raises:
+        UsageError: it offers none of these, or neither a PAD nor an EOS id.
+    """
+    tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
+    text_to_ids = _find_text_to_ids(tokenizer)
+    eos = _special_id(tokenizer, "eos_id", "eos_token_id", "eod", "eod_id")
+    sep = _special_id(tokenizer, "_sep_id", "sep_id", "sep_token_id")
+    pad = _special_id(tokenizer, "pad_id", "pad_token_id")
+    pad = eos if pad is None else pad
+    if pad is None:
+        raise UsageError(
+            f"the tokenizer {_name(tokenizer)} has neither a PAD nor an EOS id to fill short rows with: "
+            "give it an integer pad_id (or pad_token_id)"
+        )
+    table = _table(text_to_ids)
+    if table is None:
+        logger.warning(
+            "%s is not one id per letter: it is called once for each window, which is many times slower than a table",
+            _name(tokenizer),
+        )
+    return Encoding(
+        text_to_ids=text_to_ids,
+        bos=_special_id(tokenizer, "bos_id", "bos_token_id"),
+        eos=eos,
+        sep=eos if sep is None else sep,
+        pad=pad,
+        table=table,
+    )
+
+
+def _name(tokenizer: Any) -> str:
+    return type(tokenizer).__name__
+
+
+def _special_id(tokenizer: Any, *names: str) -> int | None:
+    for name in names:
+        try:
+            value = getattr(tokenizer, name, None)
+        except Exception:  # noqa: S112, BLE001 - a property of a tokenizer may raise whatever it likes: it is then absent
+            continue
+        if isinstance(value, int | np.integer) and not isinstance(value, bool):
+            return int(value)
+    return None
+
+
+def _find_text_to_ids(tokenizer: Any) -> Callable[[str], list[int]]:
+    tried = []
+    for name, make in (("text_to_ids", _method), ("tokenize", _method), ("encode", _hugging_face)):
+        if not callable(getattr(tokenizer, name, None)):
+            continue
+        function = make(tokenizer, name)
+        try:
+            function("ACGT")
+        except Exception as error:  # noqa: BLE001 - any failure means that this way is closed
+            tried.append(f"{name}: {error}")
+        else:
+            return function
+    raise UsageError(
+        f"{_name(tokenizer)} is no tokenizer: expected text_to_ids(text) -> ints, tokenize(text) -> ints, or a Hugging Face "
+        f"tokenizer ({'; '.join(tried) or 'it has none of these methods'})"
+    )
+
+
+class _method:  # noqa: N801 - a function that can be pickled with the dataset
+    """Calls a method that turns text into ids."""
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self._tokenizer = tokenizer
+        self._name = name
+
+    def __call__(self, text: str) -> list[int]:
+        return _as_ints(getattr(self._tokenizer, self._name)(text))
+
+
+class _hugging_face(_method):  # noqa: N801
+    """Calls `encode` of `transformers` or `tokenizers`, without special tokens."""
+
+    def __call__(self, text: str) -> list[int]:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return _as_ints(getattr(encoded, "ids", encoded))
+
+
+def _as_ints(values: Any) -> list[int]:
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if not isinstance(values, list | tuple) or not all(isinstance(v, int | np.integer) for v in values):
+        raise TypeError(f"it returned {type(values).__name__}, not a list of integers")
+    return cast("list[int]", list(values))
+
+
+def _table(text_to_ids: Callable[[str], list[int]]) -> NDArray[np.int64] | None:
+    """Return the table of a per-character tokenizer, None for any other."""
+    table = np.full(256, UNKNOWN, dtype=np.int64)
+    try:
+        for letter in NUCLEOTIDES:
+            (table[ord(letter)],) = text_to_ids(letter)
+    except ValueError:  # none or several ids for one letter
+        return None
+    if not _agrees(text_to_ids, table, NUCLEOTIDES):
+        return None
+    others = {}
+    for byte in range(32, 127):
+        if chr(byte).upper() == chr(byte) and chr(byte) not in NUCLEOTIDES:
+            try:
+                (others[byte],) = text_to_ids(chr(byte))
+            except Exception:  # noqa: BLE001, S112 - not a letter that `build` accepts: left to the tokenizer
+                continue
+    with_others = table.copy()
+    with_others[list(others)] = list(others.values())
+    if others and _agrees(text_to_ids, with_others, NUCLEOTIDES + "".join(map(chr, others))):
+        table = with_others
+    for byte in range(ord("a"), ord("z") + 1):
+        table[byte] = table[byte - 32]
+    return table
+
+
+def _agrees(text_to_ids: Callable[[str], list[int]], table: NDArray[np.int64], alphabet: str) -> bool:
+    choose = random.Random(0)  # noqa: S311 - text to try a tokenizer on
+    for length in PROBE_LENGTHS:
+        for letters in (alphabet, "ACGT", "ACGTN", "N"):
+            text = "".join(choose.choices(letters, k=length))
+            if text_to_ids(text) != table[np.frombuffer(text.encode(), dtype=np.uint8)].tolist():
+                return False
+    return True

@@ -1,0 +1,176 @@
+"""Every table, column, metadata key, file name and ID rule of the format, in one place.
+
+Enters: names. Leaves: names, paths and SQL. Nothing here opens a file but `discover_sample_databases`, which lists one folder.
+
+    sequence ID   BCR__ECT-SAMPLE1__CT1-1
+                  ^^^      ^^^^^^^  ^^^^^
+                  tag      sample   contig
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sharded_eden.errors import InputError, MissingDatabase, UsageError
+
+CONTIG_ID = "contig_id"
+LENGTH = "length"
+CONTIGS_FILE = "contigs.parquet"
+"""The table of all contigs that `build` lays beside the sample folders."""
+
+SPLITS = ("train", "val", "test")
+
+CREATE_SEQUENCES = """
+CREATE TABLE sequences (
+    contig_id TEXT PRIMARY KEY,
+    nt_sequence TEXT NOT NULL
+)"""
+
+CREATE_METADATA = """
+CREATE TABLE metadata (
+    key TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+)"""
+
+CREATE_WINDOW_MAPPINGS = """
+CREATE TABLE window_mappings (
+    window_idx INTEGER PRIMARY KEY,
+    sequence_id TEXT NOT NULL,
+    window_in_seq_idx INTEGER NOT NULL
+)"""
+
+CREATE_SEQUENCE_ID_INDEX = "CREATE INDEX idx_sequence_id ON window_mappings(sequence_id)"
+
+CREATE_CONTIG_LENGTHS = """
+CREATE TABLE contig_lengths (
+    first_window_idx INTEGER PRIMARY KEY,
+    length INTEGER NOT NULL
+)"""
+
+NUCLEOTIDES = "ACGTURYSWKMBDHVN"
+"""The IUPAC nucleotide letters that a sequence may hold, in either case.
+
+Source: IUPAC-IUB, "Nomenclature for incompletely specified bases in nucleic acid sequences", 1984.
+"""
+
+
+def split_file_name(split: str) -> str:
+    """Return the Parquet file name of a split: `train` -> `train_split.parquet`."""
+    return f"{split}_split.parquet"
+
+
+def sample_database_path(sequence_db_dir: str | os.PathLike[str], sample_id: str) -> Path:
+    """Return where the sequence database of a sample lies."""
+    return Path(sequence_db_dir) / sample_id / f"glm_dataset_{sample_id}.sqlite"
+
+
+def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return {sample ID: database path} of every sample folder that holds its database, sorted by sample ID.
+
+    Raises:
+        MissingDatabase: the folder does not exist, or holds no sequence database.
+    """
+    folder = Path(sequence_db_dir)
+    if not folder.is_dir():
+        raise MissingDatabase(f"{folder}: no such folder of sequence databases. Make one: sharded-eden build INPUT --out {folder}")
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    found = {name: path for name in names if (path := sample_database_path(folder, name)).is_file()}
+    if not found:
+        raise MissingDatabase(
+            f"No SQLite sequence databases found in {folder}: looked for <sample>/glm_dataset_<sample>.sqlite "
+            f"in {len(names)} folders. Make them: sharded-eden build INPUT --out {folder}"
+        )
+    return found
+
+
+def extract_sample_id(sequence_id: str) -> str:
+    """Return the sample part of a sequence ID: `BCR__ECT-SAMPLE1__CT1-1` -> `SAMPLE1`.
+
+    Raises:
+        InputError: the ID has no second part between double underscores.
+    """
+    parts = sequence_id.split("__", 2)
+    if len(parts) < 2:
+        raise InputError(
+            f"sequence ID {sequence_id!r} names no sample: expected the form BCR__ECT-SAMPLE1__CT1-1. "
+            "Several sequence databases need such IDs; a single one does not."
+        )
+    return ".".join(parts[1].split("-")[1:])
+
+
+def control_name(sequence_id: str) -> str:
+    """Return the lower-cased part of a sequence ID before its first `__` (the whole ID where there is none)."""
+    return sequence_id.split("__", 1)[0].lower()
+
+
+def control_tag(name: str) -> str:
+    """Return the text of a control tag: `bcr` -> `<ctrl_bcr>`."""
+    return f"<ctrl_{name}>"
+
+
+def make_sequence_id(tag: str, sample_id: str, ordinal: int) -> str:
+    """Return the sequence ID of the `ordinal`-th contig (1-based) of a sample."""
+    return f"{tag}__ECT-{sample_id}__CT1-{ordinal}"
+
+
+def has_sequence_id_form(name: str) -> bool:
+    """Tell whether a record's name has the specified form `TAG__X-SAMPLE__CONTIG`, no part of it empty."""
+    parts = name.split("__", 2)
+    if len(parts) != 3 or not parts[0] or not parts[2]:
+        return False
+    prefix, dash, sample = parts[1].partition("-")
+    return bool(prefix and dash and sample)
+
+
+def check_sample_id(sample_id: str, source: str) -> None:
+    """Refuse a sample ID that cannot be a folder of its own or that sequence IDs cannot carry.
+
+    Args:
+        sample_id: the ID to check.
+        source: where it came from, for the message (`--sample`, or a record of a file).
+
+    Raises:
+        UsageError: with the reason.
+    """
+    check_folder_name(sample_id, source)
+    carried = extract_sample_id(make_sequence_id("BCR", sample_id, 1))
+    if carried != sample_id:
+        raise UsageError(
+            f"{source}: the sample name {sample_id!r} does not survive in a sequence ID, which would give it back as "
+            f"{carried!r}. Use letters, digits, '.' and single '_' ('-' becomes '.', '__' separates)."
+        )
+
+
+def check_folder_name(sample_id: str, source: str) -> None:
+    """Refuse a sample ID that would be no folder, or one outside the output folder.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    reason = (
+        "it is empty"
+        if not sample_id
+        else "it holds a NUL character"
+        if "\0" in sample_id
+        else "it would leave the output folder"
+        if "/" in sample_id or "\\" in sample_id or sample_id in {".", ".."}
+        else "a name that begins with '.' is hidden, and kept for unfinished work"
+        if sample_id.startswith(".")
+        else ""
+    )
+    if reason:
+        raise UsageError(f"{source}: {sample_id!r} cannot name a sample: {reason}.")
+
+
+def check_tag(tag: str) -> None:
+    """Refuse a tag (the part before the first `__`) that a sequence ID would not give back.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    if not tag or "\0" in tag or "/" in tag or any(c.isspace() for c in tag) or f"{tag}__".split("__", 1)[0] != tag:
+        raise UsageError(
+            f"--tag {tag!r} cannot begin a sequence ID: it must not be empty, hold '__', '/', white space or NUL, or end in '_'."
+        )

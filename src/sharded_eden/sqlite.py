@@ -1,0 +1,208 @@
+"""Opening, creating and publishing files: one small documented function each.
+
+Readers never write, lock nothing where nothing can change, and cache next to nothing (a thousand of them live in one
+worker). Writers write to a hidden name in the same folder and rename: a file that bears its final name is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+import apsw
+
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
+
+IOMode = Literal["auto", "mmap", "read"]
+
+MMAP_BYTES = 1 << 40
+"""More than any file: SQLite lowers it to what its build allows (2 GB by default); beyond that it reads."""
+
+READER_CACHE_KIB = 64
+"""Page cache of one read-only connection. With mmap pages are not copied, so only their headers live here."""
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    "9p afs beegfs beegfs_nodev ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs panfs pvfs2 smb2 smb3 smbfs wekafs".split()
+)
+"""File systems on which mapped memory is slow or rationed; FUSE mounts count as such too."""
+
+
+def is_mutable_now(path: Path) -> bool:
+    """Tell whether a write-ahead log or a rollback journal stands beside a database, so that its file alone is not the truth."""
+    return any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal"))
+
+
+def open_read_only(path: str | os.PathLike[str], *, io: IOMode = "auto", cache_kib: int = READER_CACHE_KIB) -> apsw.Connection:
+    """Open a database for reading.
+
+    Without a `-wal` or `-journal` beside it the file is opened as immutable: no locks, a quarter of the time per query.
+
+    Args:
+        path: the database.
+        io: `mmap` maps the file, `read` uses positioned reads, `auto` maps on local disks only.
+        cache_kib: page cache of this connection, in KiB.
+
+    Raises:
+        MissingDatabase: there is no such file.
+        DatabaseError: it is no SQLite database, is truncated, or may not be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingDatabase(f"{path}: no such file")
+    try:
+        connection = apsw.Connection(read_only_uri(path), flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    except apsw.Error as error:
+        raise unreadable(path, error) from error
+    try:
+        connection.set_busy_timeout(10_000)
+        mapped = MMAP_BYTES if io == "mmap" or (io == "auto" and not on_network_file_system(path)) else 0
+        connection.execute(f"PRAGMA mmap_size = {mapped}; PRAGMA cache_size = -{cache_kib}")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except apsw.Error as error:
+        connection.close()
+        raise unreadable(path, error) from error
+    return connection
+
+
+def read_only_uri(path: Path) -> str:
+    """Return the URI that opens a database for reading only, as immutable where its file alone is the truth."""
+    return f"file:{quote(str(path.absolute()))}?mode=ro{'' if is_mutable_now(path) else '&immutable=1'}"
+
+
+def attach_read_only(connection: apsw.Connection, path: Path, name: str) -> None:
+    """Attach a database to a connection under `name`, for reading.
+
+    Raises:
+        DatabaseError: SQLite refuses it.
+    """
+    try:
+        connection.execute(f"ATTACH ? AS {name}", (read_only_uri(path),))
+    except apsw.Error as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: apsw.Error) -> DatabaseError:
+    """Return the error to raise where SQLite refuses a database, with what usually lies behind it."""
+    cause = {
+        apsw.NotADBError: "it is not an SQLite database",
+        apsw.CorruptError: "it is damaged or cut short; copy or build it again",
+        apsw.CantOpenError: "it cannot be opened; look at its permissions, and at those of its folder where a -wal file stands beside it",
+        apsw.PermissionsError: "it may not be read",
+        apsw.IOError: "the disk does not deliver it",
+        apsw.BusyError: "another process keeps it locked",
+    }
+    reason = next((text for kind, text in cause.items() if isinstance(error, kind)), "SQLite refuses it")
+    return DatabaseError(f"{path}: {reason} ({error})")
+
+
+def table_columns(connection: apsw.Connection, table: str) -> list[str]:
+    """Return the column names of a table, none where there is no such table."""
+    return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+
+def on_network_file_system(path: Path) -> bool:
+    """Tell whether a file lies on a network or FUSE file system; False where the system does not say."""
+    mounts = _mounts()
+    if not mounts:
+        return False
+    real = str(path.resolve())
+    for mount_point, kind in mounts:
+        if real == mount_point or real.startswith(mount_point.rstrip("/") + "/"):
+            return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse")
+    return False
+
+
+@lru_cache(maxsize=1)
+def _mounts() -> list[tuple[str, str]]:
+    """Return (mount point, type) of every mount, the deepest first. Source: proc_pid_mountinfo(5)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return []
+    mounts = []
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mount_point = before.split()[4].encode().decode("unicode_escape")
+        mounts.append((mount_point, after.split()[0]))
+    return sorted(mounts, key=lambda mount: len(mount[0]), reverse=True)
+
+
+def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_536) -> apsw.Connection:
+    """Open a new database for bulk writing, without journal, locks or syncs: `publishing` makes it durable as a whole.
+
+    Args:
+        path: a name that `publishing` or `staging` handed out.
+        page_size: bytes a page, a power of two in [512, 65536].
+        cache_kib: page cache, in KiB.
+    """
+    connection = apsw.Connection(
+        f"file:{quote(str(path.absolute()))}?nolock=1",
+        flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI,
+    )
+    connection.execute(
+        f"PRAGMA page_size = {page_size}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; "
+        f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -{cache_kib}"
+    )
+    return connection
+
+
+@contextmanager
+def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give out a hidden name to write to; sync and rename it to `path` at the end, remove it after an error.
+
+    A process that was killed leaves the hidden file; the next run for the same `path` takes it over. Two processes that
+    publish the same `path` at once do not mix: the second one is refused.
+
+    Raises:
+        UsageError: the folder cannot be written to, or another process is writing this file.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        _lock(descriptor, path)
+        os.ftruncate(descriptor, 0)
+        try:
+            yield partial
+            if path.is_dir():
+                raise UsageError(f"{path}: a folder stands where this file is to be written")
+            os.fsync(descriptor)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if isinstance(error, EdenError):
+            raise
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"{path}: another process is writing this file at the moment") from error
+    except OSError:  # a file system without locks: two writers of one file are then the user's to avoid
+        return
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Whose turn is which window: orders, samplers and trainers."""

@@ -1,0 +1,404 @@
+"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. The only file that imports Lightning.
+
+Enters: paths and sizes. Leaves: three dataloaders. The training position is counted in whole global batches out of the
+trainer's own progress, so that what workers have prefetched never counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sharded_eden.errors import MissingExtra, UsageError
+
+try:
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+except ImportError as error:
+    raise MissingExtra("lightning", "train") from error
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from sharded_eden.load.batch import Example
+from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.tokenizer import NucleotideTokenizer
+from sharded_eden.train.megatron import DataParallel, data_parallel_position
+from sharded_eden.train.sampler import BatchPlan, evaluation_positions
+from sharded_eden.train.state import consumed_samples_of, make_state
+from sharded_eden.train.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataSampler:
+    """The sizes of a training step, under the names that Megatron-style strategies read."""
+
+    seq_len: int
+    micro_batch_size: int
+    global_batch_size: int
+    rampup_batch_size: list[int] | None = None
+
+
+class ShardedEdenDataModule(pl.LightningDataModule):
+    """Feeds a Lightning Trainer from sequence databases and one window database for each split.
+
+    Every optimizer step sees exactly `global_batch_size` examples: gradient accumulation is set while fitting. An epoch is
+    `windows * num_epochs // global_batch_size` optimizer steps from the current position of an endless shuffled stream.
+    Validation and test pass over their whole split in one fixed random order, without augmentation.
+
+    Args:
+        sequence_db_dir: the folder of per-sample sequence databases.
+        train_window_db_path: the window database of the training split.
+        val_window_db_path: that of the validation split, None for no validation.
+        test_window_db_path: that of the test split, None for no test.
+        seq_length: tokens of a row.
+        tokenizer: None for the built-in `NucleotideTokenizer`.
+        micro_batch_size: examples of one forward pass on one rank.
+        global_batch_size: examples of one optimizer step on all ranks together.
+        rampup_batch_size: Megatron's [start, increment, samples]; a plain Lightning Trainer cannot ramp up.
+        num_workers: worker processes of each dataloader.
+        pin_memory: pin batches where there is a GPU to copy them to.
+        persistent_workers: keep the workers between epochs.
+        create_attention_mask: add a causal mask to each example.
+        vocab_file, merges_file: not supported; pass `tokenizer`.
+        rc_aug: show half of the training windows as their reverse complement.
+        stride: bases between windows.
+        window_min_length_threshold: that of the window databases; None accepts what they have.
+        use_control_tags: begin rows with a control tag.
+        seed: decides order and strands.
+        num_epochs: passes over the data that one Lightning epoch makes.
+        log_windows: write a CSV of the windows visited.
+        log_dir: where it goes.
+        multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
+        accept_other_data: take the position of a checkpoint that was saved for other data, another seed or by the original.
+
+    Raises:
+        UsageError: sizes that do not fit, or `vocab_file` or `merges_file`.
+    """
+
+    def __init__(
+        self,
+        sequence_db_dir: str | os.PathLike[str],
+        train_window_db_path: str | os.PathLike[str],
+        val_window_db_path: str | os.PathLike[str] | None = None,
+        test_window_db_path: str | os.PathLike[str] | None = None,
+        seq_length: int = 8192,
+        tokenizer: Any = None,
+        micro_batch_size: int = 1,
+        global_batch_size: int = 4,
+        rampup_batch_size: list[int] | None = None,
+        num_workers: int = 8,
+        pin_memory: bool = True,
+        persistent_workers: bool = False,
+        create_attention_mask: bool = False,
+        vocab_file: str | None = None,
+        merges_file: str | None = None,
+        rc_aug: bool = False,
+        stride: int = 7992,
+        window_min_length_threshold: int | None = None,
+        use_control_tags: bool = False,
+        seed: int = 42,
+        num_epochs: int = 1,
+        log_windows: bool = False,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        multiprocessing_context: str | None = None,
+        accept_other_data: bool = False,
+    ) -> None:
+        super().__init__()
+        if vocab_file is not None or merges_file is not None:
+            raise UsageError("vocab_file and merges_file are not read: pass the tokenizer itself as tokenizer=")
+        if num_epochs < 1:
+            raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
+        BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
+        self.sequence_db_dir = sequence_db_dir
+        self.train_window_db_path = train_window_db_path
+        self.val_window_db_path = val_window_db_path
+        self.test_window_db_path = test_window_db_path
+        self.seq_length = seq_length
+        self.tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.create_attention_mask = create_attention_mask
+        self.rc_aug = rc_aug
+        self.stride = stride
+        self.window_min_length_threshold = window_min_length_threshold
+        self.use_control_tags = use_control_tags
+        self.seed = seed
+        self.num_epochs = num_epochs
+        self.log_windows = log_windows
+        self.log_dir = log_dir
+        self.multiprocessing_context = multiprocessing_context
+        self.accept_other_data = accept_other_data
+        self.data_sampler = DataSampler(seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
+
+        # A split without a database is one that this module does not define: Lightning then skips its loop without a warning.
+        if val_window_db_path is None:
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        if test_window_db_path is None:
+            self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
+
+        self._streams: dict[str, Stream] = {}
+        self._pending_state: dict[str, Any] | None = None
+        self._position = _Position()
+        self._accumulation_was_set = False
+
+    # ---- Lightning's hooks, in the order in which it calls them ----
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage needs: `fit`, `validate`, `test`, or None for all."""
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", ("train", "val", "test"))
+        for split in wanted:
+            if split not in self._streams:
+                self._open(split)
+        if stage == "fit" and self.trainer is not None:
+            self._set_accumulation(self.trainer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved position.
+
+        Raises:
+            StateError: it was saved for other data, another seed or another geometry.
+        """
+        if "train" not in self._streams:
+            self._pending_state = dict(state_dict)
+            return
+        stream = self._streams["train"]
+        self._position = _Position(
+            consumed_samples_of(
+                state_dict,
+                seed=stream.seed,
+                fingerprint=stream.dataset.fingerprint,
+                geometry=stream.dataset.geometry,
+                accept_other_data=self.accept_other_data,
+            )
+        )
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Return the training batches of this rank."""
+        stream = self._stream("train")
+        plan = self.batch_plan()
+        if self._steps_per_epoch(stream) == 0:
+            raise UsageError(
+                f"{self.train_window_db_path} has {len(stream.dataset)} windows, fewer than one global batch of "
+                f"{self.global_batch_size} in {self.num_epochs} passes: lower global_batch_size or raise num_epochs"
+            )
+        if self.trainer is not None:
+            self._position.follow(self.trainer.fit_loop.epoch_loop.batch_progress.total, plan)
+        return self._dataloader(stream, _TrainSampler(self, stream, plan))
+
+    def val_dataloader(self) -> DataLoader[Example]:
+        """Return the validation batches of this rank."""
+        return self._evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        """Return the test batches of this rank."""
+        return self._evaluation_dataloader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position to save with a checkpoint: the same on every rank."""
+        if "train" not in self._streams:
+            return dict(self._pending_state or {})
+        stream = self._streams["train"]
+        return make_state(
+            consumed_samples=self.consumed_samples,
+            seed=stream.seed,
+            fingerprint=stream.dataset.fingerprint,
+            geometry=stream.dataset.geometry,
+        )
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Give the Trainer back its own accumulation."""
+        if stage == "fit" and self.trainer is not None and self._accumulation_was_set:
+            self.trainer.accumulate_grad_batches = 1
+            self._accumulation_was_set = False
+
+    # ---- what they stand on ----
+
+    @property
+    def consumed_samples(self) -> int:
+        """Examples that the whole job has trained on, in whole global batches."""
+        return self._position.consumed_samples
+
+    def batch_plan(self) -> BatchPlan:
+        """Return the sizes of a step on the ranks of this job."""
+        return BatchPlan(
+            micro_batch_size=self.micro_batch_size,
+            global_batch_size=self.global_batch_size,
+            data_parallel_size=self.data_parallel().size,
+        )
+
+    def data_parallel(self) -> DataParallel:
+        """Return the data-parallel rank and size: from Megatron, else the Trainer, else torch.distributed."""
+        if (from_megatron := data_parallel_position()) is not None:
+            return from_megatron
+        if self.trainer is not None:
+            ranks = self.trainer.distributed_sampler_kwargs
+            return DataParallel(0, 1) if ranks is None else DataParallel(int(ranks["rank"]), int(ranks["num_replicas"]))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return DataParallel(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        return DataParallel(0, 1)
+
+    def _window_db_path(self, split: str) -> str | os.PathLike[str] | None:
+        return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[split]
+
+    def _open(self, split: str) -> None:
+        path = self._window_db_path(split)
+        if path is None:
+            return
+        dataset = ShardedEdenDataset(
+            self.tokenizer,
+            self.sequence_db_dir,
+            path,
+            self.seq_length,
+            create_attention_mask=self.create_attention_mask,
+            rc_aug=self.rc_aug and split == "train",
+            stride=self.stride,
+            window_min_length_threshold=self.window_min_length_threshold,
+            use_control_tags=self.use_control_tags,
+            split={"val": "validation"}.get(split, split),
+            log_windows=self.log_windows,
+            log_dir=self.log_dir,
+            seed=self.seed,
+            rank=None if self.trainer is None else self.trainer.global_rank,
+        )
+        self._streams[split] = Stream(dataset)
+        logger.info("%s", dataset)
+        if split == "train" and self._pending_state is not None:
+            state, self._pending_state = self._pending_state, None
+            self.load_state_dict(state)
+
+    def _stream(self, split: str) -> Stream:
+        if split not in self._streams:
+            self._open(split)
+        return self._streams[split]
+
+    def _steps_per_epoch(self, stream: Stream) -> int:
+        return len(stream.dataset) * self.num_epochs // self.global_batch_size
+
+    def _evaluation_dataloader(self, split: str) -> DataLoader[Example]:
+        stream = self._stream(split)
+        return self._dataloader(stream, _EvaluationSampler(stream, self.micro_batch_size, self.data_parallel()))
+
+    def _dataloader(self, stream: Stream, sampler: DistributedSampler[Any]) -> DataLoader[Example]:
+        workers: dict[str, Any] = {}
+        if self.num_workers > 0:
+            workers = {
+                "persistent_workers": self.persistent_workers,
+                "multiprocessing_context": self.multiprocessing_context,
+            }
+        return DataLoader(
+            stream,
+            batch_size=self.micro_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            collate_fn=stream.collate_fn,
+            **workers,
+        )
+
+    def _set_accumulation(self, trainer: pl.Trainer) -> None:
+        """Make each optimizer step see exactly one global batch, or say what stands in the way.
+
+        Raises:
+            UsageError: the Trainer accumulates otherwise, or a ramp-up was asked for.
+        """
+        if self.data_sampler.rampup_batch_size is not None:
+            raise UsageError(
+                "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer cannot: "
+                "leave it None here, or train with Megatron"
+            )
+        plan = self.batch_plan()
+        if not trainer.lightning_module.automatic_optimization:
+            return
+        needed = plan.num_microbatches
+        sizes = (
+            f"global_batch_size={plan.global_batch_size} = micro_batch_size={plan.micro_batch_size} x "
+            f"{plan.data_parallel_size} ranks x {needed} micro batches"
+        )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                if set(callback.scheduling.values()) != {needed}:
+                    raise UsageError(
+                        f"{sizes}, but the GradientAccumulationScheduler accumulates {callback.scheduling}: remove it, or let "
+                        f"it say {{0: {needed}}}"
+                    )
+                return
+        if trainer.accumulate_grad_batches == 1:
+            trainer.accumulate_grad_batches = needed
+            self._accumulation_was_set = True
+        elif trainer.accumulate_grad_batches != needed:
+            raise UsageError(
+                f"{sizes}, but the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}: set it to {needed}, "
+                "or leave it at 1 and it is set for you"
+            )
+
+
+class _Position:
+    """Counts consumed samples along with a Trainer's progress."""
+
+    def __init__(self, consumed_samples: int = 0) -> None:
+        self._base = consumed_samples
+        self._progress: Any = None
+        self._processed_before = 0
+        self._plan: BatchPlan | None = None
+
+    def follow(self, progress: Any, plan: BatchPlan) -> None:
+        """Count on from here, by the micro batches that `progress` says were processed."""
+        self._base = self.consumed_samples
+        self._progress = progress
+        self._processed_before = progress.processed
+        self._plan = plan
+
+    @property
+    def consumed_samples(self) -> int:
+        if self._plan is None:
+            return self._base
+        micro_batches = self._progress.processed - self._processed_before
+        return self._base + int(micro_batches) // self._plan.num_microbatches * self._plan.global_batch_size
+
+
+class _TrainSampler(DistributedSampler[Any]):
+    """One Lightning epoch of positions for one rank, from wherever the job stands when it begins.
+
+    It is a `DistributedSampler` because that is what Lightning leaves alone under DDP.
+    """
+
+    def __init__(self, data_module: ShardedEdenDataModule, stream: Stream, plan: BatchPlan) -> None:
+        ranks = data_module.data_parallel()
+        super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
+        self._data_module = data_module
+        self._plan = plan
+        self._steps = data_module._steps_per_epoch(stream)
+
+    def __iter__(self) -> Iterator[int]:
+        return self._plan.positions(
+            rank=self.rank, consumed_samples=self._data_module.consumed_samples, global_batches=self._steps
+        )
+
+    def __len__(self) -> int:
+        return self._steps * self._plan.num_microbatches * self._plan.micro_batch_size
+
+
+class _EvaluationSampler(DistributedSampler[Any]):
+    """One pass of positions for one rank, the same at each call."""
+
+    def __init__(self, stream: Stream, micro_batch_size: int, ranks: DataParallel) -> None:
+        super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
+        self._positions = evaluation_positions(
+            len(stream), micro_batch_size=micro_batch_size, rank=ranks.rank, data_parallel_size=ranks.size
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)

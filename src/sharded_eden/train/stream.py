@@ -1,0 +1,103 @@
+"""position -> (epoch, window) -> example: one endless map-style dataset for every trainer.
+
+Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count; what a position means is worked
+out here, in the worker, and depends on nothing but (seed, position).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from sharded_eden.errors import UsageError
+from sharded_eden.load.batch import Example, Rows
+from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.train.order import Order
+
+KEPT_ORDERS = 4
+
+
+class Stream(Dataset[Example]):
+    """The windows of a dataset in shuffled order, one pass after the other without end.
+
+    Args:
+        dataset: the windows of a split.
+        num_samples: where the stream ends; None for one that answers at any position and reports one pass as its length.
+        seed: decides the order; None is the dataset's seed.
+        shuffle: False visits the windows in the order of their indices, in every pass.
+
+    Raises:
+        UsageError: the dataset has no window.
+    """
+
+    def __init__(
+        self, dataset: ShardedEdenDataset, num_samples: int | None = None, *, seed: int | None = None, shuffle: bool = True
+    ) -> None:
+        if len(dataset) == 0:
+            raise UsageError(
+                f"{dataset.window_db_path} holds no window, so there is nothing to stream. Precompute it with a lower "
+                "--window-min-length-threshold, or from a split that has contigs"
+            )
+        if num_samples is not None and num_samples < 0:
+            raise UsageError(f"num_samples must not be negative, but is {num_samples}")
+        self.dataset = dataset
+        self.num_samples = num_samples
+        self.seed = dataset.seed if seed is None else seed
+        self.shuffle = shuffle
+        self._orders: OrderedDict[int, Order] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.num_samples is None else self.num_samples
+
+    def __getitem__(self, position: int) -> Example:
+        ((epoch, window_idx),) = self.windows_at([position])
+        return self.dataset[epoch, window_idx]
+
+    def __getitems__(self, positions: Sequence[int]) -> Rows:
+        """Return the examples at many positions, over one buffer."""
+        return self.dataset.__getitems__(self.windows_at(positions))
+
+    def windows_at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (epoch, window index) of each position.
+
+        Raises:
+            IndexError: a position below 0, or at or beyond `num_samples`.
+        """
+        try:
+            checked = [operator.index(p) for p in positions]
+        except TypeError as error:
+            raise IndexError(f"a stream is asked for integer positions: {error}") from None
+        for position in checked:
+            if position < 0 or (self.num_samples is not None and position >= self.num_samples):
+                end = "without end" if self.num_samples is None else f"of {self.num_samples} samples"
+                raise IndexError(f"position {position} is outside a stream {end}")
+        length = len(self.dataset)
+        windows: list[tuple[int, int]] = [(-1, -1)] * len(checked)
+        by_epoch: dict[int, list[int]] = {}
+        for k, position in enumerate(checked):
+            by_epoch.setdefault(position // length, []).append(k)
+        for epoch, places in by_epoch.items():
+            found = self._visit(epoch, np.array([checked[k] % length for k in places], dtype=np.int64))
+            for k, window_idx in zip(places, found.tolist(), strict=True):
+                windows[k] = (epoch, window_idx)
+        return windows
+
+    def _visit(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return places
+        order = self._orders.get(epoch)
+        if order is None:
+            while len(self._orders) >= KEPT_ORDERS:
+                self._orders.popitem(last=False)
+            order = self._orders[epoch] = Order(len(self.dataset), self.seed, epoch)
+        return order(places)
+
+    def collate_fn(self, batch: Any) -> Any:
+        """Collate examples into a batch, as the dataset does."""
+        return self.dataset.collate_fn(batch)

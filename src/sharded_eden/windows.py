@@ -1,0 +1,119 @@
+"""Which windows a contig has. Pure arithmetic on lengths: no file, no state, O(1) a contig.
+
+    stride     |-----------|
+    window 0   [===============]           usable = window_size - special_tokens bases are shown, the rest of the
+    window 1               [===============]   row is BOS, SEP and EOS
+    contig     ---------------------------------->
+
+0-based, half-open: window i covers bases [i * stride, i * stride + window_size) of its contig, cut off at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowGeometry:
+    """How contigs are cut into windows.
+
+    Raises:
+        UsageError: a size below 1, or no room for a base beside the special tokens.
+    """
+
+    window_size: int = 8192
+    """Tokens of a training row, and bases that a window spans."""
+    stride: int = 7992
+    """Bases from the start of one window to the start of the next."""
+    min_length: int = 0
+    """Windows with fewer bases than this are left out."""
+    special_tokens: int = 3
+    """Tokens of a row that are no bases: BOS, SEP and EOS unless told otherwise."""
+    keep_tail: bool = False
+    """Add windows until the last usable base of every contig is shown."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("window_size", 1), ("stride", 1), ("min_length", 0), ("special_tokens", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}")
+        if self.keep_tail and self.usable < 1:
+            raise UsageError(
+                f"keep_tail cannot show every base: window_size={self.window_size} leaves no room beside "
+                f"special_tokens={self.special_tokens}"
+            )
+
+    @property
+    def usable(self) -> int:
+        """Bases that one window shows, in bases; 0 where the special tokens fill the row."""
+        return max(0, self.window_size - self.special_tokens)
+
+    def count(self, length: int) -> int:
+        """Return the number of windows of a contig of `length` bases."""
+        return int(self.counts(np.array([length], dtype=np.int64))[0])
+
+    def counts(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of windows of each contig.
+
+        Args:
+            lengths: (C,) int64, bases.
+
+        Returns:
+            (C,) int64.
+        """
+        # 1 if L < window_size, else 1 + (L - window_size) // stride
+        windows = 1 + np.maximum(lengths - self.window_size, 0) // self.stride
+        if self.keep_tail:
+            to_the_end = 1 + -(-np.maximum(lengths - self.usable, 0) // self.stride)
+            with_a_base = 1 + np.maximum(lengths - 1, 0) // self.stride
+            windows = np.maximum(windows, np.minimum(to_the_end, with_a_base))
+        if self.min_length > 0:
+            # Window i has min(window_size, L - i * stride) bases, never more than the window before it.
+            long_enough = np.where(lengths >= self.min_length, 1 + (lengths - self.min_length) // self.stride, 0)
+            windows = np.minimum(windows, long_enough) if self.min_length <= self.window_size else np.zeros_like(windows)
+        return windows
+
+    def unseen_bases(self, lengths: NDArray[np.int64]) -> int:
+        """Return how many bases of these contigs no window shows: tails, gaps, and contigs left out.
+
+        Args:
+            lengths: (C,) int64, bases.
+        """
+        windows = self.counts(lengths)
+        last_start = np.maximum(windows - 1, 0) * self.stride
+        # Up to the last window, each stride shows min(stride, usable) bases; then comes the last window itself.
+        shown = np.maximum(windows - 1, 0) * min(self.stride, self.usable)
+        shown += np.where(windows > 0, np.minimum(self.usable, lengths - last_start), 0)
+        return int((lengths - shown).sum())
+
+    def as_metadata(self) -> dict[str, int]:
+        """Return the rows that the `metadata` table holds about the geometry."""
+        return {
+            "window_size": self.window_size,
+            "stride": self.stride,
+            "window_min_length_threshold": self.min_length,
+            "special_tokens": self.special_tokens,
+            "keep_tail": int(self.keep_tail),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, int]) -> WindowGeometry:
+        """Return the geometry that a window database states; what older databases leave out has its default."""
+        return cls(
+            window_size=metadata["window_size"],
+            stride=metadata["stride"],
+            min_length=metadata.get("window_min_length_threshold", 0),
+            special_tokens=metadata.get("special_tokens", 3),
+            keep_tail=bool(metadata.get("keep_tail", 0)),
+        )
+
+
+def compute_num_windows(seq_len: int, window_size: int = 8192, stride: int = 7992) -> int:
+    """Return the default number of windows of a contig of `seq_len` bases."""
+    return WindowGeometry(window_size=window_size, stride=stride).count(seq_len)

@@ -73,7 +73,9 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
     """
     folder = Path(sequence_db_dir)
     if not folder.is_dir():
-        raise MissingDatabase(f"{folder}: no such folder of sequence databases. Make one: sharded-eden build INPUT --out {folder}")
+        raise MissingDatabase(
+            f"{folder}: no such folder of sequence databases. Make one: sharded-eden build INPUT --out {folder}"
+        )
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
     found = {name: path for name in names if (path := sample_database_path(folder, name)).is_file()}
@@ -172,5 +174,6 @@ def check_tag(tag: str) -> None:
     """
     if not tag or "\0" in tag or "/" in tag or any(c.isspace() for c in tag) or f"{tag}__".split("__", 1)[0] != tag:
         raise UsageError(
-            f"--tag {tag!r} cannot begin a sequence ID: it must not be empty, hold '__', '/', white space or NUL, or end in '_'."
+            f"--tag {tag!r} cannot begin a sequence ID: it must not be empty, hold '__', '/', white space or NUL, "
+            "or end in '_'."
         )

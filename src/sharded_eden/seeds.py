@@ -17,7 +17,8 @@ def derive_keys(count: int, *parts: int | str) -> tuple[int, ...]:
     """Return `count` independent 64-bit keys for a tuple such as ("strand", seed, epoch)."""
     message = repr(parts).encode()
     return tuple(
-        int.from_bytes(blake2b(message, digest_size=8, salt=k.to_bytes(16, "little")).digest(), "little") for k in range(count)
+        int.from_bytes(blake2b(message, digest_size=8, salt=k.to_bytes(16, "little")).digest(), "little")
+        for k in range(count)
     )
 
 

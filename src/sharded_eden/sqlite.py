@@ -27,18 +27,21 @@ MMAP_BYTES = 1 << 40
 READER_CACHE_KIB = 64
 """Page cache of one read-only connection. With mmap pages are not copied, so only their headers live here."""
 
-NETWORK_FILE_SYSTEMS = frozenset(
-    "9p afs beegfs beegfs_nodev ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs panfs pvfs2 smb2 smb3 smbfs wekafs".split()
-)
+NETWORK_FILE_SYSTEMS = frozenset({
+    "9p", "afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
+    "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "wekafs",
+})  # fmt: skip
 """File systems on which mapped memory is slow or rationed; FUSE mounts count as such too."""
 
 
 def is_mutable_now(path: Path) -> bool:
-    """Tell whether a write-ahead log or a rollback journal stands beside a database, so that its file alone is not the truth."""
+    """Tell whether a write-ahead log or a journal stands beside a database: its file alone is then not the truth."""
     return any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal"))
 
 
-def open_read_only(path: str | os.PathLike[str], *, io: IOMode = "auto", cache_kib: int = READER_CACHE_KIB) -> apsw.Connection:
+def open_read_only(
+    path: str | os.PathLike[str], *, io: IOMode = "auto", cache_kib: int = READER_CACHE_KIB
+) -> apsw.Connection:
     """Open a database for reading.
 
     Without a `-wal` or `-journal` beside it the file is opened as immutable: no locks, a quarter of the time per query.
@@ -89,15 +92,15 @@ def attach_read_only(connection: apsw.Connection, path: Path, name: str) -> None
 
 def unreadable(path: str | os.PathLike[str], error: apsw.Error) -> DatabaseError:
     """Return the error to raise where SQLite refuses a database, with what usually lies behind it."""
-    cause = {
+    cause: dict[type[apsw.Error], str] = {
         apsw.NotADBError: "it is not an SQLite database",
         apsw.CorruptError: "it is damaged or cut short; copy or build it again",
-        apsw.CantOpenError: "it cannot be opened; look at its permissions, and at those of its folder where a -wal file stands beside it",
+        apsw.CantOpenError: "it cannot be opened; look at its permissions (and its folder's, where a -wal file stands beside it)",
         apsw.PermissionsError: "it may not be read",
         apsw.IOError: "the disk does not deliver it",
         apsw.BusyError: "another process keeps it locked",
     }
-    reason = next((text for kind, text in cause.items() if isinstance(error, kind)), "SQLite refuses it")
+    reason = cause.get(type(error), "SQLite refuses it")
     return DatabaseError(f"{path}: {reason} ({error})")
 
 

@@ -76,7 +76,9 @@ class WindowGeometry:
         if self.min_length > 0:
             # Window i has min(window_size, L - i * stride) bases, never more than the window before it.
             long_enough = np.where(lengths >= self.min_length, 1 + (lengths - self.min_length) // self.stride, 0)
-            windows = np.minimum(windows, long_enough) if self.min_length <= self.window_size else np.zeros_like(windows)
+            windows = (
+                np.minimum(windows, long_enough) if self.min_length <= self.window_size else np.zeros_like(windows)
+            )
         return windows
 
     def unseen_bases(self, lengths: NDArray[np.int64]) -> int:

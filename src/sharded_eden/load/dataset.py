@@ -129,7 +129,11 @@ class ShardedEdenDataset(Dataset[Example]):
             self.db_connections = Connections(self._reader, window_db_path)
 
             self._format = RowFormat(
-                seq_length, encoding_of(tokenizer), include_bos=include_bos, include_sep=include_sep, include_eos=include_eos
+                seq_length,
+                encoding_of(tokenizer),
+                include_bos=include_bos,
+                include_sep=include_sep,
+                include_eos=include_eos,
             )
             self._encoder = RowEncoder(self._format)
             self.ctrl_ids_map: Mapping[str, list[int]] = {}
@@ -281,7 +285,13 @@ class ShardedEdenDataset(Dataset[Example]):
         return start + (self.seq_length if whole else max(1, self.window_min_length_threshold))
 
     def _missing(
-        self, window_idx: int, sequence_id: str, sample_id: str, start: int, contig_length: int | None, contig: Contig | None
+        self,
+        window_idx: int,
+        sequence_id: str,
+        sample_id: str,
+        start: int,
+        contig_length: int | None,
+        contig: Contig | None,
     ) -> MissingSequence:
         needed = self._needed_bases(start, contig_length)
         return MissingSequence(

@@ -1,8 +1,8 @@
 """What a row is: bytes -> tokens, labels and loss mask; reverse complement; which strand. Pure.
 
-    tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
-    labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
-    loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where the label is a base)
+tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
+labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
+loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where the label is a base)
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class RowEncoder:
             end = first + self._tokenize(bases, reverse, tokens[first:])
         tokens[:first] = header
         tokens[end:] = encoding.pad
-        if self.format.include_eos:
+        if self.format.include_eos and encoding.eos is not None:
             tokens[end] = encoding.eos
         labels[:-1] = tokens[1:]
         labels[-1] = encoding.pad

@@ -234,4 +234,3 @@ class WindowIndex:
     def close(self) -> None:
         """Close every connection of this process."""
         self._connections.close()
-

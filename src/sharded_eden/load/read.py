@@ -57,7 +57,7 @@ class BlobContig:
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bases from `start` on."""
         self._blob.seek(start)
-        self._blob.read_into(out)
+        self._blob.read_into(out)  # type: ignore[arg-type]  # any writable buffer will do
 
 
 class SubstrContig:
@@ -74,7 +74,8 @@ class SubstrContig:
         """Fill `out` with the bases from `start` on."""
         # The one place with SQLite's 1-based coordinates.
         text = self._cursor.execute(
-            "SELECT CAST(substr(nt_sequence, ?, ?) AS TEXT) FROM sequences WHERE contig_id = ?", (start + 1, len(out), self._key)
+            "SELECT CAST(substr(nt_sequence, ?, ?) AS TEXT) FROM sequences WHERE contig_id = ?",
+            (start + 1, len(out), self._key),
         ).get
         # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
         text = text if text.isascii() else "".join(c if c.isascii() else "\xff" for c in text)

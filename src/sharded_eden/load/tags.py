@@ -52,8 +52,8 @@ class ControlTags(Mapping[str, list[int]]):
             if not self._warned and tag_ids_are_bases(self._format.encoding, ids):
                 self._warned = True
                 warn(
-                    f"the control tag {control_tag(name)} is encoded with ids that also stand for bases. Its own tokens earn no "
-                    "loss, by their position; a tokenizer with an id of its own for each tag avoids the ambiguity."
+                    f"the control tag {control_tag(name)} is encoded with ids that also stand for bases. Its tokens "
+                    "earn no loss, by their position; a tokenizer with an id of its own for each tag avoids the ambiguity."
                 )
             header = self._format.header(ids)
             known = self._headers[name] = (header, self._format.room(header))

@@ -64,7 +64,7 @@ class Encoding:
     sep: int | None
     pad: int
     table: NDArray[np.int64] | None
-    """(256,) int64: byte -> id, lower case as upper case, `UNKNOWN` where the tokenizer must be asked; None if it is no table."""
+    """(256,) int64: byte -> id, lower case as upper case, `UNKNOWN` where the tokenizer must be asked; None: no table."""
 
     @property
     def special(self) -> frozenset[int]:
@@ -116,7 +116,7 @@ def _special_id(tokenizer: Any, *names: str) -> int | None:
     for name in names:
         try:
             value = getattr(tokenizer, name, None)
-        except Exception:  # noqa: S112, BLE001 - a property of a tokenizer may raise whatever it likes: it is then absent
+        except Exception:
             continue
         if isinstance(value, int | np.integer) and not isinstance(value, bool):
             return int(value)
@@ -131,7 +131,7 @@ def _find_text_to_ids(tokenizer: Any) -> Callable[[str], list[int]]:
         function = make(tokenizer, name)
         try:
             function("ACGT")
-        except Exception as error:  # noqa: BLE001 - any failure means that this way is closed
+        except Exception as error:
             tried.append(f"{name}: {error}")
         else:
             return function
@@ -141,7 +141,7 @@ def _find_text_to_ids(tokenizer: Any) -> Callable[[str], list[int]]:
     )
 
 
-class _method:  # noqa: N801 - a function that can be pickled with the dataset
+class _method:
     """Calls a method that turns text into ids."""
 
     def __init__(self, tokenizer: Any, name: str) -> None:
@@ -152,7 +152,7 @@ class _method:  # noqa: N801 - a function that can be pickled with the dataset
         return _as_ints(getattr(self._tokenizer, self._name)(text))
 
 
-class _hugging_face(_method):  # noqa: N801
+class _hugging_face(_method):
     """Calls `encode` of `transformers` or `tokenizers`, without special tokens."""
 
     def __call__(self, text: str) -> list[int]:
@@ -183,7 +183,7 @@ def _table(text_to_ids: Callable[[str], list[int]]) -> NDArray[np.int64] | None:
         if chr(byte).upper() == chr(byte) and chr(byte) not in NUCLEOTIDES:
             try:
                 (others[byte],) = text_to_ids(chr(byte))
-            except Exception:  # noqa: BLE001, S112 - not a letter that `build` accepts: left to the tokenizer
+            except Exception:
                 continue
     with_others = table.copy()
     with_others[list(others)] = list(others.values())
@@ -195,7 +195,7 @@ def _table(text_to_ids: Callable[[str], list[int]]) -> NDArray[np.int64] | None:
 
 
 def _agrees(text_to_ids: Callable[[str], list[int]], table: NDArray[np.int64], alphabet: str) -> bool:
-    choose = random.Random(0)  # noqa: S311 - text to try a tokenizer on
+    choose = random.Random(0)
     for length in PROBE_LENGTHS:
         for letters in (alphabet, "ACGT", "ACGTN", "N"):
             text = "".join(choose.choices(letters, k=length))

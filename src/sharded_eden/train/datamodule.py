@@ -155,7 +155,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage needs: `fit`, `validate`, `test`, or None for all."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage or "", ("train", "val", "test"))
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(
+            stage or "", ("train", "val", "test")
+        )
         for split in wanted:
             if split not in self._streams:
                 self._open(split)
@@ -248,7 +250,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         return DataParallel(0, 1)
 
     def _window_db_path(self, split: str) -> str | os.PathLike[str] | None:
-        return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[split]
+        return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[
+            split
+        ]
 
     def _open(self, split: str) -> None:
         path = self._window_db_path(split)

@@ -5,8 +5,8 @@ the network is a bijection of [0, 2**bits), the walk is one of [0, N). Fewer tha
 
 Sources: Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", SIAM J. Comput. 17, 1988
 (Feistel networks); Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002 (cycle walking); Steele, Lea and
-Flood, OOPSLA 2014 (the mixing inside a round). Not cryptography: rounds are chosen so that statistics cannot tell the order from
-a uniform one, see tests/test_order.py.
+Flood, OOPSLA 2014 (the mixing inside a round). Not cryptography: there are as many rounds as it takes for statistics to be
+unable to tell the order from a uniform one, see tests/test_order.py.
 """
 
 from __future__ import annotations

@@ -37,7 +37,12 @@ class Stream(Dataset[Example]):
     """
 
     def __init__(
-        self, dataset: ShardedEdenDataset, num_samples: int | None = None, *, seed: int | None = None, shuffle: bool = True
+        self,
+        dataset: ShardedEdenDataset,
+        num_samples: int | None = None,
+        *,
+        seed: int | None = None,
+        shuffle: bool = True,
     ) -> None:
         if len(dataset) == 0:
             raise UsageError(

@@ -1,0 +1,55 @@
+# Every target makes the environment it needs from nothing but Python 3.10+ and a package registry.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format types bench docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# torch goes first, pinned: an unpinned torch that another package asks for may pull gigabytes of CUDA.
+$(VENV)/.train: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (torch and Lightning: some minutes where they must be downloaded)"
+	@$(PIP) install -c constraints.txt --upgrade pip
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	@$(PIP) install -c constraints.txt -e '.[train,megatron,dev]'
+	@touch $@
+
+demo: $(VENV)/.train ## real genomes to a small trained model, end to end
+	@$(BIN)/python demo/run.py
+
+test: $(VENV)/.dev ## the tests, without the slow ones
+	$(PYTEST)
+
+test-slow: $(VENV)/.dev ## the tests that take minutes
+	$(PYTEST) -m slow --timeout=900
+
+lint: $(VENV)/.dev ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev ## bring the style in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev ## strict type check
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## speed, as ratios measured side by side
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev ## the documentation, in site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+clean: ## remove what the targets made, the environment too
+	rm -rf $(VENV) .demo .bench site .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,122 @@
+"""The slow, obvious implementation: stdlib sqlite3 and plain Python, straight from the specification. Imports nothing of ours.
+
+The fast one must agree with it, bit for bit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+PAD, BOS, EOS, SEP = 0, 1, 2, 3
+COMPLEMENT = {
+    "A": "T", "C": "G", "G": "C", "T": "A", "U": "A", "R": "Y", "Y": "R", "S": "S", "W": "W", "K": "M", "M": "K",
+    "B": "V", "V": "B", "D": "H", "H": "D", "N": "N",
+}  # fmt: skip
+
+
+def sample_of(sequence_id: str) -> str:
+    return ".".join(sequence_id.split("__")[1].split("-")[1:])
+
+
+def write_sequence_dbs(folder: Path, contigs: dict[str, str]) -> None:
+    """As the specification's snippet: one folder and one database for each sample."""
+    by_sample: dict[str, list[tuple[str, str]]] = {}
+    for sequence_id, sequence in contigs.items():
+        by_sample.setdefault(sample_of(sequence_id), []).append((sequence_id, sequence))
+    for sample, rows in by_sample.items():
+        (folder / sample).mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(folder / sample / f"glm_dataset_{sample}.sqlite")
+        connection.execute("CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)")
+        connection.executemany("INSERT INTO sequences (contig_id, nt_sequence) VALUES (?, ?)", rows)
+        connection.commit()
+        connection.close()
+
+
+def windows_of(
+    length: int, window_size: int, stride: int, threshold: int = 0, special_tokens: int = 3, keep_tail: bool = False
+) -> list[int]:
+    """The window_in_seq_idx of a contig's windows, one by one."""
+    count = 1 if length < window_size else 1 + (length - window_size) // stride
+    if keep_tail:
+        usable = window_size - special_tokens
+        while (count - 1) * stride + usable < length and count * stride < length:
+            count += 1
+    kept = []
+    for i in range(count):
+        if min(window_size, length - i * stride) >= threshold:
+            kept.append(i)
+    return kept
+
+
+def write_window_db(
+    path: Path, contigs: dict[str, str], window_size: int, stride: int, threshold: int = 0, totals: bool = False
+) -> list[tuple[str, int]]:
+    """As another tool would: the specified tables, no more metadata than the specification names."""
+    rows = []
+    for sequence_id in sorted(contigs, key=str.encode):
+        rows += [(sequence_id, i) for i in windows_of(len(contigs[sequence_id]), window_size, stride, threshold)]
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE metadata (key TEXT PRIMARY KEY, value INTEGER NOT NULL)")
+    metadata = {"window_size": window_size, "stride": stride}
+    if threshold:
+        metadata["window_min_length_threshold"] = threshold
+    if totals:
+        metadata |= {"total_windows": len(rows), "distinct_sequences": len({s for s, _ in rows})}
+    connection.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
+    connection.execute(
+        "CREATE TABLE window_mappings "
+        "(window_idx INTEGER PRIMARY KEY, sequence_id TEXT NOT NULL, window_in_seq_idx INTEGER NOT NULL)"
+    )
+    connection.executemany("INSERT INTO window_mappings VALUES (?, ?, ?)", [(k, *row) for k, row in enumerate(rows)])
+    connection.execute("CREATE INDEX idx_sequence_id ON window_mappings(sequence_id)")
+    connection.commit()
+    connection.close()
+    return rows
+
+
+def reverse_complement(sequence: str) -> str:
+    return "".join(COMPLEMENT.get(base, base) for base in reversed(sequence))
+
+
+def item(
+    sequence_db_dir: Path,
+    window_db: Path,
+    window_idx: int,
+    *,
+    seq_length: int,
+    stride: int,
+    reverse: bool = False,
+    control_tags: bool = False,
+    bos: bool = True,
+    sep: bool = True,
+    eos: bool = True,
+) -> dict[str, list[float]]:
+    """One training example with the built-in tokenizer, as lists."""
+    connection = sqlite3.connect(window_db)
+    sequence_id, k = connection.execute(
+        "SELECT sequence_id, window_in_seq_idx FROM window_mappings WHERE window_idx = ?", (window_idx,)
+    ).fetchone()
+    connection.close()
+    sample = sample_of(sequence_id)
+    connection = sqlite3.connect(sequence_db_dir / sample / f"glm_dataset_{sample}.sqlite")
+    (sequence,) = connection.execute("SELECT nt_sequence FROM sequences WHERE contig_id = ?", (sequence_id,)).fetchone()
+    connection.close()
+
+    tag = [ord(c) for c in f"<ctrl_{sequence_id.split('__')[0].lower()}>"] if control_tags else []
+    header = [BOS] * bos + tag + [SEP] * sep
+    footer = [EOS] * eos
+    start = k * stride
+    shown = sequence[start : start + seq_length].upper()[: seq_length - len(header) - len(footer)]
+    if reverse:
+        shown = reverse_complement(shown)
+    row = header + [ord(base) for base in shown] + footer
+    is_base = [False] * len(header) + [True] * len(shown) + [False] * len(footer)
+    row += [PAD] * (seq_length - len(row))
+    is_base += [False] * (seq_length - len(is_base))
+    return {
+        "tokens": row,
+        "labels": [*row[1:], PAD],
+        "loss_mask": [float(b) for b in [*is_base[1:], False]],
+        "position_ids": list(range(seq_length)),
+    }

@@ -160,6 +160,8 @@ def check_folder_name(sample_id: str, source: str) -> None:
         if "/" in sample_id or "\\" in sample_id or sample_id in {".", ".."}
         else "a name that begins with '.' is hidden, and kept for unfinished work"
         if sample_id.startswith(".")
+        else "the table of all contigs bears this name"
+        if sample_id == CONTIGS_FILE
         else ""
     )
     if reason:

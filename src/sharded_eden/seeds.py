@@ -6,16 +6,18 @@ and purposes have nothing in common.
 
 from __future__ import annotations
 
+import operator
 from functools import lru_cache
 from hashlib import blake2b
 
 MASK64 = (1 << 64) - 1
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)
 def derive_keys(count: int, *parts: int | str) -> tuple[int, ...]:
     """Return `count` independent 64-bit keys for a tuple such as ("strand", seed, epoch)."""
-    message = repr(parts).encode()
+    # A NumPy integer or a bool must hash like the Python integer that it equals.
+    message = repr(tuple(p if isinstance(p, str) else operator.index(p) for p in parts)).encode()
     return tuple(
         int.from_bytes(blake2b(message, digest_size=8, salt=k.to_bytes(16, "little")).digest(), "little")
         for k in range(count)

@@ -6,13 +6,15 @@ worker). Writers write to a hidden name in the same folder and rename: a file th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote
 
 import apsw
@@ -36,7 +38,8 @@ NETWORK_FILE_SYSTEMS = frozenset({
 
 def is_mutable_now(path: Path) -> bool:
     """Tell whether a write-ahead log or a journal stands beside a database: its file alone is then not the truth."""
-    return any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal"))
+    real = path.resolve()  # SQLite looks beside the file that a link points at
+    return any(real.with_name(real.name + suffix).exists() for suffix in ("-wal", "-journal"))
 
 
 def open_read_only(
@@ -54,7 +57,10 @@ def open_read_only(
     Raises:
         MissingDatabase: there is no such file.
         DatabaseError: it is no SQLite database, is truncated, or may not be read.
+        UsageError: `io` is none of the three.
     """
+    if io not in get_args(IOMode):
+        raise UsageError(f"io must be 'auto', 'mmap' or 'read', not {io!r}")
     path = Path(path)
     if not path.is_file():
         raise MissingDatabase(f"{path}: no such file")
@@ -67,6 +73,9 @@ def open_read_only(
         mapped = MMAP_BYTES if io == "mmap" or (io == "auto" and not on_network_file_system(path)) else 0
         connection.execute(f"PRAGMA mmap_size = {mapped}; PRAGMA cache_size = -{cache_kib}")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        # SQLite itself notices when whole pages are missing, but reads zeros behind the end of a page that was cut.
+        if path.stat().st_size % int(connection.pragma("page_size")):
+            raise apsw.CorruptError("the file ends inside a page")
     except apsw.Error as error:
         connection.close()
         raise unreadable(path, error) from error
@@ -75,7 +84,7 @@ def open_read_only(
 
 def read_only_uri(path: Path) -> str:
     """Return the URI that opens a database for reading only, as immutable where its file alone is the truth."""
-    return f"file:{quote(str(path.absolute()))}?mode=ro{'' if is_mutable_now(path) else '&immutable=1'}"
+    return f"file://{quote(os.fsencode(path.absolute()))}?mode=ro{'' if is_mutable_now(path) else '&immutable=1'}"
 
 
 def attach_read_only(connection: apsw.Connection, path: Path, name: str) -> None:
@@ -99,9 +108,21 @@ def unreadable(path: str | os.PathLike[str], error: apsw.Error) -> DatabaseError
         apsw.PermissionsError: "it may not be read",
         apsw.IOError: "the disk does not deliver it",
         apsw.BusyError: "another process keeps it locked",
+        apsw.ReadOnlyError: "a writer was stopped halfway, and its -journal undoes that only for one who may write: open it with sqlite3",
     }
     reason = cause.get(type(error), "SQLite refuses it")
+    if isinstance(error, apsw.CantOpenError) and descriptors_are_exhausted():
+        reason = "this process has no file descriptor left to open it with; raise the limit (ulimit -n)"
     return DatabaseError(f"{path}: {reason} ({error})")
+
+
+def descriptors_are_exhausted() -> bool:
+    """Tell whether this process can open no further file at this moment."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in {errno.EMFILE, errno.ENFILE}
+    return False
 
 
 def table_columns(connection: apsw.Connection, table: str) -> list[str]:
@@ -125,14 +146,14 @@ def on_network_file_system(path: Path) -> bool:
 def _mounts() -> list[tuple[str, str]]:
     """Return (mount point, type) of every mount, the deepest first. Source: proc_pid_mountinfo(5)."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return []
     mounts = []
     for line in lines:
-        before, _, after = line.partition(" - ")
-        mount_point = before.split()[4].encode().decode("unicode_escape")
-        mounts.append((mount_point, after.split()[0]))
+        before, _, after = line.partition(b" - ")
+        mount_point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])
+        mounts.append((os.fsdecode(mount_point), os.fsdecode(after.split()[0])))
     return sorted(mounts, key=lambda mount: len(mount[0]), reverse=True)
 
 
@@ -145,7 +166,7 @@ def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_53
         cache_kib: page cache, in KiB.
     """
     connection = apsw.Connection(
-        f"file:{quote(str(path.absolute()))}?nolock=1",
+        f"file://{quote(os.fsencode(path.absolute()))}?nolock=1",
         flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI,
     )
     connection.execute(
@@ -163,17 +184,24 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
     publish the same `path` at once do not mix: the second one is refused.
 
     Raises:
-        UsageError: the folder cannot be written to, or another process is writing this file.
+        UsageError: the folder cannot be written to, another process is writing this file, or a `-wal` or `-journal` of an
+            older database stands beside it, which SQLite would take for one of the new file.
     """
     path = Path(path)
+    if is_mutable_now(path):
+        raise UsageError(
+            f"{path}: a -wal or -journal file stands beside it: a program has it open, or was stopped while writing it. "
+            "Close that program, or remove these files together with the old database"
+        )
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open_locked(partial, path)
+    except EdenError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
     try:
-        _lock(descriptor, path)
         os.ftruncate(descriptor, 0)
         try:
             yield partial
@@ -191,6 +219,21 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         os.close(descriptor)
     sync_folder(path.parent)
+
+
+def _open_locked(partial: Path, path: Path) -> int:
+    """Return a descriptor of the hidden file that no other process holds."""
+    while True:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, path)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), partial.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its writer published or removed it between the two calls
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ class AccessLog:
         self.rank = rank
         self._pid = -1
         self._descriptor = -1
+        self._locks: dict[
+            int, threading.Lock
+        ] = {}  # of this process, and those of its forebears, perhaps held for ever
 
     def write(self, visits: Sequence[Visit]) -> None:
         """Append visits.
@@ -62,11 +66,14 @@ class AccessLog:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         try:
-            if self._pid != os.getpid():
-                self._open()
-                writer.writerow(COLUMNS)
-            writer.writerows(rows)
-            os.write(self._descriptor, text.getvalue().encode())
+            with self._locks.setdefault(os.getpid(), threading.Lock()):
+                if self._pid != os.getpid():
+                    self._open()
+                    writer.writerow(COLUMNS)
+                writer.writerows(rows)
+                left = text.getvalue().encode()
+                while left:  # a disk that is nearly full takes a part, and refuses the rest
+                    left = left[os.write(self._descriptor, left) :]
         except OSError as error:
             raise UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})") from error
 
@@ -83,4 +90,4 @@ class AccessLog:
             self._pid = self._descriptor = -1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pid": -1, "_descriptor": -1}
+        return {**self.__dict__, "_pid": -1, "_descriptor": -1, "_locks": {}}

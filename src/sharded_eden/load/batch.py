@@ -42,9 +42,9 @@ class Rows(Sequence[Example]):
         return (self[k] for k in range(len(self)))
 
     def collate(self) -> Example:
-        """Return the batch: every tensor contiguous, with a leading dimension B."""
+        """Return the batch: every tensor contiguous, with a leading dimension B, and its own to write to."""
         rows = len(self)
-        repeated = {name: t.expand(rows, *t.shape).contiguous() for name, t in self.shared.items()}
+        repeated = {name: t.repeat(rows, *[1] * t.dim()) for name, t in self.shared.items()}
         return {**self.stacked, **repeated}
 
 

@@ -11,12 +11,15 @@ import resource
 import threading
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 _inherited: list[object] = []
 """What the parent process had open when it forked this one: never used here, and never closed here either."""
+
+_instances: weakref.WeakValueDictionary[int, PerThread[Any]] = weakref.WeakValueDictionary()
 
 
 class PerThread(Generic[T]):
@@ -35,25 +38,30 @@ class PerThread(Generic[T]):
     def _start_empty(self) -> None:
         self._pid = os.getpid()
         self._local = threading.local()
-        self._all: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._all: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        _instances[id(self)] = self
+        _watch_forks()
+
+    def opened(self) -> list[T]:
+        """Return what is open now, of every thread."""
+        return alive(self._all)
 
     def get(self) -> T:
         """Return the `T` of this thread."""
         if self._pid != os.getpid():
-            _inherited.append((self._local, list(self._all)))
             self._start_empty()
         try:
             value: T = self._local.value
         except AttributeError:
             value = self._local.value = self._make()
-            self._all.add(value)
+            self._all[id(value)] = value
         return value
 
     def close(self) -> None:
         """Close what this process has open, in every thread; what a parent process opened is left alone."""
         if self._pid != os.getpid():
             return
-        opened = list(self._all)
+        opened = self.opened()
         self._start_empty()
         for value in opened:
             self._close(value)
@@ -66,11 +74,29 @@ class PerThread(Generic[T]):
         self._start_empty()
 
 
-def connection_budget() -> int:
-    """Return how many databases one process may hold open: a third of its file descriptors.
+def alive(values: weakref.WeakValueDictionary[int, T]) -> list[T]:
+    """Return the values of a weak dictionary."""
+    # valuerefs() makes its list in one step, so that no other thread can change the dictionary underneath.
+    return [value for ref in values.valuerefs() if (value := ref()) is not None]
 
-    Forked children inherit the descriptors of their parent, and the trainer needs some too. The soft limit is raised to the
-    hard one first.
+
+@lru_cache(maxsize=1)
+def _watch_forks() -> None:
+    """Keep alive in every forked child what the parent has open, in any thread: letting go of it would close it."""
+    os.register_at_fork(
+        before=lambda: _inherited.append([(each._local, each.opened()) for each in alive(_instances)]),
+        after_in_parent=lambda: _inherited.pop(),
+    )
+
+
+def connection_budget(promised: int = 0) -> int:
+    """Return how many databases a thread may hold open: a third of the file descriptors that are left.
+
+    The rest is for other datasets, for threads and forked children, which inherit what is open, and for the trainer. The
+    soft limit is raised to the hard one first.
+
+    Args:
+        promised: descriptors that others were told they may use, and do not use yet.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -79,4 +105,10 @@ def connection_budget() -> int:
             soft = hard
         except (OSError, ValueError):  # some systems refuse a hard limit of "infinity"
             pass
-    return 4096 if soft == resource.RLIM_INFINITY else max(4, soft // 3)
+    if soft == resource.RLIM_INFINITY:
+        return 4096
+    try:
+        in_use = len(os.listdir("/dev/fd"))
+    except OSError:
+        in_use = 0
+    return max(1, (soft - in_use - promised) // 3)

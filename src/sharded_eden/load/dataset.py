@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import DatabaseError, MissingDatabase, MissingSequence, warn
+from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, MissingSequence, warn
 from sharded_eden.load.access_log import AccessLog, Visit
 from sharded_eden.load.batch import Example, Rows, collate
 from sharded_eden.load.example import RowEncoder, RowFormat, is_reversed, reverse_complement
@@ -112,7 +112,7 @@ class ShardedEdenDataset(Dataset[Example]):
         self.stride = 7992 if stride is None else stride
         self.use_control_tags = use_control_tags
         self.split = split
-        self.seed = seed
+        self.seed = operator.index(seed)
 
         paths = discover_sample_databases(sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
@@ -279,7 +279,7 @@ class ShardedEdenDataset(Dataset[Example]):
     def _needed_bases(self, start: int, contig_length: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
         if contig_length is not None:
-            return min(start + self.seq_length, contig_length)
+            return max(start + 1, min(start + self.seq_length, contig_length))
         # Without recorded lengths: a contig's first window may be short, the later ones are whole unless tails are kept.
         whole = start > 0 and not self._index.geometry.keep_tail
         return start + (self.seq_length if whole else max(1, self.window_min_length_threshold))
@@ -308,7 +308,10 @@ class ShardedEdenDataset(Dataset[Example]):
         if self._only_sample is not None:
             return
         for sequence_id in self._index.sequence_ids_by_prefix(2):
-            sample_id = extract_sample_id(sequence_id)
+            try:
+                sample_id = extract_sample_id(sequence_id)
+            except InputError as error:
+                raise DatabaseError(f"{self.window_db_path}: {error}") from error
             if sample_id not in self.sample_db_mapping:
                 raise MissingDatabase(
                     f"{self.window_db_path} names contig {sequence_id!r} of sample {sample_id!r}, but "

@@ -8,6 +8,7 @@ loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,12 +120,13 @@ class RowEncoder:
             loss_mask: (T,) float32, written: 1 where the label is a base.
 
         Raises:
-            ValueError: the bases are not ASCII.
+            UnicodeError: the bases are not printable ASCII.
         """
         encoding = self.format.encoding
         first = len(header)
         end = first + len(bases)
-        if self._tables is None or not self._take(bases, reverse, tokens[first:end]):
+        by_table = self._tables is not None and self._take(bases, reverse, tokens[first:end])
+        if not by_table:
             end = first + self._tokenize(bases, reverse, tokens[first:])
         tokens[:first] = header
         tokens[end:] = encoding.pad
@@ -134,7 +136,7 @@ class RowEncoder:
         labels[-1] = encoding.pad
         loss_mask[:] = 0
         earning = slice(max(first - 1, 0), max(end - 1, 0))
-        loss_mask[earning] = 1 if self._plain_loss else ~np.isin(labels[earning], self._specials)
+        loss_mask[earning] = 1 if by_table and self._plain_loss else ~np.isin(labels[earning], self._specials)
 
     def _take(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> bool:
         assert self._tables is not None  # noqa: S101 - narrows the type
@@ -146,6 +148,8 @@ class RowEncoder:
 
     def _tokenize(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> int:
         text = bases.tobytes().decode("ascii").upper()
+        if not text.isprintable():  # zeros of a damaged file, line breaks: ids of special tokens, were they encoded
+            raise UnicodeError(f"{next(c for c in text if not c.isprintable())!r} is a control character")
         ids = self._text_to_ids(reverse_complement(text) if reverse else text)
         room = len(out) - self.format.include_eos
         ids = ids[:room]
@@ -155,5 +159,8 @@ class RowEncoder:
 
 def tag_ids_are_bases(encoding: Encoding, tag_ids: list[int]) -> bool:
     """Tell whether ids of a control tag are also ids of bases, so that they cannot be told apart by value."""
-    bases = {i for letter in NUCLEOTIDES for i in encoding.text_to_ids(letter)}
+    bases: set[int] = set()
+    for letter in NUCLEOTIDES:
+        with suppress(Exception):  # a tokenizer need not know every letter
+            bases.update(encoding.text_to_ids(letter))
     return not bases.isdisjoint(tag_ids)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import apsw
 
-from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase
+from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, UsageError
 from sharded_eden.fingerprint import fingerprint_of_rows
 from sharded_eden.load.connections import PerThread
 from sharded_eden.sqlite import IOMode, open_read_only, table_columns, unreadable
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[str, int, int | None]
 """(sequence_id, window_in_seq_idx, length of the contig in bases, None where the database does not tell)."""
+
+METADATA_KEYS = frozenset({*WindowGeometry().as_metadata(), "total_windows", "distinct_sequences", "fingerprint"})
+"""The keys whose values must be integers."""
 
 WINDOW_CACHE_KIB = 2048
 """Page cache of the window database: its inner pages are walked at every lookup."""
@@ -63,7 +66,7 @@ class WindowIndex:
         try:
             self._check_tables()
             self.metadata = self._read_metadata()
-            self.geometry = WindowGeometry.from_metadata(self.metadata)
+            self.geometry = self._read_geometry()
             self.total_windows = self._count_windows()
         except apsw.Error as error:
             self.close()
@@ -81,6 +84,7 @@ class WindowIndex:
         """Return the command that makes this window database with another geometry."""
         extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
         extra += " --keep-tail" if geometry.keep_tail else ""
+        extra += f" --special-tokens {geometry.special_tokens}" if geometry.special_tokens != 3 else ""
         return (
             f"sharded-eden precompute SPLIT.parquet {self.path} --window-size {geometry.window_size} "
             f"--stride {geometry.stride}{extra}"
@@ -99,7 +103,7 @@ class WindowIndex:
                     + (f"{table}({', '.join(found)})" if found else "none")
                     + f". Make it: sharded-eden precompute SPLIT.parquet {self.path}"
                 )
-        has_lengths = "length" in table_columns(self.connection, "contig_lengths")
+        has_lengths = {"first_window_idx", "length"} <= set(table_columns(self.connection, "contig_lengths"))
         length = (
             "(SELECT length FROM contig_lengths WHERE first_window_idx <= ?1 ORDER BY first_window_idx DESC LIMIT 1)"
             if has_lengths
@@ -111,9 +115,16 @@ class WindowIndex:
         metadata: dict[str, int] = {}
         for key, value in self.connection.execute("SELECT key, value FROM metadata"):
             try:
+                if isinstance(value, float) and not value.is_integer():
+                    raise ValueError
                 metadata[key] = int(value)
             except (TypeError, ValueError):
-                raise DatabaseError(f"{self.path}: metadata {key}={value!r} is not an integer") from None
+                if key not in METADATA_KEYS:  # another tool may note there what it likes
+                    continue
+                raise DatabaseError(
+                    f"{self.path}: metadata {key}={value!r} is not an integer. "
+                    f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
+                ) from None
         missing = [key for key in ("window_size", "stride") if key not in metadata]
         if missing:
             raise DatabaseError(
@@ -121,6 +132,15 @@ class WindowIndex:
                 f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
             )
         return metadata
+
+    def _read_geometry(self) -> WindowGeometry:
+        try:
+            return WindowGeometry.from_metadata(self.metadata)
+        except UsageError as error:
+            raise DatabaseError(
+                f"{self.path}: its metadata contradicts itself: {error}. "
+                f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
+            ) from error
 
     def _count_windows(self) -> int:
         first, last = self.connection.execute("SELECT min(window_idx), max(window_idx) FROM window_mappings").get
@@ -159,6 +179,7 @@ class WindowIndex:
             stride=stride,
             min_length=self.geometry.min_length if min_length is None else min_length,
             special_tokens=self.geometry.special_tokens,
+            keep_tail=self.geometry.keep_tail,
         )
         raise GeometryMismatch(
             f"{self.path}: mismatch: it was built with "

@@ -12,19 +12,27 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, MissingDatabase
-from sharded_eden.load.connections import PerThread, connection_budget
-from sharded_eden.sqlite import IOMode, attach_read_only, open_read_only, table_columns, unreadable
+from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
+from sharded_eden.load.connections import PerThread, alive, connection_budget
+from sharded_eden.sqlite import (
+    IOMode,
+    attach_read_only,
+    descriptors_are_exhausted,
+    open_read_only,
+    table_columns,
+    unreadable,
+)
 
 ReadMode = Literal["auto", "blob", "substr"]
 
@@ -97,6 +105,8 @@ class SampleDatabase:
                     f"{path}: expected a table sequences(contig_id, nt_sequence), found "
                     + (f"sequences({', '.join(columns)})" if columns else "none")
                 )
+            # A column may bear the name rowid; SQLite has two more names for the real one.
+            self._rowid = next(name for name in ("rowid", "_rowid_", "oid") if name not in {c.lower() for c in columns})
             self._cursor = self.connection.cursor()
             self._scratch: apsw.Blob | None = None
             self._page_bytes = int(self.connection.pragma("page_size"))
@@ -119,11 +129,16 @@ class SampleDatabase:
     def open_contig(self, contig_id: str, long_contigs: LongContigs) -> Contig | None:
         """Return a contig of this database, None where it has no such one."""
         if self._by_substr:
-            length = self._cursor.execute(
-                "SELECT length(nt_sequence) FROM sequences WHERE contig_id = ?", (contig_id,)
+            found = self._cursor.execute(
+                "SELECT length(nt_sequence), typeof(nt_sequence) FROM sequences WHERE contig_id = ?", (contig_id,)
             ).get
-            return None if length is None else SubstrContig(self._cursor, contig_id, length)
-        rowid = self._cursor.execute("SELECT rowid FROM sequences WHERE contig_id = ?", (contig_id,)).get
+            if found is None:
+                return None
+            length, kind = found
+            if kind not in {"text", "blob"}:
+                raise self._no_text(contig_id, f"it is {kind}")
+            return SubstrContig(self._cursor, contig_id, length)
+        rowid = self._cursor.execute(f"SELECT {self._rowid} FROM sequences WHERE contig_id = ?", (contig_id,)).get
         if rowid is None:
             return None
         try:
@@ -133,12 +148,17 @@ class SampleDatabase:
                 self._scratch.reopen(rowid)
         except apsw.SQLError as error:  # the value is NULL or a number
             self._scratch = None
-            raise DatabaseError(f"{self.path}: nt_sequence of contig {contig_id!r} is no text ({error})") from error
+            raise self._no_text(contig_id, str(error)) from error
         contig = BlobContig(self._scratch)
         if contig.length >= LONG_CONTIG_BASES:
             long_contigs.keep(self, contig_id, contig, 4 * (contig.length // self._page_bytes))
             self._scratch = None
         return contig
+
+    def _no_text(self, contig_id: str, why: str) -> DatabaseError:
+        return DatabaseError(
+            f"{self.path}: nt_sequence of contig {contig_id!r} is no text ({why}). Build that sample again"
+        )
 
 
 class LongContigs:
@@ -172,6 +192,9 @@ class LongContigs:
             self._page_list_bytes -= self._handles.pop(key)[1]
 
 
+_pools: weakref.WeakValueDictionary[int, OpenDatabases] = weakref.WeakValueDictionary()
+
+
 class OpenDatabases:
     """The sequence databases that one thread has open; beyond `limit` the least recently used one is closed."""
 
@@ -179,19 +202,33 @@ class OpenDatabases:
         self._reader = reader
         self._open: OrderedDict[str, SampleDatabase] = OrderedDict()
         self.long_contigs = LongContigs()
+        self._pid = os.getpid()
+        promised = sum(pool.limit - len(pool._open) for pool in alive(_pools) if pool._pid == self._pid)
+        self.limit: int = min(len(reader.paths), connection_budget(promised))
+        _pools[id(self)] = self
 
     def get(self, sample_id: str) -> SampleDatabase:
         """Return the open database of a sample."""
         database = self._open.get(sample_id)
         if database is None:
-            while len(self._open) >= self._reader.limit:
+            while len(self._open) >= self.limit:
                 self._close(self._open.popitem(last=False)[1])
-            database = self._open[sample_id] = SampleDatabase(
-                sample_id, self._reader.paths[sample_id], self._reader.io, self._reader.read_with
-            )
-        elif len(self._reader.paths) > self._reader.limit:
+            database = self._open[sample_id] = self._opened(sample_id)
+        elif len(self._reader.paths) > self.limit:
             self._open.move_to_end(sample_id)
         return database
+
+    def _opened(self, sample_id: str) -> SampleDatabase:
+        """Open a database; where others have used up the file descriptors, make room among one's own first."""
+        while True:
+            try:
+                return SampleDatabase(sample_id, self._reader.paths[sample_id], self._reader.io, self._reader.read_with)
+            except DatabaseError:
+                if not self._open or not descriptors_are_exhausted():
+                    raise
+            self.limit = max(1, len(self._open) // 2)
+            while len(self._open) > self.limit // 2:
+                self._close(self._open.popitem(last=False)[1])
 
     def _close(self, database: SampleDatabase) -> None:
         self.long_contigs.forget(database.sample_id)
@@ -213,19 +250,21 @@ class SequenceReader:
 
     Raises:
         DatabaseError: a database cannot be opened, or has no table `sequences(contig_id, nt_sequence)`.
+        UsageError: `read_with` is none of the three.
     """
 
     def __init__(self, paths: Mapping[str, Path], *, io: IOMode = "auto", read_with: ReadMode = "auto") -> None:
+        if read_with not in get_args(ReadMode):
+            raise UsageError(f"read_with must be 'auto', 'blob' or 'substr', not {read_with!r}")
         self.paths = dict(paths)
         self.io: IOMode = io
         self.read_with: ReadMode = read_with
-        self.limit = connection_budget()
         self._databases = PerThread(partial(OpenDatabases, self), OpenDatabases.close)
 
     def open_all(self) -> None:
         """Open every database that fits into the budget of file descriptors, in this thread."""
         opened = self._databases.get()
-        for sample_id in itertools.islice(self.paths, self.limit):
+        for sample_id in itertools.islice(self.paths, opened.limit):
             opened.get(sample_id)
 
     def contig(self, sample_id: str, contig_id: str) -> Contig | None:

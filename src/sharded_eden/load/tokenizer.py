@@ -174,7 +174,7 @@ def _table(text_to_ids: Callable[[str], list[int]]) -> NDArray[np.int64] | None:
     try:
         for letter in NUCLEOTIDES:
             (table[ord(letter)],) = text_to_ids(letter)
-    except ValueError:  # none or several ids for one letter
+    except Exception:  # none or several ids for one letter, or it does not know the letter
         return None
     if not _agrees(text_to_ids, table, NUCLEOTIDES):
         return None
@@ -199,6 +199,10 @@ def _agrees(text_to_ids: Callable[[str], list[int]], table: NDArray[np.int64], a
     for length in PROBE_LENGTHS:
         for letters in (alphabet, "ACGT", "ACGTN", "N"):
             text = "".join(choose.choices(letters, k=length))
-            if text_to_ids(text) != table[np.frombuffer(text.encode(), dtype=np.uint8)].tolist():
+            try:
+                ids = text_to_ids(text)
+            except Exception:
+                return False
+            if ids != table[np.frombuffer(text.encode(), dtype=np.uint8)].tolist():
                 return False
     return True

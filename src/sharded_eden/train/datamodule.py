@@ -1,4 +1,4 @@
-"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. The only file that imports Lightning.
+"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. With accumulation.py, the only import of Lightning.
 
 Enters: paths and sizes. Leaves: three dataloaders. The training position is counted in whole global batches out of the
 trainer's own progress, so that what workers have prefetched never counts.
@@ -10,13 +10,13 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from sharded_eden.errors import MissingExtra, UsageError
 
 try:
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import GradientAccumulationScheduler
 except ImportError as error:
     raise MissingExtra("lightning", "train") from error
 
@@ -26,10 +26,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 from sharded_eden.load.batch import Example
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.tokenizer import NucleotideTokenizer
+from sharded_eden.train.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.megatron import DataParallel, data_parallel_position
-from sharded_eden.train.sampler import BatchPlan, evaluation_positions
+from sharded_eden.train.progress import Position, restate_progress
+from sharded_eden.train.sampler import BatchPlan, MicroBatches, evaluation_positions
 from sharded_eden.train.state import consumed_samples_of, make_state
-from sharded_eden.train.stream import Stream
+from sharded_eden.train.stream import EvaluationStream, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +150,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
 
         self._streams: dict[str, Stream] = {}
         self._pending_state: dict[str, Any] | None = None
-        self._position = _Position()
-        self._accumulation_was_set = False
+        self._position = Position()
+        self._accumulation: Accumulation | None = None
 
     # ---- Lightning's hooks, in the order in which it calls them ----
 
@@ -162,7 +164,12 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             if split not in self._streams:
                 self._open(split)
         if stage == "fit" and self.trainer is not None:
-            self._set_accumulation(self.trainer)
+            if self.data_sampler.rampup_batch_size is not None:
+                raise UsageError(
+                    "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer "
+                    "cannot: leave it None here, or train with Megatron"
+                )
+            self._accumulation = Accumulation.set_on(self.trainer, self.batch_plan())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved position.
@@ -174,14 +181,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._pending_state = dict(state_dict)
             return
         stream = self._streams["train"]
-        self._position = _Position(
-            consumed_samples_of(
-                state_dict,
-                seed=stream.seed,
-                fingerprint=stream.dataset.fingerprint,
-                geometry=stream.dataset.geometry,
-                accept_other_data=self.accept_other_data,
-            )
+        self._position = Position(
+            consumed_samples_of(state_dict, **stream.identity, accept_other_data=self.accept_other_data)
         )
 
     def train_dataloader(self) -> DataLoader[Example]:
@@ -194,7 +195,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                 f"{self.global_batch_size} in {self.num_epochs} passes: lower global_batch_size or raise num_epochs"
             )
         if self.trainer is not None:
-            self._position.follow(self.trainer.fit_loop.epoch_loop.batch_progress.total, plan)
+            self._follow(self.trainer, plan, self._steps_per_epoch(stream))
         return self._dataloader(stream, _TrainSampler(self, stream, plan))
 
     def val_dataloader(self) -> DataLoader[Example]:
@@ -209,19 +210,13 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         """Return the position to save with a checkpoint: the same on every rank."""
         if "train" not in self._streams:
             return dict(self._pending_state or {})
-        stream = self._streams["train"]
-        return make_state(
-            consumed_samples=self.consumed_samples,
-            seed=stream.seed,
-            fingerprint=stream.dataset.fingerprint,
-            geometry=stream.dataset.geometry,
-        )
+        return make_state(consumed_samples=self.consumed_samples, **self._streams["train"].identity)
 
     def teardown(self, stage: str | None = None) -> None:
-        """Give the Trainer back its own accumulation."""
-        if stage == "fit" and self.trainer is not None and self._accumulation_was_set:
-            self.trainer.accumulate_grad_batches = 1
-            self._accumulation_was_set = False
+        """Give the Trainer back as it was."""
+        if stage == "fit" and self._accumulation is not None:
+            self._accumulation.take_off()
+            self._accumulation = None
 
     # ---- what they stand on ----
 
@@ -274,11 +269,24 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=None if self.trainer is None else self.trainer.global_rank,
         )
-        self._streams[split] = Stream(dataset)
+        self._streams[split] = Stream(dataset) if split == "train" else EvaluationStream(dataset)
         logger.info("%s", dataset)
         if split == "train" and self._pending_state is not None:
             state, self._pending_state = self._pending_state, None
             self.load_state_dict(state)
+
+    def _follow(self, trainer: pl.Trainer, plan: BatchPlan, steps_per_epoch: int) -> None:
+        """Count along with a Trainer that is about to train.
+
+        Raises:
+            UsageError: its `limit_train_batches` would end an epoch inside of a global batch.
+        """
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if trainer.lightning_module.automatic_optimization:
+            epoch = micro_batches_of_an_epoch(trainer, plan.num_microbatches, steps_per_epoch)
+            if trainer.fit_loop.restarting:
+                restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)
+        self._position.follow(epoch_loop.batch_progress.total, plan)
 
     def _stream(self, split: str) -> Stream:
         if split not in self._streams:
@@ -299,7 +307,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                 "persistent_workers": self.persistent_workers,
                 "multiprocessing_context": self.multiprocessing_context,
             }
-        return DataLoader(
+        return _Loader(
             stream,
             batch_size=self.micro_batch_size,
             sampler=sampler,
@@ -309,65 +317,16 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             **workers,
         )
 
-    def _set_accumulation(self, trainer: pl.Trainer) -> None:
-        """Make each optimizer step see exactly one global batch, or say what stands in the way.
 
-        Raises:
-            UsageError: the Trainer accumulates otherwise, or a ramp-up was asked for.
-        """
-        if self.data_sampler.rampup_batch_size is not None:
-            raise UsageError(
-                "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer cannot: "
-                "leave it None here, or train with Megatron"
-            )
-        plan = self.batch_plan()
-        if not trainer.lightning_module.automatic_optimization:
-            return
-        needed = plan.num_microbatches
-        sizes = (
-            f"global_batch_size={plan.global_batch_size} = micro_batch_size={plan.micro_batch_size} x "
-            f"{plan.data_parallel_size} ranks x {needed} micro batches"
-        )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
-                if set(callback.scheduling.values()) != {needed}:
-                    raise UsageError(
-                        f"{sizes}, but the GradientAccumulationScheduler accumulates {callback.scheduling}: remove it, or let "
-                        f"it say {{0: {needed}}}"
-                    )
-                return
-        if trainer.accumulate_grad_batches == 1:
-            trainer.accumulate_grad_batches = needed
-            self._accumulation_was_set = True
-        elif trainer.accumulate_grad_batches != needed:
-            raise UsageError(
-                f"{sizes}, but the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}: set it to {needed}, "
-                "or leave it at 1 and it is set for you"
-            )
+class _Loader(DataLoader[Example]):
+    """A `DataLoader` that tells Lightning it can be resumed: where to is the data module's state."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position is saved once for the job, not for each rank's loader."""
+        return {}
 
-class _Position:
-    """Counts consumed samples along with a Trainer's progress."""
-
-    def __init__(self, consumed_samples: int = 0) -> None:
-        self._base = consumed_samples
-        self._progress: Any = None
-        self._processed_before = 0
-        self._plan: BatchPlan | None = None
-
-    def follow(self, progress: Any, plan: BatchPlan) -> None:
-        """Count on from here, by the micro batches that `progress` says were processed."""
-        self._base = self.consumed_samples
-        self._progress = progress
-        self._processed_before = progress.processed
-        self._plan = plan
-
-    @property
-    def consumed_samples(self) -> int:
-        if self._plan is None:
-            return self._base
-        micro_batches = self._progress.processed - self._processed_before
-        return self._base + int(micro_batches) // self._plan.num_microbatches * self._plan.global_batch_size
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing: the sampler asks the data module."""
 
 
 class _TrainSampler(DistributedSampler[Any]):
@@ -384,9 +343,8 @@ class _TrainSampler(DistributedSampler[Any]):
         self._steps = data_module._steps_per_epoch(stream)
 
     def __iter__(self) -> Iterator[int]:
-        return self._plan.positions(
-            rank=self.rank, consumed_samples=self._data_module.consumed_samples, global_batches=self._steps
-        )
+        micro_batches = MicroBatches(self._plan, rank=self.rank, consumed_samples=self._data_module.consumed_samples)
+        return chain.from_iterable(islice(micro_batches, self._steps * self._plan.num_microbatches))
 
     def __len__(self) -> int:
         return self._steps * self._plan.num_microbatches * self._plan.micro_batch_size

@@ -10,10 +10,15 @@ size, micro step t of it takes [t * m * dp, (t + 1) * m * dp), and rank r the r-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Sampler
 
 from sharded_eden.errors import UsageError
+from sharded_eden.train.state import consumed_samples_of, make_state
+from sharded_eden.train.stream import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +35,38 @@ class BatchPlan:
     """Examples of one optimizer step on all ranks together."""
     data_parallel_size: int = 1
     """Ranks that see different examples."""
+    rampup_batch_size: tuple[int, int, int] | None = None
+    """(first global batch size, increment, samples until the full size), as Megatron's `--rampup-batch-size`."""
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "global_batch_size", "data_parallel_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be an integer of at least 1, not {value!r}")
-        if self.global_batch_size % self.per_micro_step:
-            below = self.global_batch_size // self.per_micro_step * self.per_micro_step
-            fitting = [size for size in (below, below + self.per_micro_step) if size]
-            micro = [
-                m
-                for m in range(1, self.global_batch_size + 1)
-                if self.global_batch_size % (m * self.data_parallel_size) == 0
-            ]
+        self._check_fits(self.global_batch_size)
+        if self.rampup_batch_size is not None:
+            self._check_rampup(*self.rampup_batch_size)
+
+    def _check_fits(self, size: int) -> None:
+        if size % self.per_micro_step == 0:
+            return
+        below = size // self.per_micro_step * self.per_micro_step
+        near = " and ".join(str(fit) for fit in (below, below + self.per_micro_step) if fit)
+        micro = [m for m in range(1, size + 1) if size % (m * self.data_parallel_size) == 0]
+        raise UsageError(
+            f"global_batch_size={size} is no multiple of micro_batch_size={self.micro_batch_size} times data-parallel size "
+            f"{self.data_parallel_size}. Nearest global batch sizes that fit: {near}; micro batch sizes that fit: "
+            + (", ".join(map(str, micro)) or f"none, since {self.data_parallel_size} ranks do not divide it")
+        )
+
+    def _check_rampup(self, first: int, increment: int, samples: int) -> None:
+        if first < 1 or increment < 1 or samples < 1 or (self.global_batch_size - first) % increment:
             raise UsageError(
-                f"global_batch_size={self.global_batch_size} is no multiple of micro_batch_size={self.micro_batch_size} times "
-                f"data-parallel size {self.data_parallel_size}. Nearest global batch sizes that fit: "
-                f"{' and '.join(map(str, fitting))}; micro batch sizes that fit: "
-                f"{', '.join(map(str, micro)) or f'none, since {self.data_parallel_size} ranks do not divide it'}"
+                f"rampup_batch_size={self.rampup_batch_size} does not lead to global_batch_size={self.global_batch_size}: it "
+                "must be (first size, increment, samples) with whole increments between the first size and the last"
             )
+        for size in range(first, self.global_batch_size, increment):
+            self._check_fits(size)
 
     @property
     def per_micro_step(self) -> int:
@@ -58,27 +75,152 @@ class BatchPlan:
 
     @property
     def num_microbatches(self) -> int:
-        """Micro steps of one optimizer step."""
+        """Micro steps of one optimizer step, once the batch has its full size."""
         return self.global_batch_size // self.per_micro_step
 
-    def positions(self, *, rank: int, consumed_samples: int, global_batches: int) -> Iterator[int]:
-        """Yield the positions of one rank, one after the other: each run of `micro_batch_size` is a micro batch.
+    def global_batch_size_at(self, consumed_samples: int) -> int:
+        """Return the size of the global batch that begins at a position.
+
+        Source: `RampupBatchsizeNumMicroBatchesCalculator` of Megatron-LM, which it equals.
+        """
+        if self.rampup_batch_size is None:
+            return self.global_batch_size
+        first, increment, samples = self.rampup_batch_size
+        steps = (self.global_batch_size - first) // increment
+        if steps == 0 or consumed_samples > samples:
+            return self.global_batch_size
+        return min(first + int(consumed_samples / (samples / steps)) * increment, self.global_batch_size)
+
+
+class MicroBatches(Iterator[list[int]]):
+    """The micro batches of one rank, each a list of positions; knows where it stands.
+
+    Args:
+        plan: the sizes.
+        rank: the data-parallel rank, 0-based.
+        consumed_samples: the first position, where a global batch begins.
+        end: where the stream ends; None for one without end.
+        drop_last: at a finite end, leave out an incomplete global batch; else ranks with fewer rows go on from position 0.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, *, rank: int, consumed_samples: int, end: int | None = None, drop_last: bool = True
+    ) -> None:
+        if not 0 <= rank < plan.data_parallel_size:
+            raise UsageError(f"rank must lie in [0, {plan.data_parallel_size}), not {rank}")
+        self._plan = plan
+        self._rank = rank
+        self._end = end
+        self._drop_last = drop_last
+        self._begins = consumed_samples
+        self._micro_step = 0
+
+    def __next__(self) -> list[int]:
+        plan = self._plan
+        size = plan.global_batch_size_at(self._begins)
+        if self._micro_step * plan.per_micro_step >= size:
+            self._begins += size
+            self._micro_step = 0
+            size = plan.global_batch_size_at(self._begins)
+        start = self._begins + self._micro_step * plan.per_micro_step
+        if self._end is not None and (start >= self._end or (self._drop_last and self._begins + size > self._end)):
+            raise StopIteration
+        self._micro_step += 1
+        first = start + self._rank * plan.micro_batch_size
+        positions = range(first, first + plan.micro_batch_size)
+        if self._end is None or positions.stop <= self._end:
+            return list(positions)
+        return [p if p < self._end else p % self._end for p in positions]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where it stands: how `torchdata`'s `StatefulDataLoader` saves it with a batch."""
+        return {"consumed_samples": self._begins, "micro_step": self._micro_step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from where another one stood."""
+        self._begins = state["consumed_samples"]
+        self._micro_step = state["micro_step"]
+
+
+class StreamBatchSampler(Sampler[list[int]]):
+    """The micro batches of one rank, for the `batch_sampler` of any `DataLoader` over a `Stream`.
+
+    Args:
+        stream: what is sampled; endless unless it has `num_samples`.
+        micro_batch_size: examples of one forward pass on one rank.
+        global_batch_size: examples of one optimizer step on all ranks together.
+        rank: the data-parallel rank, 0-based.
+        data_parallel_size: ranks that see different examples.
+        consumed_samples: where the job stands.
+        rampup_batch_size: (first size, increment, samples), see `BatchPlan`.
+        drop_last: at a finite end, leave out an incomplete global batch; else ranks with fewer rows repeat from the start.
+        accept_other_data: take the position of a state that was saved for another stream.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        micro_batch_size: int,
+        global_batch_size: int,
+        rank: int = 0,
+        data_parallel_size: int = 1,
+        consumed_samples: int = 0,
+        rampup_batch_size: tuple[int, int, int] | None = None,
+        drop_last: bool = True,
+        accept_other_data: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.plan = BatchPlan(
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            data_parallel_size=data_parallel_size,
+            rampup_batch_size=None if rampup_batch_size is None else (*rampup_batch_size,),
+        )
+        self.rank = rank
+        self.consumed_samples = consumed_samples
+        self.drop_last = drop_last
+        self.accept_other_data = accept_other_data
+
+    def __iter__(self) -> MicroBatches:
+        return MicroBatches(
+            self.plan,
+            rank=self.rank,
+            consumed_samples=self.consumed_samples,
+            end=self.stream.num_samples,
+            drop_last=self.drop_last,
+        )
+
+    def __len__(self) -> int:
+        if self.stream.num_samples is None:
+            raise TypeError("an endless stream has no length: give it num_samples")
+        return sum(1 for _ in iter(self))
+
+    def state_dict(self, *, consumed_samples: int) -> dict[str, Any]:
+        """Return the state to save, the same on every rank.
 
         Args:
-            rank: the data-parallel rank, 0-based.
-            consumed_samples: the first position.
-            global_batches: how many optimizer steps to serve.
+            consumed_samples: what the whole job has trained on, in whole global batches; the sampler itself knows only what
+                was prefetched.
         """
-        first = consumed_samples + rank * self.micro_batch_size
-        for step in range(global_batches * self.num_microbatches):
-            start = first + step * self.per_micro_step
-            yield from range(start, start + self.micro_batch_size)
+        return make_state(consumed_samples=consumed_samples, **self.stream.identity)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, on any number of ranks and with any micro batch size.
+
+        Raises:
+            StateError: it was saved for another stream.
+        """
+        self.consumed_samples = consumed_samples_of(
+            state, **self.stream.identity, accept_other_data=self.accept_other_data
+        )
 
 
 def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_parallel_size: int) -> list[int]:
     """Return the positions of one rank in one finite pass that drops nothing.
 
-    Every rank gets equally many: those that have fewer go on from the start.
+    Every rank gets equally many: those that have fewer go on from the start, with positions from `total` on. A single rank
+    repeats nothing.
 
     Args:
         total: rows of the pass.
@@ -86,12 +228,11 @@ def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_p
         rank: the data-parallel rank, 0-based.
         data_parallel_size: ranks that share the pass.
     """
-    if total == 0:
-        return []
     if data_parallel_size == 1:
         return list(range(total))
-    rows = -(-total // data_parallel_size)
+    per_micro_step = micro_batch_size * data_parallel_size
     return [
-        ((k // micro_batch_size * data_parallel_size + rank) * micro_batch_size + k % micro_batch_size) % total
-        for k in range(-(-rows // micro_batch_size) * micro_batch_size)
+        start + rank * micro_batch_size + k
+        for start in range(0, total, per_micro_step)
+        for k in range(micro_batch_size)
     ]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -56,6 +57,11 @@ class Stream(Dataset[Example]):
         self.seed = dataset.seed if seed is None else seed
         self.shuffle = shuffle
         self._orders: OrderedDict[int, Order] = OrderedDict()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a saved position belongs to: `seed`, `fingerprint` and `geometry`."""
+        return {"seed": self.seed, "fingerprint": self.dataset.fingerprint, "geometry": self.dataset.geometry}
 
     def __len__(self) -> int:
         return len(self.dataset) if self.num_samples is None else self.num_samples
@@ -106,3 +112,20 @@ class Stream(Dataset[Example]):
     def collate_fn(self, batch: Any) -> Any:
         """Collate examples into a batch, as the dataset does."""
         return self.dataset.collate_fn(batch)
+
+
+class EvaluationStream(Stream):
+    """One pass in a fixed random order: the same at each call, and a fair sample of the split wherever it is cut off.
+
+    Positions from the number of windows on repeat the pass from its start, for ranks that have fewer rows than others. Each
+    example says whether it counts: `row_counts`, a bool, (B,) in a batch, false in repeated rows.
+    """
+
+    def __getitem__(self, position: int) -> Example:
+        return {**super().__getitem__(position % len(self)), "row_counts": torch.tensor(position < len(self))}
+
+    def __getitems__(self, positions: Sequence[int]) -> Rows:
+        """Return the examples at many positions, over one buffer."""
+        rows = super().__getitems__([position % len(self) for position in positions])
+        rows.stacked["row_counts"] = torch.tensor([position < len(self) for position in positions])
+        return rows

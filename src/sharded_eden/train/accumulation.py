@@ -1,0 +1,128 @@
+"""Every optimizer step of a Lightning Trainer sees exactly one global batch: set, checked, and held to as it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+
+from sharded_eden.errors import EdenError, UsageError
+from sharded_eden.train.sampler import BatchPlan
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """What was changed on a Trainer, so that it can be taken off again."""
+
+    trainer: pl.Trainer
+    was_set: bool
+    check: GlobalBatchCheck | None
+
+    @classmethod
+    def set_on(cls, trainer: pl.Trainer, plan: BatchPlan) -> Accumulation:
+        """Make each optimizer step of a Trainer see one global batch, or say what stands in the way.
+
+        With manual optimization the user's own `training_step` decides when to step: nothing is set or checked.
+
+        Raises:
+            UsageError: the Trainer accumulates otherwise.
+        """
+        if not trainer.lightning_module.automatic_optimization:
+            return cls(trainer, was_set=False, check=None)
+        needed = plan.num_microbatches
+        sizes = (
+            f"global_batch_size={plan.global_batch_size} = micro_batch_size={plan.micro_batch_size} x "
+            f"{plan.data_parallel_size} ranks x {needed} micro batches"
+        )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        schedulers = [callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)]
+        for scheduler in schedulers:
+            if set(scheduler.scheduling.values()) != {needed}:
+                raise UsageError(
+                    f"{sizes}, but the GradientAccumulationScheduler accumulates {scheduler.scheduling}: remove it, or let it "
+                    f"say {{0: {needed}}}"
+                )
+        given = trainer.accumulate_grad_batches
+        if not schedulers and given not in {1, needed}:
+            raise UsageError(
+                f"{sizes}, but the Trainer has accumulate_grad_batches={given}: set it to {needed}, or leave it at 1 and it is "
+                "set for you"
+            )
+        check = GlobalBatchCheck(plan)
+        callbacks.append(check)
+        if not schedulers:
+            trainer.accumulate_grad_batches = needed
+        return cls(trainer, was_set=not schedulers and given != needed, check=check)
+
+    def take_off(self) -> None:
+        """Give the Trainer back as it was."""
+        if self.was_set:
+            self.trainer.accumulate_grad_batches = 1
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.check in callbacks:
+            callbacks.remove(self.check)
+
+
+class GlobalBatchCheck(Callback):
+    """Holds every optimizer step to exactly one global batch."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self._plan = plan
+        self._examples = 0
+        self._stepped = False
+
+    def on_train_start(self, *_: Any) -> None:
+        """Begin to count."""
+        self._examples = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a micro batch of all ranks."""
+        del trainer, pl_module, batch_idx
+        if self._stepped:
+            self._examples, self._stepped = 0, False
+        is_ours = isinstance(batch, dict) and isinstance(batch.get("tokens"), torch.Tensor)
+        rows = len(batch["tokens"]) if is_ours else self._plan.micro_batch_size
+        self._examples += rows * self._plan.data_parallel_size
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Refuse a step on anything but a global batch."""
+        self._stepped = True
+        if self._examples != self._plan.global_batch_size:
+            raise EdenError(
+                f"optimizer step {trainer.global_step} sees {self._examples} examples instead of "
+                f"global_batch_size={self._plan.global_batch_size}: something changed the Trainer's gradient accumulation "
+                f"({trainer.accumulate_grad_batches}) or its batches while it ran"
+            )
+
+
+def micro_batches_of_an_epoch(trainer: pl.Trainer, num_microbatches: int, steps_per_epoch: int) -> int:
+    """Return how many micro batches an epoch of this Trainer has, its `limit_train_batches` included.
+
+    `fast_dev_run=n` runs n optimizer steps on whole global batches.
+
+    Args:
+        trainer: about to train.
+        num_microbatches: micro batches of one global batch.
+        steps_per_epoch: optimizer steps of one epoch without a limit.
+
+    Raises:
+        UsageError: the limit would end an epoch inside of a global batch; names one that fits.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        # Lightning means so many optimizer steps: it sets max_steps to the same number.
+        trainer.limit_train_batches = trainer.max_steps * num_microbatches
+    whole = steps_per_epoch * num_microbatches
+    limit = trainer.limit_train_batches
+    batches = min(whole, limit if isinstance(limit, int) else int(whole * limit))
+    if batches % num_microbatches:
+        below = batches // num_microbatches * num_microbatches
+        raise UsageError(
+            f"limit_train_batches={limit} would end an epoch inside of a global batch, which takes {num_microbatches} micro "
+            f"batches: use a multiple, such as {max(below, num_microbatches)}"
+        )
+    return batches

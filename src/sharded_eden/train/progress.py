@@ -1,0 +1,70 @@
+"""Where a job stands under Lightning: the trainer's own counters, read and set right. Imports no Lightning.
+
+Lightning counts micro batches. A checkpoint may be resumed with another micro batch size or on other ranks, where a global
+batch has another number of them; and one that was saved inside a global batch has trained on a part that will be fed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sharded_eden.train.sampler import BatchPlan
+
+
+def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: int) -> None:
+    """Rewrite a restored progress as whole global batches of `num_microbatches` micro batches.
+
+    A finished epoch is closed: Lightning 2.6 would otherwise, with `max_steps`, train one more batch in it or take the first
+    batch of the next one for its last.
+
+    Args:
+        fit_loop: Lightning's fit loop, its state just loaded, automatic optimization (one optimizer).
+        num_microbatches: micro batches of one global batch from now on.
+        epoch_micro_batches: micro batches of one epoch from now on.
+    """
+    optimizer = fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+    batches = fit_loop.epoch_loop.batch_progress
+    # Gradients are zeroed at the first micro batch of a global batch: once more than was stepped means inside of one.
+    inside = optimizer.zero_grad.current.completed > optimizer.step.current.completed
+    # While callbacks run at the end of a micro batch it is processed, but not completed yet.
+    in_callback = 0 if inside else batches.total.processed - batches.total.completed
+    for span in ("current", "total"):
+        steps = getattr(optimizer.step, span).completed
+        counted = getattr(batches, span)
+        counted.ready = counted.started = counted.processed = steps * num_microbatches
+        counted.completed = counted.processed - in_callback
+        zeroed = getattr(optimizer.zero_grad, span)
+        zeroed.ready = zeroed.started = zeroed.completed = steps
+    if batches.current.completed >= epoch_micro_batches:
+        batches.reset_on_run()
+        optimizer.reset_on_run()
+        for epochs in (fit_loop.epoch_progress.current, fit_loop.epoch_progress.total):
+            epochs.started = epochs.processed = epochs.completed = epochs.ready
+
+
+class Position:
+    """Counts consumed samples along with a trainer's progress, in whole global batches."""
+
+    def __init__(self, consumed_samples: int = 0) -> None:
+        self._base = consumed_samples
+        self._progress: Any = None
+        self._processed_before = 0
+        self._plan: BatchPlan | None = None
+
+    def follow(self, progress: Any, plan: BatchPlan) -> None:
+        """Count on from here, by the micro batches that `progress.processed` says were trained on.
+
+        `processed` is counted before the callbacks that save checkpoints run, `completed` after them.
+        """
+        self._base = self.consumed_samples
+        self._progress = progress
+        self._processed_before = progress.processed
+        self._plan = plan
+
+    @property
+    def consumed_samples(self) -> int:
+        """Examples that the whole job has trained on."""
+        if self._plan is None:
+            return self._base
+        micro_batches = int(self._progress.processed) - self._processed_before
+        return self._base + micro_batches // self._plan.num_microbatches * self._plan.global_batch_size

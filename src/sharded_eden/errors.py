@@ -16,6 +16,7 @@ built-in exception that callers of comparable libraries catch, so that `except V
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 
@@ -64,5 +65,7 @@ class EdenWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Issue an `EdenWarning` that points at the code outside this package which caused it."""
-    level = 2
-    warnings.warn(message, EdenWarning, stacklevel=level + 1)
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, EdenWarning, stacklevel=level)

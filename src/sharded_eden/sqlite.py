@@ -104,11 +104,11 @@ def unreadable(path: str | os.PathLike[str], error: apsw.Error) -> DatabaseError
     cause: dict[type[apsw.Error], str] = {
         apsw.NotADBError: "it is not an SQLite database",
         apsw.CorruptError: "it is damaged or cut short; copy or build it again",
-        apsw.CantOpenError: "it cannot be opened; look at its permissions (and its folder's, where a -wal file stands beside it)",
+        apsw.CantOpenError: "it cannot be opened; look at its permissions (and its folder's, where a -wal stands beside it)",
         apsw.PermissionsError: "it may not be read",
         apsw.IOError: "the disk does not deliver it",
         apsw.BusyError: "another process keeps it locked",
-        apsw.ReadOnlyError: "a writer was stopped halfway, and its -journal undoes that only for one who may write: open it with sqlite3",
+        apsw.ReadOnlyError: "its writer was stopped halfway; let sqlite3 open it once, to undo that by the -journal beside it",
     }
     reason = cause.get(type(error), "SQLite refuses it")
     if isinstance(error, apsw.CantOpenError) and descriptors_are_exhausted():

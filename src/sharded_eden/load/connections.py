@@ -85,7 +85,7 @@ def _watch_forks() -> None:
     """Keep alive in every forked child what the parent has open, in any thread: letting go of it would close it."""
     os.register_at_fork(
         before=lambda: _inherited.append([(each._local, each.opened()) for each in alive(_instances)]),
-        after_in_parent=lambda: _inherited.pop(),
+        after_in_parent=_inherited.pop,
     )
 
 

@@ -71,23 +71,23 @@ class BlobContig:
 class SubstrContig:
     """A contig that is read with `substr`: O(length of the contig) a window."""
 
-    __slots__ = ("_cursor", "_key", "length")
+    __slots__ = ("_cursor", "_key", "_unit", "length")
 
-    def __init__(self, cursor: apsw.Cursor, key: str, length: int) -> None:
+    def __init__(self, cursor: apsw.Cursor, key: str, length_bytes: int, encoding: str) -> None:
         self._cursor = cursor
         self._key = key
-        self.length = length
+        self._unit = np.dtype({"UTF-16le": "<u2", "UTF-16be": ">u2"}.get(encoding, "u1"))
+        self.length = length_bytes // self._unit.itemsize
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bases from `start` on."""
-        # The one place with SQLite's 1-based coordinates.
-        text = self._cursor.execute(
-            "SELECT CAST(substr(nt_sequence, ?, ?) AS TEXT) FROM sequences WHERE contig_id = ?",
-            (start + 1, len(out), self._key),
+        # The one place with SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
+        data: bytes = self._cursor.execute(
+            "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ?",
+            (start * self._unit.itemsize + 1, len(out) * self._unit.itemsize, self._key),
         ).get
         # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
-        text = text if text.isascii() else "".join(c if c.isascii() else "\xff" for c in text)
-        out[:] = np.frombuffer(text.encode("latin-1"), dtype=np.uint8)
+        out[:] = np.minimum(np.frombuffer(data, dtype=self._unit), 0xFF)
 
 
 class SampleDatabase:
@@ -109,6 +109,7 @@ class SampleDatabase:
             self._rowid = next(name for name in ("rowid", "_rowid_", "oid") if name not in {c.lower() for c in columns})
             self._cursor = self.connection.cursor()
             self._scratch: apsw.Blob | None = None
+            self._encoding = str(self.connection.pragma("encoding"))
             self._page_bytes = int(self.connection.pragma("page_size"))
             obstacle = self._what_rules_out_blobs()
             if obstacle and read_with == "blob":
@@ -119,8 +120,8 @@ class SampleDatabase:
             raise
 
     def _what_rules_out_blobs(self) -> str:
-        if (encoding := self.connection.pragma("encoding")) != "UTF-8":
-            return f"its encoding is {encoding}"
+        if self._encoding != "UTF-8":
+            return f"its encoding is {self._encoding}"
         kind = self.connection.execute("SELECT type, wr FROM pragma_table_list('sequences') WHERE schema = 'main'").get
         if kind[0] != "table":
             return f"sequences is a {kind[0]}"
@@ -130,14 +131,15 @@ class SampleDatabase:
         """Return a contig of this database, None where it has no such one."""
         if self._by_substr:
             found = self._cursor.execute(
-                "SELECT length(nt_sequence), typeof(nt_sequence) FROM sequences WHERE contig_id = ?", (contig_id,)
+                "SELECT length(CAST(nt_sequence AS BLOB)), typeof(nt_sequence) FROM sequences WHERE contig_id = ?",
+                (contig_id,),
             ).get
             if found is None:
                 return None
-            length, kind = found
+            length_bytes, kind = found
             if kind not in {"text", "blob"}:
                 raise self._no_text(contig_id, f"it is {kind}")
-            return SubstrContig(self._cursor, contig_id, length)
+            return SubstrContig(self._cursor, contig_id, length_bytes, self._encoding if kind == "text" else "UTF-8")
         rowid = self._cursor.execute(f"SELECT {self._rowid} FROM sequences WHERE contig_id = ?", (contig_id,)).get
         if rowid is None:
             return None

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import warn
+from sharded_eden.errors import UsageError, warn
 from sharded_eden.load.example import RowFormat, tag_ids_are_bases
 from sharded_eden.load.locate import WindowIndex
 from sharded_eden.schema import control_name, control_tag
@@ -28,7 +28,7 @@ class ControlTags(Mapping[str, list[int]]):
         row_format: the layout of a row; the first names are checked against it at once.
 
     Raises:
-        UsageError: a tag leaves no room for bases.
+        UsageError: a tag leaves no room for bases, or the tokenizer cannot encode it.
     """
 
     def __init__(self, index: WindowIndex, row_format: RowFormat) -> None:
@@ -60,7 +60,13 @@ class ControlTags(Mapping[str, list[int]]):
         return known
 
     def __getitem__(self, sequence_id: str) -> list[int]:
-        return self._format.encoding.text_to_ids(control_tag(control_name(sequence_id)))
+        tag = control_tag(control_name(sequence_id))
+        try:
+            return self._format.encoding.text_to_ids(tag)
+        except Exception as error:
+            raise UsageError(
+                f"the tokenizer cannot encode the control tag {tag} ({error}): teach it, or use none"
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         seen = set()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenError, UsageError
 from sharded_eden.sqlite import sync_folder
 
 STAGING = ".partial-build"
@@ -44,7 +44,7 @@ def workplace(out: Path) -> Iterator[Path]:
             staging.mkdir()
             yield staging
         except OSError as error:
-            if isinstance(error, UsageError | FileNotFoundError):
+            if isinstance(error, EdenError):
                 raise
             raise UsageError(f"{out}: cannot be written to ({error.strerror or error})") from error
         finally:

@@ -196,14 +196,16 @@ class StreamBatchSampler(Sampler[list[int]]):
             raise TypeError("an endless stream has no length: give it num_samples")
         return sum(1 for _ in iter(self))
 
-    def state_dict(self, *, consumed_samples: int) -> dict[str, Any]:
+    def state_dict(self, *, consumed_samples: int | None = None) -> dict[str, Any]:
         """Return the state to save, the same on every rank.
 
         Args:
-            consumed_samples: what the whole job has trained on, in whole global batches; the sampler itself knows only what
-                was prefetched.
+            consumed_samples: what the whole job has trained on, in whole global batches: the sampler itself knows only what
+                was prefetched. None is where this sampler began, beside which `torchdata`'s `StatefulDataLoader` saves how
+                far its iterator had come with the batch last returned.
         """
-        return make_state(consumed_samples=consumed_samples, **self.stream.identity)
+        consumed = self.consumed_samples if consumed_samples is None else consumed_samples
+        return make_state(consumed_samples=consumed, **self.stream.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, on any number of ranks and with any micro batch size.

@@ -1,0 +1,39 @@
+"""A small data set that many tests share: three samples, contigs around every boundary, 64-base windows at a stride of 50."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import oracle
+import pytest
+
+from sharded_eden import ShardedEdenDataset
+
+
+class Small(NamedTuple):
+    sequence_db_dir: Path
+    window_db: Path
+    contigs: dict[str, str]
+    seq_length: int = 64
+    stride: int = 50
+
+    def dataset(self, **options) -> ShardedEdenDataset:
+        return ShardedEdenDataset(
+            None, self.sequence_db_dir, self.window_db, self.seq_length, stride=self.stride, **options
+        )
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("small")
+    choose = random.Random(1)
+    contigs = {
+        f"BCR__ECT-S{sample}__CT1-{contig}": "".join(choose.choices("ACGT", k=choose.randrange(20, 200)))
+        for sample in range(3)
+        for contig in range(9)
+    }
+    oracle.write_sequence_dbs(folder / "sequences", contigs)
+    oracle.write_window_db(folder / "windows.db", contigs, 64, 50)
+    return Small(folder / "sequences", folder / "windows.db", contigs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -84,7 +85,9 @@ def test_the_database_of_a_sample_is_missing(folder):
 
 def test_missing_samples_are_found_whatever_the_tags_before_and_after(tmp_path):
     """The check leaps over an index; no contig before or after may hide a sample."""
-    contigs = {f"{tag}__E-{sample}__C-{k}": "ACGT" for tag in ("A", "a", "B_", "Ü") for sample in "XYZ" for k in range(3)}
+    contigs = {
+        f"{tag}__E-{sample}__C-{k}": "ACGT" for tag in ("A", "a", "B_", "Ü") for sample in "XYZ" for k in range(3)
+    }
     for sample in "XYZ":
         folder = worlds.write(tmp_path / sample, contigs)
         worlds.dataset(folder).close()
@@ -115,12 +118,18 @@ def test_an_empty_file_has_no_tables(folder):
     assert words == f"{worlds.sample_db(folder, 'S1')}: expected a table sequences(contig_id, nt_sequence), found none"
     (folder / "windows.db").write_bytes(b"")
     words = words_of(DatabaseError, folder)
-    assert words.startswith(f"{folder}/windows.db: not a window database: expected a table metadata(key, value), found none")
+    assert words.startswith(
+        f"{folder}/windows.db: not a window database: expected a table metadata(key, value), found none"
+    )
 
 
 # ---- damage ----
 
-LONG = {"BCR__ECT-S0__CT1-1": worlds.random_sequence(9000, 1), "BCR__ECT-S1__CT1-1": worlds.random_sequence(300, 2)}
+LONG = {
+    "BCR__ECT-S0__CT1-1": worlds.random_sequence(9000, 1),
+    "BCR__ECT-S0__CT1-2": "ACGT",
+    "BCR__ECT-S1__CT1-1": worlds.random_sequence(300, 2),
+}
 
 
 def sizes_to_cut_to(size: int) -> Iterator[int]:
@@ -129,6 +138,23 @@ def sizes_to_cut_to(size: int) -> Iterator[int]:
         yield from (page - 4095, page - 2000, page - 1)
         if page < size:
             yield page
+
+
+def error_of_reading_all(folder: Path, wanted: list[dict[str, list[float]]], **options: object) -> str:
+    """Open a dataset and read what can be read, which must be right; return the first error, or no text."""
+    first = ""
+    try:
+        with worlds.dataset(folder, **options) as dataset:
+            for i, item in enumerate(wanted):
+                try:
+                    found = as_lists(dataset[i])
+                except DatabaseError as error:
+                    first = first or str(error)
+                else:
+                    assert found == item
+    except DatabaseError as error:
+        first = str(error)
+    return first
 
 
 @pytest.mark.parametrize("io", ["mmap", "read"])
@@ -143,10 +169,7 @@ def test_a_file_cut_short_is_an_error_and_never_padding(tmp_path, which, io):
     assert len(sizes) > 20
     for size in sizes:
         path.write_bytes(whole[:size])
-        with pytest.raises(DatabaseError) as caught, worlds.dataset(folder, io=io) as dataset:
-            for i, item in enumerate(wanted):
-                assert as_lists(dataset[i]) == item, size
-        assert str(path) in str(caught.value)
+        assert error_of_reading_all(folder, wanted, io=io).startswith(f"{path}: ")
     path.write_bytes(whole)
     check_all(folder, io=io)
 
@@ -157,17 +180,25 @@ def test_a_page_of_zeros_is_an_error_and_never_padding(tmp_path, read_with):
     path = worlds.sample_db(folder, "S0")
     whole = path.read_bytes()
     wanted = [expected(folder, i) for i in range(len(worlds.rows_of(folder)))]
-    caught = 0
     for page in range(4096, len(whole), 4096):
         path.write_bytes(whole[:page] + bytes(4096) + whole[page + 4096 :])
-        with worlds.dataset(folder, read_with=read_with) as dataset:
-            for i, item in enumerate(wanted):
-                try:
-                    assert as_lists(dataset[i]) == item
-                except DatabaseError as error:
-                    assert str(path) in str(error)
-                    caught += 1
-    assert caught > 100
+        assert error_of_reading_all(folder, wanted, read_with=read_with).startswith(f"{path}: ")
+
+
+def test_what_cannot_be_read_does_not_spoil_what_can(tmp_path):
+    folder = worlds.write(tmp_path, LONG)
+    path = worlds.sample_db(folder, "S0")
+    whole = path.read_bytes()
+    first_overflow_page = whole.index(LONG["BCR__ECT-S0__CT1-1"][-4000:-3900].encode()) // 4096 - 1
+    path.write_bytes(whole[: first_overflow_page * 4096] + bytes(4096) + whole[(first_overflow_page + 1) * 4096 :])
+    rows = worlds.rows_of(folder)
+    healthy = [rows.index(("BCR__ECT-S0__CT1-2", 0)), rows.index(("BCR__ECT-S1__CT1-1", 1))]
+    dataset = worlds.dataset(folder)
+    for _ in range(2):
+        with pytest.raises(DatabaseError, match="damaged or cut short"):
+            dataset[rows.index(("BCR__ECT-S0__CT1-1", 170))]
+        assert [as_lists(dataset[i]) for i in healthy] == [expected(folder, i) for i in healthy]
+    dataset.close()
 
 
 @pytest.mark.parametrize("character", ["\0", "\1", "\n", "\r", "\t", "\x7f", "é", "\U0001f9ec"])
@@ -224,14 +255,23 @@ def test_sequences_kept_as_blobs_are_bytes_like_any_other(folder):
     [
         ("DROP TABLE metadata", r"expected a table metadata\(key, value\), found none"),
         ("DROP TABLE window_mappings", r"window_mappings\(sequence_id, window_idx, window_in_seq_idx\), found none"),
-        ("ALTER TABLE metadata RENAME COLUMN key TO name", r"expected a table metadata.*, found metadata\(name, value\)"),
+        (
+            "ALTER TABLE metadata RENAME COLUMN key TO name",
+            r"expected a table metadata.*, found metadata\(name, value\)",
+        ),
         ("ALTER TABLE window_mappings RENAME COLUMN window_idx TO i", r"found window_mappings\(i, sequence_id"),
         ("DELETE FROM metadata WHERE key = 'stride'", r"the table metadata lacks stride"),
         ("DELETE FROM metadata", r"the table metadata lacks window_size and stride"),
-        ("UPDATE metadata SET value = 'wide' WHERE key = 'window_size'", r"metadata window_size='wide' is not an integer"),
+        (
+            "UPDATE metadata SET value = 'wide' WHERE key = 'window_size'",
+            r"metadata window_size='wide' is not an integer",
+        ),
         ("UPDATE metadata SET value = 50.5 WHERE key = 'stride'", r"metadata stride=50.5 is not an integer"),
         ("UPDATE metadata SET value = x'41' WHERE key = 'stride'", r"metadata stride=b'A' is not an integer"),
-        ("UPDATE metadata SET value = 0 WHERE key = 'stride'", r"its metadata contradicts itself: stride must be at least 1"),
+        (
+            "UPDATE metadata SET value = 0 WHERE key = 'stride'",
+            r"its metadata contradicts itself: stride must be at least 1",
+        ),
         ("INSERT INTO metadata VALUES ('total_windows', 'all')", r"metadata total_windows='all' is not an integer"),
     ],
 )
@@ -239,7 +279,7 @@ def test_not_a_window_database(folder, statement, found):
     worlds.execute(folder / "windows.db", statement)
     words = words_of(DatabaseError, folder)
     assert words.startswith(f"{folder}/windows.db: ")
-    assert __import__("re").search(found, words)
+    assert re.search(found, words)
     assert f"sharded-eden precompute SPLIT.parquet {folder}/windows.db" in words
 
 
@@ -297,7 +337,7 @@ def test_totals_that_disagree(folder, total):
     assert f"sharded-eden precompute SPLIT.parquet {folder}/windows.db --window-size 64 --stride 50" in words
 
 
-@pytest.mark.parametrize("window_idx", [0, 5, 10])
+@pytest.mark.parametrize("window_idx", [0, 5])
 def test_a_gap_in_the_numbering(folder, window_idx):
     worlds.execute(folder / "windows.db", f"DELETE FROM window_mappings WHERE window_idx = {window_idx}")
     words = words_of(DatabaseError, folder)
@@ -365,7 +405,9 @@ def test_a_contig_is_shorter_than_its_window(folder, read_with):
     with worlds.dataset(folder, read_with=read_with) as dataset:
         assert as_lists(dataset[rows.index(("BCR__ECT-S0__CT1-1", 0))]) == expected(folder, 0)
         for k, needed in ((1, 114), (2, 164)):
-            with pytest.raises(MissingSequence, match=rf"must have at least {needed} bases; {path} has 113 bases of it"):
+            with pytest.raises(
+                MissingSequence, match=rf"must have at least {needed} bases; {path} has 113 bases of it"
+            ):
                 dataset[rows.index(("BCR__ECT-S0__CT1-1", k))]
 
 
@@ -413,7 +455,9 @@ def rewrite(path: Path, shape: str) -> None:
         connection.executemany("INSERT INTO parts VALUES (?, ?, ?)", [(i, s[:7], s[7:]) for i, s in rows])
         connection.execute("CREATE VIEW sequences AS SELECT contig_id, head || rest AS nt_sequence FROM parts")
     else:
-        connection.execute("CREATE TABLE IF NOT EXISTS sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)"
+        )
         connection.executemany("INSERT INTO sequences VALUES (?, ?)", rows)
     connection.commit()
     connection.close()
@@ -534,7 +578,9 @@ def test_a_transaction_cut_off_halfway_is_no_data(folder):
     writer.close()
     assert list((crashed / "seqs" / "S0").glob("*-journal"))
     words = words_of(DatabaseError, crashed)
-    assert words.startswith(f"{worlds.sample_db(crashed, 'S0')}: its writer was stopped halfway; let sqlite3 open it once")
+    assert words.startswith(
+        f"{worlds.sample_db(crashed, 'S0')}: its writer was stopped halfway; let sqlite3 open it once"
+    )
     assert len(worlds.query(worlds.sample_db(crashed, "S0"), "SELECT * FROM sequences")) == 2
     check_all(crashed)
 
@@ -592,7 +638,9 @@ def test_read_only_folders_are_enough(public, io):
 
     def read() -> bool:
         with worlds.dataset(public, io=io) as dataset:
-            joined = list(dataset.db_connections["S0"].execute("SELECT count(*) FROM sequences, windows.window_mappings"))
+            joined = list(
+                dataset.db_connections["S0"].execute("SELECT count(*) FROM sequences, windows.window_mappings")
+            )
             return joined == [(22,)] and [as_lists(dataset[i]) for i in range(11)] == wanted
 
     try:
@@ -613,8 +661,10 @@ def test_a_write_ahead_log_in_a_read_only_folder(public):
     writer.close()
     worlds.sample_db(copy, "S0").with_name("glm_dataset_S0.sqlite-shm").unlink()
     make_read_only(copy)
-    words = as_nobody(lambda: worlds.dataset(copy)[0]["tokens"].tolist())
-    assert words.startswith(f"DatabaseError: {worlds.sample_db(copy, 'S0')}: it cannot be opened; look at its permissions")
+    words = as_nobody(lambda: as_lists(worlds.dataset(copy)[0]))
+    assert words.startswith(
+        f"DatabaseError: {worlds.sample_db(copy, 'S0')}: it cannot be opened; look at its permissions"
+    )
     assert "where a -wal stands beside it" in words
 
 
@@ -622,7 +672,9 @@ def test_a_database_that_may_not_be_read(public):
     folder = worlds.write(public)
     worlds.sample_db(folder, "S1").chmod(0)
     words = as_nobody(lambda: worlds.dataset(folder))
-    assert words.startswith(f"DatabaseError: {worlds.sample_db(folder, 'S1')}: it cannot be opened; look at its permissions")
+    assert words.startswith(
+        f"DatabaseError: {worlds.sample_db(folder, 'S1')}: it cannot be opened; look at its permissions"
+    )
 
 
 def test_a_log_folder_that_may_not_be_written(public):
@@ -634,8 +686,8 @@ def test_a_log_folder_that_may_not_be_written(public):
 # ---- names ----
 
 ODD_NAMES = [
-    "with spaces", "hash#mark", "question?mark", "per%20cent%", "quote'\"", "größe-ß-基因", "semi;colon&and=equals", "new\nline",
-    "back\\slash", "[brackets]*", os.fsdecode(b"not utf-8 \xff"),
+    "with spaces", "hash#mark", "question?mark", "per%20cent%", "quote'\"", "größe-ß-基因", "semi;colon&and=equals",
+    "new\nline", "back\\slash", "[brackets]*", os.fsdecode(b"not utf-8 \xff"),
 ]  # fmt: skip
 
 
@@ -656,7 +708,9 @@ def test_paths_with_odd_characters(tmp_path, name):
 
 
 def test_samples_with_odd_names(tmp_path):
-    contigs = {f"BCR__ECT-{name}__CT1-1": "ACGT" * (5 + k) for k, name in enumerate(["a b", "ü", "x#y", "p%41", "q?z", "a.b"])}
+    contigs = {
+        f"BCR__ECT-{name}__CT1-1": "ACGT" * (5 + k) for k, name in enumerate(["a b", "ü", "x#y", "p%41", "q?z", "a.b"])
+    }
     check_all(worlds.write(tmp_path, contigs))
 
 

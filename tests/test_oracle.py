@@ -58,7 +58,7 @@ def compare(item: dict[str, torch.Tensor], expected: dict[str, list[float]]) -> 
     tags=st.booleans(),
     ends=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     read_with=st.sampled_from(["blob", "substr"]),
-    ours=st.just(False),
+    ours=st.booleans(),
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 3),
 )

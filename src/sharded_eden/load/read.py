@@ -234,7 +234,7 @@ class OpenDatabases:
 
     def _close(self, database: SampleDatabase) -> None:
         self.long_contigs.forget(database.sample_id)
-        database.connection.close()
+        database.connection.close(True)  # else a handle that failed to read would raise its error once more
 
     def close(self) -> None:
         """Close them all."""

@@ -264,7 +264,9 @@ class _Writer:
             schema.CREATE_WINDOW_MAPPINGS,
             schema.CREATE_SEQUENCE_ID_INDEX,
             schema.CREATE_CONTIG_LENGTHS,
+            "PRAGMA temp_store = MEMORY",
             "CREATE TEMP TABLE batch (row INTEGER PRIMARY KEY, contig_id TEXT)",
+            "PRAGMA temp.journal_mode = OFF",
             "BEGIN",
         ):
             database.execute(statement)
@@ -293,7 +295,7 @@ class _Writer:
         starts = ends - counts
         execute = self._database.execute
         execute("DELETE FROM temp.batch")
-        execute(_INSERT_BATCH, (apsw.carray(tuple(contigs[CONTIG_ID])),))
+        execute(_INSERT_BATCH, (apsw.carray(tuple(contigs[CONTIG_ID].to_list())),))
         execute(_INSERT_LENGTHS, (self.windows, apsw.carray(starts << LENGTH_BITS | contigs[LENGTH].to_numpy())))
         for first in range(0, total, BATCH_WINDOWS):
             window = np.arange(first, min(first + BATCH_WINDOWS, total))

@@ -3,7 +3,7 @@
 apsw had a `fork_checker` for this until 3.54 removed it. Here every file goes through a VFS that knows which process opened it,
 and every connection reports its statements and its closing: whatever a child does with what its parent opened is written down.
 
-    python fork_proof.py FOLDER [--sabotage]
+    python fork_proof.py FOLDER
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from torch.utils.data import DataLoader
 
 import worlds
 
-if hasattr(apsw, "fork_checker"):
-    apsw.fork_checker()
-
-_report, REPORT = tempfile.mkstemp()
+REPORT = tempfile.mkstemp()[1]
+_report = os.open(REPORT, os.O_WRONLY | os.O_APPEND)
 BASE = "unix"
 
 
@@ -62,7 +60,9 @@ class WatchedFiles(apsw.VFS):
 
 def watch(connection: apsw.Connection) -> None:
     owner = os.getpid()
-    connection.trace_v2(apsw.SQLITE_TRACE_STMT | apsw.SQLITE_TRACE_CLOSE, lambda event: note(f"event {event['code']}", owner))
+    connection.trace_v2(
+        apsw.SQLITE_TRACE_STMT | apsw.SQLITE_TRACE_CLOSE, lambda event: note(f"event {event['code']}", owner)
+    )
 
 
 def in_child(function: Callable[[], object]) -> None:
@@ -78,12 +78,23 @@ def in_child(function: Callable[[], object]) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def main(folder: Path, sabotage: bool) -> None:
-    files = WatchedFiles()
-    apsw.connection_hooks.append(watch)
+def control(folder: Path) -> None:
+    """What must be seen is seen: a child that reads through, and closes, what its parent opened."""
+    connection = apsw.Connection(str(folder / "windows.db"))
+    connection.execute("PRAGMA cache_size = 0")
+    in_child(lambda: connection.execute("SELECT count(*) FROM window_mappings").get)
+    in_child(connection.close)
+    connection.close()
+    seen = set(Path(REPORT).read_text().splitlines())
+    assert seen >= {"event 1 in a child", "event 8 in a child", "a read in a child", "a close of a file in a child"}, (
+        seen
+    )
+    os.truncate(REPORT, 0)
+
+
+def main(folder: Path) -> None:
     held = {"dataset": worlds.dataset(folder), "other": worlds.dataset(folder, read_with="substr")}
-    dataset = held["dataset"]
-    wanted = [worlds.expected(folder, i) for i in range(len(dataset))]
+    wanted = [worlds.expected(folder, i) for i in range(len(held["dataset"]))]
 
     def right(which: str = "dataset") -> None:
         assert [worlds.as_lists(held[which][i]) for i in range(len(wanted))] == wanted
@@ -101,12 +112,17 @@ def main(folder: Path, sabotage: bool) -> None:
         for each in held.values():
             each.close()
 
-    if sabotage:
-        in_child(lambda: connection.execute("SELECT count(*) FROM window_mappings").get)
-        return
     right()
     join()
-    for function in (right, join, grandchild, lambda: right("other"), close_all, held.clear, lambda: (right(), held.clear())):
+    for function in (
+        right,
+        join,
+        grandchild,
+        lambda: right("other"),
+        close_all,
+        held.clear,
+        lambda: (right(), held.clear()),
+    ):
         in_child(function)
         right()
 
@@ -120,26 +136,24 @@ def main(folder: Path, sabotage: bool) -> None:
     thread.join()
 
     for _ in range(2):
+        dataset = held["dataset"]
         loader = DataLoader(
             dataset, batch_size=2, num_workers=2, multiprocessing_context="fork", collate_fn=dataset.collate_fn
         )
         tokens = [row for batch in loader for row in batch["tokens"].tolist()]
         assert tokens == [item["tokens"] for item in wanted]
+        del dataset, loader
         right()
     close_all()
-    held.clear()
-    del dataset
-    gc.collect()
-    apsw.connection_hooks.clear()
-    files.unregister()
 
 
 if __name__ == "__main__":
-    world = Path(sys.argv[1])
-    connection = apsw.Connection(":memory:")
-    if sabotage := "--sabotage" in sys.argv:
-        apsw.connection_hooks.append(watch)
-        connection = apsw.Connection(str(world / "windows.db"))
-    main(world, sabotage)
+    files = WatchedFiles()
+    apsw.connection_hooks.append(watch)
+    control(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))
+    gc.collect()
+    apsw.connection_hooks.clear()
+    files.unregister()
     print(Path(REPORT).read_text(), end="")
     os.unlink(REPORT)

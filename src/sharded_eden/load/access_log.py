@@ -22,11 +22,9 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from sharded_eden.errors import UsageError
+from sharded_eden.load.fetch import Window
 
 COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
-
-Visit = tuple[int, str, str, int, int]
-"""(window_idx, sequence_id, sample_id, window_in_seq_idx, epoch)."""
 
 
 class AccessLog:
@@ -44,11 +42,10 @@ class AccessLog:
         self.rank = rank
         self._pid = -1
         self._descriptor = -1
-        self._locks: dict[
-            int, threading.Lock
-        ] = {}  # of this process, and those of its forebears, perhaps held for ever
+        # Of this process, and those of its forebears, perhaps held for ever.
+        self._locks: dict[int, threading.Lock] = {}
 
-    def write(self, visits: Sequence[Visit]) -> None:
+    def write(self, visits: Sequence[Window]) -> None:
         """Append visits.
 
         Raises:
@@ -58,8 +55,8 @@ class AccessLog:
         worker = -1 if worker_info is None else worker_info.id
         now = time.time_ns()
         self._append(
-            (window_idx, sequence_id, sample_id, window_in_seq_idx, self.rank, now, worker, epoch)
-            for window_idx, sequence_id, sample_id, window_in_seq_idx, epoch in visits
+            (v.window_idx, v.sequence_id, v.sample_id, v.window_in_seq_idx, self.rank, now, worker, v.epoch)
+            for v in visits
         )
 
     def _append(self, rows: Any) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
+import numpy as np
 import torch
 from torch.utils.data import default_collate
+
+from sharded_eden.load.buffers import RowBuffers
+from sharded_eden.load.compact import CompactEncoder
+from sharded_eden.load.connections import PerThread
+from sharded_eden.load.example import RowEncoder, RowFormat
+from sharded_eden.load.fetch import Window, WindowFetcher
 
 Example = dict[str, torch.Tensor]
 """`tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32, perhaps `attention_mask` (1, T, T) bool."""
@@ -27,7 +34,7 @@ class Rows(Sequence[Example]):
         self.shared = shared
 
     def __len__(self) -> int:
-        return len(self.stacked["tokens"])
+        return len(next(iter(self.stacked.values())))
 
     @overload
     def __getitem__(self, k: int) -> Example: ...
@@ -42,12 +49,89 @@ class Rows(Sequence[Example]):
         return (self[k] for k in range(len(self)))
 
     def collate(self) -> Example:
-        """Return the batch: every tensor contiguous, with a leading dimension B, and its own to write to."""
-        rows = len(self)
-        repeated = {name: t.repeat(rows, *[1] * t.dim()) for name, t in self.shared.items()}
+        """Return the batch: every tensor contiguous, with a leading dimension B."""
+        # repeat() copies even a single row: a batch is its user's to write to, what items share is not.
+        repeated = {name: t.repeat(len(self), *(1 for _ in t.shape)) for name, t in self.shared.items()}
         return {**self.stacked, **repeated}
 
 
 def collate(batch: Any) -> Any:
     """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`."""
     return batch.collate() if isinstance(batch, Rows) else default_collate(batch)
+
+
+class RowMaker(Protocol):
+    """Makes rows of windows."""
+
+    def many(self, windows: Sequence[Window]) -> Rows:
+        """Return the items of these windows, over one buffer."""
+
+
+class FullRows:
+    """Rows of tokens, labels, loss mask and position ids.
+
+    Args:
+        row_format: the layout of a row.
+        fetcher: what the windows come from, for messages.
+        shared: what every item has in common.
+    """
+
+    def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, shared: Example) -> None:
+        self._encoder = RowEncoder(row_format)
+        self._seq_length = row_format.seq_length
+        self._fetcher = fetcher
+        self._shared = shared
+        self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
+
+    def _make_buffers(self) -> RowBuffers:
+        return RowBuffers(self._seq_length)
+
+    def many(self, windows: Sequence[Window]) -> Rows:
+        """Return the items of these windows, over one buffer."""
+        tokens, labels, loss_mask = self._buffers.get().get(len(windows))
+        for k, window in enumerate(windows):
+            try:
+                self._encoder.fill(window.bases, window.reverse, window.header, tokens[k], labels[k], loss_mask[k])
+            except UnicodeError as error:
+                raise self._fetcher.unreadable_letters(window, error) from error
+        stacked = {
+            "tokens": torch.from_numpy(tokens),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(loss_mask),
+        }
+        return Rows(stacked, self._shared)
+
+
+class CompactRows:
+    """Rows of codes, see `sharded_eden.load.compact`.
+
+    Args:
+        row_format: the layout of a row.
+        fetcher: what the windows come from, for messages.
+    """
+
+    def __init__(self, row_format: RowFormat, fetcher: WindowFetcher) -> None:
+        self._encoder = CompactEncoder(row_format)
+        self._format = row_format
+        self._fetcher = fetcher
+        room_without_tag = row_format.room(row_format.header([]))
+        self._tag_length = room_without_tag - fetcher.least_room
+
+    def many(self, windows: Sequence[Window]) -> Rows:
+        """Return the items of these windows, over one buffer."""
+        bos, sep = int(self._format.include_bos), int(self._format.include_sep)
+        longest_tag = max([self._tag_length, *(len(window.header) - bos - sep for window in windows)])
+        codes = np.empty((len(windows), self._format.seq_length), dtype=np.uint8)
+        tags = np.full((len(windows), longest_tag), -1, dtype=np.int64)
+        for k, window in enumerate(windows):
+            tag = window.header[bos : len(window.header) - sep]
+            try:
+                self._encoder.fill(window.bases, window.reverse, len(tag), codes[k])
+            except UnicodeError as error:
+                raise self._fetcher.unreadable_letters(window, error) from error
+            if len(tag):
+                tags[k, : len(tag)] = tag
+        stacked = {"codes": torch.from_numpy(codes)}
+        if longest_tag:
+            stacked["tags"] = torch.from_numpy(tags)
+        return Rows(stacked, {})

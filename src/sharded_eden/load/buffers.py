@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 MAX_POOLED_BYTES = 64 << 20
@@ -37,6 +36,11 @@ class RowBuffers:
         labels = memory[8 * size : 16 * size].view(np.int64).reshape(shape)
         loss_mask = memory[16 * size :].view(np.float32).reshape(shape)
         return tokens, labels, loss_mask
+
+    def clear(self) -> None:
+        """Let go of all memory that is not in use elsewhere."""
+        self._pool.clear()
+        self._pooled_bytes = 0
 
     def _free(self, rows: int) -> NDArray[np.uint8]:
         pool = self._pool.setdefault(rows, [])

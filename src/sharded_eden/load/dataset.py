@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, MissingSequence, warn
-from sharded_eden.load.access_log import AccessLog, Visit
-from sharded_eden.load.batch import Example, Rows, collate
-from sharded_eden.load.example import RowEncoder, RowFormat, is_reversed, reverse_complement
+from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
+from sharded_eden.load.access_log import AccessLog
+from sharded_eden.load.batch import CompactRows, Example, FullRows, RowMaker, Rows, collate
+from sharded_eden.load.compact import Expander
+from sharded_eden.load.example import RowFormat, reverse_complement
+from sharded_eden.load.fetch import WindowFetcher
 from sharded_eden.load.locate import WindowIndex
-from sharded_eden.load.read import Connections, Contig, ReadMode, SequenceReader
+from sharded_eden.load.read import Connections, ReadMode, SequenceReader
 from sharded_eden.load.tags import ControlTags
 from sharded_eden.load.tokenizer import encoding_of
 from sharded_eden.schema import discover_sample_databases, extract_sample_id
-from sharded_eden.sqlite import IOMode, unreadable
+from sharded_eden.sqlite import IOMode
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class ShardedEdenDataset(Dataset[Example]):
         io: how databases are read: `mmap`, `read`, or `auto` by the file system.
         read_with: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it.
         rank: for the access log; None asks torch.distributed, then the environment variable RANK.
+        compact: items are uint8 codes, which `expander()` turns into the tensors on the device they were sent to.
 
     Raises:
         MissingDatabase: a folder, the window database or the database of a sample is missing.
@@ -102,6 +103,7 @@ class ShardedEdenDataset(Dataset[Example]):
         io: IOMode = "auto",
         read_with: ReadMode = "auto",
         rank: int | None = None,
+        compact: bool = False,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -116,7 +118,6 @@ class ShardedEdenDataset(Dataset[Example]):
 
         paths = discover_sample_databases(sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
-        self._only_sample = next(iter(paths)) if len(paths) == 1 else None
         self._index = WindowIndex(window_db_path, io=io)
         self._reader = SequenceReader(paths, io=io, read_with=read_with)
         try:
@@ -135,21 +136,26 @@ class ShardedEdenDataset(Dataset[Example]):
                 include_sep=include_sep,
                 include_eos=include_eos,
             )
-            self._encoder = RowEncoder(self._format)
-            self.ctrl_ids_map: Mapping[str, list[int]] = {}
-            self._tags: ControlTags | None = None
-            self._untagged = self._untagged_header()
-            if use_control_tags:
-                self.ctrl_ids_map = self._tags = ControlTags(self._index, self._format)
-            self._warn_of_gaps()
+            tags = ControlTags(self._index, self._format) if use_control_tags else None
+            self.ctrl_ids_map: Mapping[str, list[int]] = {} if tags is None else tags
+            self._fetcher = WindowFetcher(
+                self._index, self._reader, self._format, tags=tags, split=split, seed=self.seed, rc_aug=rc_aug
+            )
+            self._warn_of_gaps(self._fetcher.least_room)
+            self.position_ids = _shared_position_ids(seq_length)
+            self.attention_mask = (
+                torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1) if create_attention_mask else None
+            )
+            shared = {"position_ids": self.position_ids}
+            if self.attention_mask is not None:
+                shared["attention_mask"] = self.attention_mask
+            self._rows: RowMaker = (
+                CompactRows(self._format, self._fetcher) if compact else FullRows(self._format, self._fetcher, shared)
+            )
         except BaseException:
             self.close()
             raise
 
-        self.position_ids = _shared_position_ids(seq_length)
-        self.attention_mask = (
-            torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1) if create_attention_mask else None
-        )
         self._access_log = AccessLog(log_dir, split, _rank() if rank is None else rank) if log_windows else None
         if not skip_stats:
             logger.info(
@@ -195,46 +201,28 @@ class ShardedEdenDataset(Dataset[Example]):
     # ---- items ----
 
     def __getitem__(self, index: Index) -> Example:
-        epoch, window_idx = self._resolve(index)
-        tokens = np.empty(self.seq_length, dtype=np.int64)
-        labels = np.empty(self.seq_length, dtype=np.int64)
-        loss_mask = np.empty(self.seq_length, dtype=np.float32)
-        visit = self._fill(epoch, window_idx, tokens, labels, loss_mask)
+        window = self._fetcher.fetch(*self._resolve(index))
         if self._access_log is not None:
-            self._access_log.write([visit])
-        return {
-            "tokens": torch.from_numpy(tokens),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(loss_mask),
-            **self._shared(),
-        }
+            self._access_log.write([window])
+        return self._rows.many([window])[0]
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
         """Return the items of many indices at once: a sequence of items over one buffer.
 
         PyTorch's `DataLoader` calls this for each batch.
         """
-        shape = (len(indices), self.seq_length)
-        tokens = np.empty(shape, dtype=np.int64)
-        labels = np.empty(shape, dtype=np.int64)
-        loss_mask = np.empty(shape, dtype=np.float32)
-        visits = [
-            self._fill(*self._resolve(index), tokens[k], labels[k], loss_mask[k]) for k, index in enumerate(indices)
-        ]
+        windows = [self._fetcher.fetch(*self._resolve(index)) for index in indices]
         if self._access_log is not None:
-            self._access_log.write(visits)
-        stacked = {
-            "tokens": torch.from_numpy(tokens),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(loss_mask),
-        }
-        return Rows(stacked, self._shared())
+            self._access_log.write(windows)
+        return self._rows.many(windows)
 
-    def _shared(self) -> Example:
-        shared = {"position_ids": self.position_ids}
-        if self.attention_mask is not None:
-            shared["attention_mask"] = self.attention_mask
-        return shared
+    def expander(self) -> Expander:
+        """Return what turns compact batches of this dataset into tensors, on whatever device they are.
+
+        Raises:
+            UsageError: the tokenizer is no table.
+        """
+        return Expander(self._format, self.attention_mask)
 
     def _resolve(self, index: Index) -> tuple[int, int]:
         """Return (epoch, window index >= 0)."""
@@ -247,65 +235,10 @@ class ShardedEdenDataset(Dataset[Example]):
             raise IndexError(f"{index!r} is out of range: the {self.split} split has {self.length} windows")
         return epoch, window_idx % self.length
 
-    def _fill(
-        self,
-        epoch: int,
-        window_idx: int,
-        tokens: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        loss_mask: NDArray[np.float32],
-    ) -> Visit:
-        sequence_id, window_in_seq_idx, contig_length = self._index.locate(window_idx)
-        sample_id = self._only_sample or extract_sample_id(sequence_id)
-        contig = self._reader.contig(sample_id, sequence_id)
-        start = window_in_seq_idx * self.stride
-        if contig is None or contig.length < self._needed_bases(start, contig_length):
-            raise self._missing(window_idx, sequence_id, sample_id, start, contig_length, contig)
-        header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
-        bases = np.empty(min(self.seq_length, contig.length - start, room), dtype=np.uint8)
-        try:
-            contig.read(start, bases)
-            reverse = self.rc_aug and is_reversed(self.seed, epoch, window_idx)
-            self._encoder.fill(bases, reverse, header, tokens, labels, loss_mask)
-        except apsw.Error as error:
-            raise unreadable(self.sample_db_mapping[sample_id], error) from error
-        except UnicodeError as error:
-            raise DatabaseError(
-                f"{self.sample_db_mapping[sample_id]}: contig {sequence_id!r} holds characters that are no letters near base "
-                f"{start}: {error}"
-            ) from error
-        return window_idx, sequence_id, sample_id, window_in_seq_idx, epoch
-
-    def _needed_bases(self, start: int, contig_length: int | None) -> int:
-        """Return the least length, in bases, that a contig must have for its window at `start`."""
-        if contig_length is not None:
-            return max(start + 1, min(start + self.seq_length, contig_length))
-        # Without recorded lengths: a contig's first window may be short, the later ones are whole unless tails are kept.
-        whole = start > 0 and not self._index.geometry.keep_tail
-        return start + (self.seq_length if whole else max(1, self.window_min_length_threshold))
-
-    def _missing(
-        self,
-        window_idx: int,
-        sequence_id: str,
-        sample_id: str,
-        start: int,
-        contig_length: int | None,
-        contig: Contig | None,
-    ) -> MissingSequence:
-        needed = self._needed_bases(start, contig_length)
-        return MissingSequence(
-            f"{self.split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; "
-            f"{self.sample_db_mapping[sample_id]} has "
-            + ("no such contig" if contig is None else f"{contig.length} bases of it")
-            + f". {self.window_db_path} belongs to other sequence databases. Make the splits and windows of these anew: "
-            f"sharded-eden split {self.sequence_db_dir} --out DIR, then {self._index.rebuild_command(self._index.geometry)}"
-        )
-
     # ---- checks at the start ----
 
     def _check_samples_exist(self) -> None:
-        if self._only_sample is not None:
+        if len(self.sample_db_mapping) == 1:
             return
         for sequence_id in self._index.sequence_ids_by_prefix(2):
             try:
@@ -320,13 +253,8 @@ class ShardedEdenDataset(Dataset[Example]):
                     f"(sharded-eden split {self.sequence_db_dir} --out DIR)"
                 )
 
-    def _untagged_header(self) -> tuple[NDArray[np.int64], int]:
-        header = self._format.header([])
-        return header, self._format.room(header)
-
-    def _warn_of_gaps(self) -> None:
+    def _warn_of_gaps(self, room: int) -> None:
         """Say so where this dataset's header hides bases that the window database counts on being shown."""
-        room = self._untagged[1] if self._tags is None else self._tags.least_room
         if room < self.stride <= self._index.geometry.usable:
             warn(
                 f"rows of this dataset show {room} bases, but windows start every {self.stride}: {self.stride - room} bases "

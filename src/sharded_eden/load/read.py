@@ -221,16 +221,26 @@ class OpenDatabases:
         return database
 
     def _opened(self, sample_id: str) -> SampleDatabase:
-        """Open a database; where others have used up the file descriptors, make room among one's own first."""
         while True:
             try:
                 return SampleDatabase(sample_id, self._reader.paths[sample_id], self._reader.io, self._reader.read_with)
             except DatabaseError:
-                if not self._open or not descriptors_are_exhausted():
+                if not self.make_room():
                     raise
-            self.limit = max(1, len(self._open) // 2)
-            while len(self._open) > self.limit // 2:
-                self._close(self._open.popitem(last=False)[1])
+
+    def make_room(self, kept: str = "") -> bool:
+        """Close half of what is open, but not `kept`, where others have used up the file descriptors.
+
+        Returns:
+            Whether that was so, and helped.
+        """
+        others = [sample_id for sample_id in self._open if sample_id != kept]
+        if not others or not descriptors_are_exhausted():
+            return False
+        for sample_id in others[: -(-len(others) // 2)]:
+            self._close(self._open.pop(sample_id))
+        self.limit = max(1, len(self._open))
+        return True
 
     def _close(self, database: SampleDatabase) -> None:
         self.long_contigs.forget(database.sample_id)
@@ -301,6 +311,10 @@ class SequenceReader:
             raise KeyError(sample_id)
         return self._databases.get().get(sample_id)
 
+    def make_room(self, kept: str) -> bool:
+        """See `OpenDatabases.make_room`."""
+        return self._databases.get().make_room(kept)
+
     def close(self) -> None:
         """Close every connection of this process."""
         self._databases.close()
@@ -319,9 +333,13 @@ class Connections(Mapping[str, apsw.Connection]):
 
     def __getitem__(self, sample_id: str) -> apsw.Connection:
         database = self._reader.database(sample_id)
-        if not database.has_windows:
-            attach_read_only(database.connection, self._window_db_path, "windows")
-            database.has_windows = True
+        while not database.has_windows:
+            try:
+                attach_read_only(database.connection, self._window_db_path, "windows")
+                database.has_windows = True
+            except DatabaseError:
+                if not self._reader.make_room(kept=sample_id):
+                    raise
         return database.connection
 
     def __iter__(self) -> Iterator[str]:

@@ -1,0 +1,134 @@
+"""(epoch, window index) -> the bases of a window, its strand and its header: locate, read, and refuse what does not fit.
+
+Enters: integers. Leaves: letters as bytes. Costs two index lookups and one BLOB read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import DatabaseError, MissingSequence
+from sharded_eden.load.example import RowFormat, is_reversed
+from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.read import Contig, SequenceReader
+from sharded_eden.load.tags import ControlTags
+from sharded_eden.schema import extract_sample_id
+from sharded_eden.sqlite import unreadable
+
+
+class Window(NamedTuple):
+    """A window as it was read, and where it came from."""
+
+    bases: NDArray[np.uint8]
+    """(n,) uint8: the letters, in the case and on the strand of the database."""
+    reverse: bool
+    """Show the reverse complement."""
+    header: NDArray[np.int64]
+    """(H,) int64: BOS, control tag, SEP."""
+    window_idx: int
+    sequence_id: str
+    sample_id: str
+    window_in_seq_idx: int
+    epoch: int
+
+
+class WindowFetcher:
+    """Fetches the windows of one split.
+
+    Args:
+        index: the windows.
+        reader: the sequences.
+        row_format: how many bases a row shows.
+        tags: the control tags; None for rows without.
+        split: the name of the split, for messages.
+        seed: decides strands.
+        rc_aug: show half of the windows as their reverse complement.
+    """
+
+    def __init__(
+        self,
+        index: WindowIndex,
+        reader: SequenceReader,
+        row_format: RowFormat,
+        *,
+        tags: ControlTags | None,
+        split: str,
+        seed: int,
+        rc_aug: bool,
+    ) -> None:
+        self._index = index
+        self._reader = reader
+        self._tags = tags
+        self._split = split
+        self._seed = seed
+        self._rc_aug = rc_aug
+        header = row_format.header([])
+        self._untagged = header, row_format.room(header)
+        self._only_sample = next(iter(reader.paths)) if len(reader.paths) == 1 else None
+        self._stride = index.geometry.stride
+        self._window_size = index.geometry.window_size
+
+    @property
+    def least_room(self) -> int:
+        """The fewest bases that a row shows."""
+        return self._untagged[1] if self._tags is None else self._tags.least_room
+
+    def fetch(self, epoch: int, window_idx: int) -> Window:
+        """Return a window.
+
+        Raises:
+            MissingSequence: its contig is absent, or too short for it.
+            DatabaseError: a database cannot be read.
+        """
+        sequence_id, window_in_seq_idx, contig_length = self._index.locate(window_idx)
+        sample_id = self._only_sample or extract_sample_id(sequence_id)
+        contig = self._reader.contig(sample_id, sequence_id)
+        start = window_in_seq_idx * self._stride
+        if contig is None or contig.length < self._needed_bases(start, contig_length):
+            raise self._missing(window_idx, sequence_id, sample_id, start, contig_length, contig)
+        header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
+        bases = np.empty(min(self._window_size, contig.length - start, room), dtype=np.uint8)
+        try:
+            contig.read(start, bases)
+        except apsw.Error as error:
+            raise unreadable(self._reader.paths[sample_id], error) from error
+        reverse = self._rc_aug and is_reversed(self._seed, epoch, window_idx)
+        return Window(bases, reverse, header, window_idx, sequence_id, sample_id, window_in_seq_idx, epoch)
+
+    def _needed_bases(self, start: int, contig_length: int | None) -> int:
+        """Return the least length, in bases, that a contig must have for its window at `start`."""
+        if contig_length is not None:
+            return max(start + 1, min(start + self._window_size, contig_length))
+        # Without recorded lengths: a contig's first window may be short, the later ones are whole unless tails are kept.
+        geometry = self._index.geometry
+        whole = start > 0 and not geometry.keep_tail
+        return start + (self._window_size if whole else max(1, geometry.min_length))
+
+    def _missing(
+        self,
+        window_idx: int,
+        sequence_id: str,
+        sample_id: str,
+        start: int,
+        contig_length: int | None,
+        contig: Contig | None,
+    ) -> MissingSequence:
+        needed = self._needed_bases(start, contig_length)
+        path = self._reader.paths[sample_id]
+        return MissingSequence(
+            f"{self._split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; {path} has "
+            + ("no such contig" if contig is None else f"{contig.length} bases of it")
+            + f". {self._index.path} belongs to other sequence databases. Make the splits and windows of these anew: "
+            f"sharded-eden split {path.parent.parent} --out DIR, then {self._index.rebuild_command(self._index.geometry)}"
+        )
+
+    def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:
+        """Return the error to raise where the letters of a window cannot be encoded."""
+        return DatabaseError(
+            f"{self._reader.paths[window.sample_id]}: contig {window.sequence_id!r} holds characters that are no letters "
+            f"near base {window.window_in_seq_idx * self._stride}: {error}"
+        )

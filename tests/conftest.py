@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-import oracle
 import pytest
 
+import oracle
 from sharded_eden import ShardedEdenDataset
 
 

@@ -7,8 +7,8 @@ import random
 import lightning.pytorch as pl
 import pytest
 import torch
-from resume import assert_same_stream, row_hashes
 
+from resume import assert_same_stream, row_hashes
 from sharded_eden import ShardedEdenDataModule, Stream
 
 GLOBAL_BATCH = 8

@@ -93,9 +93,26 @@ def test_items_and_batches_equal_the_oracle(data, rc_aug, tags, ends, read_with,
                 compare(dataset[epoch, i], wanted)
                 if epoch == 0:
                     compare(dataset[i - len(rows)], wanted)
+            compact = ShardedEdenDataset(
+                None, folder / "seqs", window_db, window_size,
+                rc_aug=rc_aug, stride=stride, use_control_tags=tags,
+                include_bos=bos, include_sep=sep, include_eos=eos, seed=seed, read_with=read_with, compact=True,
+            )  # fmt: skip
             if rows:
+                whole = {key: [wanted[key] for wanted in expected] for key in expected[0]}
+                codes = compact.collate_fn(compact.__getitems__([(epoch, i) for i in range(len(rows))]))
+                compare(compact.expander()(codes), whole)
+                compare(_as_on_a_device(compact, codes), whole)
+                compact.close()
                 batch = dataset.collate_fn(dataset.__getitems__([(epoch, i) for i in range(len(rows))]))
-                compare(batch, {key: [wanted[key] for wanted in expected] for key in expected[0]})
+                compare(batch, whole)
+
+
+def _as_on_a_device(dataset: ShardedEdenDataset, codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Expand by the tensor operations that a GPU would run."""
+    expander = dataset.expander()
+    expander._on_cpu = expander._on_device
+    return expander(codes)
 
 
 def _write_split(path: Path, contigs: dict[str, str]) -> None:

@@ -8,10 +8,10 @@ from itertools import islice
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resume import assert_same_stream, row_hashes
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from resume import assert_same_stream, row_hashes
 from sharded_eden import Stream
 from sharded_eden.errors import StateError, UsageError
 from sharded_eden.train.sampler import BatchPlan, MicroBatches, StreamBatchSampler, evaluation_positions

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
 import torch
 
+import oracle
 from sharded_eden import Stream
 from sharded_eden.errors import UsageError
 from sharded_eden.load.batch import collate

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sharded_eden.load.batch import Example
+from sharded_eden.load.compact import Expander
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.accumulation import Accumulation, micro_batches_of_an_epoch
@@ -78,6 +79,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         log_dir: where it goes.
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
         accept_other_data: take the position of a checkpoint that was saved for other data, another seed or by the original.
+        compact: send 8 KB a window from the workers to the device, and make the same tensors there.
 
     Raises:
         UsageError: sizes that do not fit, or `vocab_file` or `merges_file`.
@@ -111,6 +113,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         *,
         multiprocessing_context: str | None = None,
         accept_other_data: bool = False,
+        compact: bool = False,
     ) -> None:
         super().__init__()
         if vocab_file is not None or merges_file is not None:
@@ -140,6 +143,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.log_dir = log_dir
         self.multiprocessing_context = multiprocessing_context
         self.accept_other_data = accept_other_data
+        self.compact = compact
+        if not compact:
+            self.on_after_batch_transfer = super().on_after_batch_transfer  # type: ignore[method-assign]
         self.data_sampler = DataSampler(seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
 
         # A split without a database is one that this module does not define: Lightning then skips its loop without a warning.
@@ -149,6 +155,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
 
         self._streams: dict[str, Stream] = {}
+        self._expand: Expander | None = None
         self._pending_state: dict[str, Any] | None = None
         self._position = Position()
         self._accumulation: Accumulation | None = None
@@ -205,6 +212,13 @@ class ShardedEdenDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Example]:
         """Return the test batches of this rank."""
         return self._evaluation_dataloader("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the tensors of a compact batch where it has arrived; then comes the hook of the user's module, if it has one."""
+        if isinstance(batch, dict) and "codes" in batch:
+            batch = self._expander()(batch)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return batch if module is None else module.on_after_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position to save with a checkpoint: the same on every rank."""
@@ -267,6 +281,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             log_windows=self.log_windows,
             log_dir=self.log_dir,
             seed=self.seed,
+            compact=self.compact,
             rank=None if self.trainer is None else self.trainer.global_rank,
         )
         self._streams[split] = Stream(dataset) if split == "train" else EvaluationStream(dataset)
@@ -287,6 +302,11 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             if trainer.fit_loop.restarting:
                 restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)
         self._position.follow(epoch_loop.batch_progress.total, plan)
+
+    def _expander(self) -> Expander:
+        if self._expand is None:
+            self._expand = next(iter(self._streams.values())).dataset.expander()
+        return self._expand
 
     def _stream(self, split: str) -> Stream:
         if split not in self._streams:

@@ -87,7 +87,7 @@ def test_workers_give_the_items_of_one_process(folder, context, workers):
             dataset,
             batch_size=3,
             sampler=ORDER,
-            num_workers=2,
+            num_workers=workers,
             multiprocessing_context=context,
             collate_fn=dataset.collate_fn,
         )
@@ -117,9 +117,11 @@ def test_a_stream_under_workers(folder):
 def test_an_error_in_a_worker_keeps_its_kind_and_words(folder):
     worlds.execute(worlds.sample_db(folder, "S1"), "DELETE FROM sequences")
     with worlds.dataset(folder) as dataset:
-        loader = DataLoader(dataset, batch_size=N, num_workers=1, multiprocessing_context="fork")
+        batches = iter(DataLoader(dataset, batch_size=N, num_workers=1, multiprocessing_context="fork"))
         with pytest.raises(DatabaseError, match=r"must have at least .* has no such contig"):
-            list(loader)
+            next(batches)
+        with pytest.raises(StopIteration):  # ends the worker now, not whenever rubbish is collected
+            next(batches)
 
 
 # ---- forks ----

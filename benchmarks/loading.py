@@ -1,0 +1,203 @@
+"""How fast windows become training examples: naive, limit, ours and peers, on every shape, in one run.
+
+One process each, one core, warm page cache. Measured: window index in, a dict of four tensors out (`tokens`, `labels`,
+`position_ids`, `loss_mask`), one by one or collated in batches of 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import contenders as c
+from benchmarks import guard
+from benchmarks.data import World
+from benchmarks.peers import Peer, PeerFailed
+from benchmarks.report import Result, Table, rate, ratio, small, verdict
+from benchmarks.timing import BATCH, Race, Rates, Timed, timed
+
+NAIVE, NAIVE_HF = "naive, byte tokenizer", "naive, Hugging Face tokenizer"
+FLAT, FLAT_BATCH = "flat memory map", "flat memory map, batches"
+OURS, OURS_HF, OURS_BATCH = "ours", "ours, Hugging Face tokenizer", "ours, batches"
+
+TARGETS: dict[str, tuple[float, float, float]] = {
+    "over naive, byte tokenizer, single items": (40, 170, 6000),
+    "over naive, Hugging Face tokenizer, single items": (200, 600, 6000),
+    "of the flat-file limit, single items": (0.8, 0.8, 0.8),
+    "of the flat-file limit, batches of 32": (0.9, 0.9, 0.9),
+    "batches of 32 over single items": (1.5, 1.5, 1.5),
+}
+DEAREST_OVER_CHEAPEST = 1.3
+ALTERNATING_OVER_STAYING = 1.3
+
+Key = tuple[str, str]
+"""(shape, contender)."""
+
+
+@dataclass
+class Settings:
+    """How long to measure."""
+
+    seconds: float
+    repeats: int
+    say: Callable[[str], None]
+
+
+def run(worlds: Sequence[World], peers: Sequence[Peer], settings: Settings) -> Result:
+    """Race everything on every world, and lay out the ratios."""
+    tokenizer = c.hugging_face_tokenizer()
+    racing: dict[Key, tuple[Timed, int]] = {}
+    failures: dict[tuple[str, str], str] = {}
+    titles = {world.shape.name: world.shape.title for world in worlds}
+    for world in worlds:
+        settings.say(f"{world.shape.name}: warming and checking")
+        world.warm()
+        racing |= {(world.shape.name, name): timing for name, timing in _own(world, tokenizer).items()}
+        checked = guard.windows_to_check(world)
+        expected = [guard.digest(example) for example in map(c.NaiveDataset(world).__getitem__, checked)]
+        for peer in peers:
+            try:
+                settings.say(f"{world.shape.name}: preparing {peer.name}")
+                peer.open(world)
+                if peer.same_example:
+                    guard.compare(peer.name, expected, peer.digests(world, checked))
+            except (PeerFailed, guard.NotTheSameExample) as error:
+                failures[world.shape.name, peer.name] = str(error)
+                continue
+            for way in peer.ways:
+                racing[world.shape.name, f"{peer.name}, {way}"] = (peer.timed(world, way), BATCH)
+    race = Race(racing, settings.seconds, settings.repeats, settings.say)
+    rates = race.run()
+    tables = [_goals(rates, titles), _all(rates, titles, peers, failures)]
+    data = {
+        "windows_per_second": {f"{shape}: {name}": r.each for (shape, name), r in rates.items()},
+        "medians": {f"{shape}: {name}": round(r.median, 2) for (shape, name), r in rates.items()},
+        "windows_of_each_repeat": {f"{shape}: {name}": r.windows for (shape, name), r in rates.items()},
+        "failures": {f"{shape}: {name}": text for (shape, name), text in failures.items()},
+        "peers": {peer.name: {"stored": peer.stored, "versions": peer.versions} for peer in peers},
+    }
+    return Result("loading", "Loading", tables, data)
+
+
+def _own(world: World, tokenizer: Any) -> dict[str, tuple[Timed, int]]:
+    """Return the contenders of this process, checked."""
+    naive = c.NaiveDataset(world)
+    flat, ours = c.FlatDataset(world), c.ours(world)
+    datasets = {
+        NAIVE: naive,
+        NAIVE_HF: c.NaiveDataset(world, c.hugging_face_ids(tokenizer)),
+        FLAT: flat,
+        OURS: ours,
+        OURS_HF: c.ours(world, tokenizer),
+    }
+    checked = guard.windows_to_check(world)
+    expected = [guard.digest(naive[window]) for window in checked]
+    for name, dataset in datasets.items():
+        guard.compare(name, expected, (guard.digest(dataset[window]) for window in checked))
+    for name, dataset in ((FLAT_BATCH, flat), (OURS_BATCH, ours)):
+        batch = c.collate(dataset.__getitems__(checked))
+        guard.compare(
+            name, expected, (guard.digest({k: t[row] for k, t in batch.items()}) for row in range(len(checked)))
+        )
+    singles = {name: (timed(c.singles(dataset), world.order), 1) for name, dataset in datasets.items()}
+    batches = {
+        FLAT_BATCH: (timed(c.batches(flat), world.order), BATCH),
+        OURS_BATCH: (timed(c.batches(ours), world.order), BATCH),
+    }
+    return singles | batches
+
+
+def _goals(rates: dict[Key, Rates], titles: dict[str, str]) -> Table:
+    table = Table("What must be reached", "Ratios of medians; bold where reached.", ["", *titles.values()])
+    pairs = ((OURS, NAIVE), (OURS_HF, NAIVE_HF), (OURS, FLAT), (OURS_BATCH, FLAT_BATCH), (OURS_BATCH, OURS))
+    of_shape = {"short": 0, "5mb": 1, "150mb": 2}
+    for (title, targets), (one, other) in zip(TARGETS.items(), pairs, strict=True):
+        values = [rates[shape, one].median / rates[shape, other].median for shape in titles]
+        table.rows.append(
+            [title, *(verdict(v, targets[of_shape[shape]]) for v, shape in zip(values, titles, strict=True))]
+        )
+    for name, title in ((OURS, "single items"), (OURS_BATCH, "batches of 32")):
+        medians = [rates[shape, name].median for shape in titles]
+        value = max(medians) / min(medians)
+        row = [f"dearest shape over cheapest, {title}", verdict(value, DEAREST_OVER_CHEAPEST, at_most=True)]
+        table.rows.append(row + [""] * (len(titles) - 1))
+    return table
+
+
+def _all(
+    rates: dict[Key, Rates], titles: dict[str, str], peers: Sequence[Peer], failures: dict[tuple[str, str], str]
+) -> Table:
+    note = (
+        "Windows/s as a multiple of the flat memory map one by one (the limit for single items); small: the figure itself. "
+        "Same windows, same random order, interleaved repeats; what says otherwise says so."
+    )
+    table = Table("All contenders", note, ["", *titles.values(), "how it stores bases"])
+    stored = {
+        NAIVE: "SQLite, `substr()`",
+        NAIVE_HF: "SQLite, `substr()`",
+        FLAT: "one file of bytes; windows in arrays",
+        FLAT_BATCH: "the same",
+        OURS: "SQLite, as specified",
+        OURS_HF: "the same",
+        OURS_BATCH: "the same",
+    }
+
+    def cells(name: str, unless: str) -> list[str]:
+        found = [rates.get((shape, name)) for shape in titles]
+        return [
+            f"{ratio(r.median / rates[shape, FLAT].median)} {rate(r.median)}"
+            if r
+            else small(failures.get((shape, unless), ""))
+            for shape, r in zip(titles, found, strict=True)
+        ]
+
+    for name, where in stored.items():
+        table.rows.append([name, *cells(name, name), where])
+    for peer in peers:
+        if all((shape, peer.name) in failures for shape in titles):
+            table.rows.append([peer.name, *cells("", peer.name), peer.stored])
+            continue
+        for way in peer.ways:
+            name = f"{peer.name}, {way}"
+            table.rows.append([name, *cells(name, peer.name), peer.stored])
+    return table
+
+
+def run_alternating(world: World, settings: Settings) -> Result:
+    """Measure windows that alternate at random among long contigs against windows of one contig, after the first touch."""
+    world.warm()
+    contig = world.window_contigs[world.order]
+    orders = {"staying in one": world.order[contig == contig[0]], "alternating": world.order}
+    first_of_each = np.unique(world.window_contigs, return_index=True)[1]
+    flat, ours = c.FlatDataset(world), c.ours(world)
+    for window in (*first_of_each.tolist(), len(world.order) - 1):
+        guard.compare("ours", [guard.digest(flat[window])], [guard.digest(ours[window])])
+    racing: dict[Key, tuple[Timed, int]] = {}
+    for way, order in orders.items():
+        racing |= {
+            (way, FLAT): (timed(c.singles(flat), order), 1),
+            (way, OURS): (timed(c.singles(ours), order), 1),
+            (way, FLAT_BATCH): (timed(c.batches(flat), order), BATCH),
+            (way, OURS_BATCH): (timed(c.batches(ours), order), BATCH),
+        }
+    for order in orders.values():  # the first touch of every page
+        c.singles(ours)(order)
+    rates = Race(racing, settings.seconds, settings.repeats, settings.say).run()
+    table = Table(
+        f"Among {world.shape.title}: alternating at random over staying in one",
+        "Time of a window, as a multiple of the time of a window where all are of one contig; warm, after the first touch.",
+        ["", "single items", "batches of 32"],
+    )
+    for title, names in (("ours", (OURS, OURS_BATCH)), ("flat memory map", (FLAT, FLAT_BATCH))):
+        slower = [rates["staying in one", name].median / rates["alternating", name].median for name in names]
+        if title == "ours":
+            table.rows.append([title, *(verdict(v, ALTERNATING_OVER_STAYING, at_most=True) for v in slower)])
+        else:
+            table.rows.append([title, *(ratio(v) for v in slower)])
+    for way in orders:
+        table.rows.append([f"ours, {way}", rate(rates[way, OURS].median), rate(rates[way, OURS_BATCH].median)])
+    data = {"windows_per_second": {f"{way}: {name}": r.each for (way, name), r in rates.items()}}
+    return Result("alternating", "Many long contigs in one database", [table], data)

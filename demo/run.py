@@ -1,0 +1,204 @@
+"""`make demo`: real genomes become sequence databases, splits and window databases, and a small model learns from them.
+
+Runs the commands that a user would type, then trains through the data module with an ordinary Lightning Trainer, and holds the
+loss on held-out contigs against two baselines: ln 4, and the order-0 entropy of the genomes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import shutil
+import sqlite3
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from entropy import order0_entropy
+from model import TinyGenomeModel
+from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset, Stream, cli
+from sharded_eden.schema import discover_sample_databases
+
+HERE = Path(__file__).resolve().parent
+WORK = HERE.parent / ".demo"
+SEQUENCES, SPLITS = WORK / "sequences", WORK / "splits"
+WINDOW_SIZE, STRIDE = 1024, 1021
+MICRO_BATCH, GLOBAL_BATCH = 8, 8
+STEPS = 800
+MAX_SECONDS = 110
+
+
+def main() -> int:
+    """Run the demo; return 0 if the model ends below both baselines on held-out contigs."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    prepare()
+    entropy = order0_entropy(sequences())
+    show_loading_speed()
+    losses = train()
+    return 0 if report(losses, entropy) else 1
+
+
+def prepare() -> None:
+    """Build, split and precompute, by the commands that a user would type."""
+    command(f"build {relative(HERE / 'genomes')} --out {relative(SEQUENCES)}")
+    command(f"split {relative(SEQUENCES)} --out {relative(SPLITS)} --by contig --val 0.05 --test 0.1")
+    for split in ("train", "val", "test"):
+        command(
+            f"precompute {relative(SPLITS / f'{split}_split.parquet')} {relative(windows(split))} "
+            f"--window-size {WINDOW_SIZE} --stride {STRIDE} --keep-tail"
+        )
+
+
+def command(line: str) -> None:
+    """Run a sharded-eden command in this process, and stop at an error."""
+    print(f"\n$ sharded-eden {line}", flush=True)
+    if (status := cli.main(shlex.split(line))) != 0:
+        sys.exit(status)
+
+
+def relative(path: Path) -> str:
+    """Return a path as it is typed in the project's folder."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+def windows(split: str) -> Path:
+    """Return where the window database of a split lies."""
+    return WORK / f"{split}_windows.db"
+
+
+def sequences() -> list[str]:
+    """Return every contig, read with the standard library."""
+    found = []
+    for database in discover_sample_databases(SEQUENCES).values():
+        connection = sqlite3.connect(database)
+        found += [sequence for (sequence,) in connection.execute("SELECT nt_sequence FROM sequences")]
+        connection.close()
+    return found
+
+
+def show_loading_speed() -> None:
+    """Read one shuffled pass in this process, as fast as it goes."""
+    with ShardedEdenDataset(None, SEQUENCES, windows("train"), WINDOW_SIZE, stride=STRIDE, rc_aug=True) as dataset:
+        stream = Stream(dataset)
+        count, bases, started = len(stream) // 32 * 32, 0.0, time.perf_counter()
+        for first in range(0, count, 32):
+            batch = stream.collate_fn(stream.__getitems__(range(first, first + 32)))
+            bases += float(batch["loss_mask"].sum())
+        seconds = time.perf_counter() - started
+        print(
+            f"\nloading: {count:,} windows of {WINDOW_SIZE:,} in random order, one process: "
+            f"{count / seconds:,.0f} windows/s, {bases / seconds / 1e6:.0f} million bases/s"
+        )
+
+
+class Waiting(pl.Callback):
+    """Measures the share of each step that is spent waiting for the next batch, and prints how training goes."""
+
+    def __init__(self) -> None:
+        self.waiting_seconds = self.total_seconds = 0.0
+        self.recent: list[float] = []
+        self._ended = self._begun = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        """Note when a batch has come."""
+        self._begun = time.perf_counter()
+        if self._ended:
+            self.waiting_seconds += self._begun - self._ended
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, *_: object) -> None:
+        """Note when a batch is done with."""
+        now = time.perf_counter()
+        if self._ended:
+            self.total_seconds += now - self._ended
+        self._ended = now
+        self.recent.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
+        if trainer.global_step % 100 == 0:
+            print(f"  step {trainer.global_step:4d}   loss {sum(self.recent) / len(self.recent):.4f} nats", flush=True)
+            self.recent.clear()
+
+    @property
+    def share(self) -> float:
+        """The share of the time between two steps spent waiting for data."""
+        return self.waiting_seconds / max(self.total_seconds, 1e-9)
+
+
+def train() -> dict[str, float]:
+    """Train on the training contigs; return the losses on held-out ones, in nats a base."""
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    pl.seed_everything(0)
+    data_module = ShardedEdenDataModule(
+        sequence_db_dir=SEQUENCES,
+        train_window_db_path=windows("train"),
+        val_window_db_path=windows("val"),
+        test_window_db_path=windows("test"),
+        seq_length=WINDOW_SIZE,
+        stride=STRIDE,
+        micro_batch_size=MICRO_BATCH,
+        global_batch_size=GLOBAL_BATCH,
+        num_workers=1,
+        rc_aug=True,
+    )
+    model = TinyGenomeModel()
+    waiting = Waiting()
+    trainer = pl.Trainer(
+        max_steps=STEPS,
+        max_time={"seconds": MAX_SECONDS},
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[waiting],
+        default_root_dir=WORK,
+    )
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"\ntraining: {parameters:.1f} million parameters, {STEPS} steps of {GLOBAL_BATCH} windows", flush=True)
+    started = time.perf_counter()
+    trainer.fit(model, data_module)
+    seconds = time.perf_counter() - started
+    print(
+        f"trained on {data_module.consumed_samples:,} windows in {seconds:.0f} s; "
+        f"{waiting.share:.1%} of the step time was spent waiting for data"
+    )
+    losses = {}
+    for split, loader in (("validation", data_module.val_dataloader()), ("test", data_module.test_dataloader())):
+        losses[split] = held_out_loss(model, loader)
+    return losses
+
+
+@torch.no_grad()
+def held_out_loss(model: TinyGenomeModel, loader: torch.utils.data.DataLoader) -> float:
+    """Return the mean of -ln p(next base) over every base of a split."""
+    model.eval()
+    total = bases = 0.0
+    for batch in loader:
+        counted = float(batch["loss_mask"].sum())
+        total += float(model.loss(batch)) * counted
+        bases += counted
+    return total / bases
+
+
+def report(losses: dict[str, float], entropy: float) -> bool:
+    """Print the losses beside the baselines; return whether all are below both."""
+    print("\n                                       nats a base")
+    print(f"uniform bases (ln 4)                   {math.log(4):.4f}")
+    print(f"order-0 entropy of these genomes       {entropy:.4f}")
+    for split, loss in losses.items():
+        print(f"model, held-out contigs ({split + ')':12s}  {loss:.4f}")
+    below = all(loss < min(entropy, math.log(4)) for loss in losses.values())
+    print(
+        "The model is below both on contigs it has never seen." if below else "The model is NOT below both baselines."
+    )
+    return below
+
+
+if __name__ == "__main__":
+    sys.exit(main())

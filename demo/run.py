@@ -46,7 +46,7 @@ def main() -> int:
 def prepare() -> None:
     """Build, split and precompute, by the commands that a user would type."""
     command(f"build {relative(HERE / 'genomes')} --out {relative(SEQUENCES)}")
-    command(f"split {relative(SEQUENCES)} --out {relative(SPLITS)} --by contig --val 0.05 --test 0.1")
+    command(f"split {relative(SEQUENCES)} --out {relative(SPLITS)} --by contig --val 0.05 --test 0.1 --seed 2")
     for split in ("train", "val", "test"):
         command(
             f"precompute {relative(SPLITS / f'{split}_split.parquet')} {relative(windows(split))} "

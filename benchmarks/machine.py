@@ -42,7 +42,5 @@ def _version(name: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     return done.stdout.strip()

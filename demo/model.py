@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
@@ -42,6 +42,8 @@ class TinyGenomeModel(pl.LightningModule):
         learning_rate: the highest; it warms up over 40 steps and falls to zero along a cosine.
         total_steps: optimizer steps of the whole training.
     """
+
+    classes: Tensor  # (256,) int64
 
     def __init__(
         self,

@@ -9,9 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sharded_eden.errors import MissingExtra
+
 if TYPE_CHECKING:
     from sharded_eden.load.dataset import ShardedEdenDataset
     from sharded_eden.load.tokenizer import NucleotideTokenizer
+    from sharded_eden.observe.bench import bench
     from sharded_eden.prepare.sequence_dbs import build_sequence_dbs, create_sample_database
     from sharded_eden.prepare.splits import write_splits
     from sharded_eden.prepare.window_dbs import precompute_window_database
@@ -28,6 +31,7 @@ _HOME = {
     "ShardedEdenDataset": "sharded_eden.load.dataset",
     "Stream": "sharded_eden.train.stream",
     "WindowGeometry": "sharded_eden.windows",
+    "bench": "sharded_eden.observe.bench",
     "build_sequence_dbs": "sharded_eden.prepare.sequence_dbs",
     "compute_num_windows": "sharded_eden.windows",
     "create_sample_database": "sharded_eden.prepare.sequence_dbs",
@@ -36,6 +40,8 @@ _HOME = {
     "write_splits": "sharded_eden.prepare.splits",
 }
 
+_EXTRA = {"lightning": "train", "torch": "train"}
+
 __all__ = [
     "NucleotideTokenizer",
     "ShardedEdenDataModule",
@@ -43,6 +49,7 @@ __all__ = [
     "Stream",
     "WindowGeometry",
     "__version__",
+    "bench",
     "build_sequence_dbs",
     "compute_num_windows",
     "create_sample_database",
@@ -55,7 +62,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name in _EXTRA:
+            raise MissingExtra(error.name, _EXTRA[error.name]) from error
+        raise
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ line, 130 after Ctrl-C.
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+import sharded_eden
 from sharded_eden import __version__
 from sharded_eden.errors import EdenError, EdenWarning
 from sharded_eden.prepare.sequence_dbs import build_sequence_dbs
@@ -134,8 +136,8 @@ def build(
 ) -> None:
     """Turn FASTA files into sequence databases.
 
-    Each sample gets one SQLite database. A record named like BCR__ECT-SAMPLE1__CT1-1 keeps that ID and goes to SAMPLE1. Any other goes to a sample named after
-    its file and gets such an ID; OUT/contigs.parquet lists which.
+    Each sample gets one SQLite database. A record named like BCR__ECT-SAMPLE1__CT1-1 keeps that ID and goes to SAMPLE1.
+    Any other goes to a sample named after its file and gets such an ID; OUT/contigs.parquet lists which.
     """
     started = time.monotonic()
     with _progress_bar("reading") as progress:
@@ -223,6 +225,53 @@ def precompute(
     _next(
         f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={window_size}, stride={stride}, ...)"
     )
+
+
+@app.command()
+def bench(
+    sequence_dbs: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder of sequence databases.")],
+    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="The window database of a split.")],
+    batch_size: Annotated[int, typer.Option(help="Windows of a batch.")] = 32,
+    max_workers: Annotated[
+        int | None,
+        typer.Option(help="The most DataLoader workers to try; unless given, one for each processor, 8 at most."),
+    ] = None,
+    start_method: Annotated[
+        list[str] | None, typer.Option(help="How workers start: fork, spawn or forkserver. May be given several times.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long each line is measured.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Measure how fast your data loads from your disk, where the time goes, and what to change."""
+    with _progress_bar("measuring") as progress:
+        result = sharded_eden.bench(
+            sequence_dbs,
+            windows_db,
+            batch_size=batch_size,
+            max_workers=max_workers,
+            start_methods=start_method or ["fork"],
+            seconds=seconds,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+        return
+    cold = result.cold_windows_per_second
+    print(f"{result.windows:,} windows of {result.seq_length:,} tokens, batches of {result.batch_size}, one process")
+    print(f"cold     {'unknown' if cold is None else f'{cold:,.0f}':>12} windows/s")
+    print(
+        f"warm     {result.warm_windows_per_second:>12,.0f} windows/s   {result.tokens_per_second / 1e6:,.0f} million "
+        f"tokens/s   {result.megabytes_per_second:,.0f} MB of bases/s"
+    )
+    for stage, microseconds in result.stage_microseconds.items():
+        print(f"  {stage:9s}{microseconds:>10,.1f} us a window")
+    print("whole loop   workers   start       compact      windows/s")
+    for loader in result.loaders:
+        print(
+            f"{loader.workers:>20}   {loader.start_method or '-':10s}  {'yes' if loader.compact else 'no':7s}"
+            f"{loader.windows_per_second:>15,.0f}"
+        )
+    print(result.verdict)
 
 
 def _quoted(path: Path) -> str:

@@ -23,7 +23,7 @@ from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.batch import CompactRows, Example, FullRows, RowMaker, Rows, collate
 from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
-from sharded_eden.load.fetch import WindowFetcher
+from sharded_eden.load.fetch import Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
 from sharded_eden.load.read import Connections, ReadMode, SequenceReader
 from sharded_eden.load.tags import ControlTags
@@ -114,6 +114,7 @@ class ShardedEdenDataset(Dataset[Example]):
         self.stride = 7992 if stride is None else stride
         self.use_control_tags = use_control_tags
         self.split = split
+        self.compact = compact
         self.seed = operator.index(seed)
 
         paths = discover_sample_databases(sequence_db_dir)
@@ -178,6 +179,11 @@ class ShardedEdenDataset(Dataset[Example]):
         return self._index.distinct_sequences
 
     @property
+    def has_table(self) -> bool:
+        """Whether the tokenizer is one id per letter, and encoding therefore a table lookup."""
+        return self._format.encoding.table is not None
+
+    @property
     def fingerprint(self) -> int:
         """The integer that ties checkpoints to this split and its geometry."""
         return self._index.fingerprint
@@ -201,7 +207,7 @@ class ShardedEdenDataset(Dataset[Example]):
     # ---- items ----
 
     def __getitem__(self, index: Index) -> Example:
-        window = self._fetcher.fetch(*self._resolve(index))
+        window = self.fetch(index)
         if self._access_log is not None:
             self._access_log.write([window])
         return self._rows.many([window])[0]
@@ -211,9 +217,21 @@ class ShardedEdenDataset(Dataset[Example]):
 
         PyTorch's `DataLoader` calls this for each batch.
         """
-        windows = [self._fetcher.fetch(*self._resolve(index)) for index in indices]
+        windows = [self.fetch(index) for index in indices]
         if self._access_log is not None:
             self._access_log.write(windows)
+        return self.encode(windows)
+
+    def locate(self, window_idx: int) -> tuple[str, int]:
+        """Return the (sequence ID, window_in_seq_idx) of a window."""
+        return self._index.locate(window_idx)[:2]
+
+    def fetch(self, index: Index) -> Window:
+        """Return the bases of a window, as they are in the database."""
+        return self._fetcher.fetch(*self._resolve(index))
+
+    def encode(self, windows: Sequence[Window]) -> Rows:
+        """Return the items of windows that were fetched, over one buffer."""
         return self._rows.many(windows)
 
     def expander(self) -> Expander:

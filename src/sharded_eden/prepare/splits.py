@@ -181,12 +181,14 @@ def _cures(name: str, by: str, shares: Mapping[str, float], lists: Lists) -> str
     """Return what can be done about a split that came out empty."""
     if name == "train":
         cures = ["name fewer samples in the lists" if any(lists.values()) else "give smaller shares (--val, --test)"]
+    elif (larger := min(0.4, 4 * shares[name])) > shares[name]:
+        cures = [f"give a larger share (--{name} {larger:g}, or 0 for no such split)"]
     else:
-        cures = [f"give a larger share (--{name} {min(0.4, 4 * shares[name]):g}, or 0 for no such split)"]
+        cures = ["take another --seed"]
     if by == "sample":
         cures += [
             "divide contigs instead of samples (--by contig)",
-            "name the samples (--val-samples, --test-samples FILE)",
+            "name the samples (--val-samples FILE, --test-samples FILE)",
         ]
     return f"You can {', or '.join(cures)}"
 
@@ -214,13 +216,12 @@ def _contigs(folder: Path) -> pl.DataFrame:
 
 def _read_table(table: Path) -> pl.DataFrame:
     try:
-        contigs = pl.read_parquet(table, columns=list(_COLUMNS))
+        found = pl.read_parquet_schema(table)
+        contigs = pl.read_parquet(table, columns=[column for column in _COLUMNS if column in found])
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DatabaseError(f"{table}: cannot be read ({error}). Remove it: it is not needed") from error
     if dict(contigs.schema) != _COLUMNS or contigs.null_count().sum_horizontal().item():
-        raise DatabaseError(
-            f"{table}: expected {_COLUMNS} without nulls, found {dict(contigs.schema)}. Remove it: it is not needed"
-        )
+        raise DatabaseError(f"{table}: expected {_COLUMNS} without nulls, found {found}. Remove it: it is not needed")
     return contigs
 
 
@@ -234,19 +235,18 @@ def _read_database(sample: str, path: Path) -> pl.DataFrame:
         # octet_length() does not load the value; it counts bases only where a base is a byte.
         length = "octet_length" if database.pragma("encoding") == "UTF-8" else "length"
         parts = []
+        query = f"SELECT iif(typeof(contig_id) = 'text', contig_id, NULL), {length}(nt_sequence) FROM sequences"
         try:
-            rows = database.execute(f"SELECT contig_id, {length}(nt_sequence) FROM sequences")
+            rows = database.execute(query)
             while chunk := list(islice(rows, ROWS_PER_FETCH)):
                 parts.append(pl.DataFrame(chunk, schema={CONTIG_ID: pl.String, LENGTH: pl.Int64}, orient="row"))
-        except (apsw.Error, pl.exceptions.PolarsError, TypeError) as error:
-            raise (
-                unreadable(path, error) if isinstance(error, apsw.Error) else DatabaseError(f"{path}: {error}")
-            ) from error
+        except apsw.Error as error:
+            raise unreadable(path, error) from error
     if not parts:
         raise DatabaseError(f"{path}: its table sequences is empty")
     contigs = pl.concat(parts)
     if contigs.null_count().sum_horizontal().item():
-        raise DatabaseError(f"{path}: a row of its table sequences has no contig_id or no nt_sequence")
+        raise DatabaseError(f"{path}: a row of its table sequences has no text as contig_id, or no nt_sequence")
     return contigs.with_columns(pl.lit(sample).alias(SAMPLE))
 
 

@@ -1,0 +1,144 @@
+"""pyfaidx, pysam, Hugging Face datasets, litdata, mosaicml-streaming. Each package is imported where it is used."""
+
+# ruff: noqa: D102 - the methods do what those of `PeerDataset` say
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peer_formats import CHUNK_BYTES, Example, Files, PeerDataset, write_fasta
+
+
+class Pyfaidx(PeerDataset):
+    """Strings out of an indexed FASTA file; `as_raw` leaves out the objects around them."""
+
+    packages = ("pyfaidx",)
+
+    def open(self) -> None:
+        from pyfaidx import Fasta
+
+        path = self.files.made("pyfaidx.fa", partial(write_fasta, self.files))
+        self.fasta = Fasta(str(path), as_raw=True, sequence_always_upper=True)
+
+    def bases(self, window: int) -> np.ndarray:
+        files = self.files
+        start = int(files.starts_in_contig[window])
+        text = self.fasta[files.ids[files.contigs[window]]][start : start + int(files.lengths[window])]
+        return np.frombuffer(bytearray(text, "ascii"), dtype=np.uint8)
+
+
+class Pysam(PeerDataset):
+    """Strings out of an indexed FASTA file, by htslib."""
+
+    packages = ("pysam",)
+
+    def open(self) -> None:
+        import pysam
+
+        path = self.files.made("pysam.fa", partial(write_fasta, self.files))
+        self.fasta = pysam.FastaFile(str(path))
+
+    def bases(self, window: int) -> np.ndarray:
+        files = self.files
+        start = int(files.starts_in_contig[window])
+        text = self.fasta.fetch(files.ids[files.contigs[window]], start, start + int(files.lengths[window])).upper()
+        return np.frombuffer(bytearray(text, "ascii"), dtype=np.uint8)
+
+
+class HuggingFace(PeerDataset):
+    """Rows of uint8 in memory-mapped Arrow files, given back as NumPy arrays."""
+
+    packages = ("datasets", "pyarrow")
+
+    def open(self) -> None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        self.rows = datasets.load_from_disk(str(self.files.made("datasets", self._write))).with_format("numpy")
+
+    def _write(self, path: Path) -> None:
+        import datasets
+
+        files = self.files
+
+        def rows() -> Iterator[dict[str, np.ndarray]]:
+            for k in range(len(files.starts)):
+                yield {"bases": files.window(k)}
+
+        features = datasets.Features({"bases": datasets.Sequence(datasets.Value("uint8"))})
+        cache = path.with_name("datasets-cache")
+        built = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(cache), writer_batch_size=256)
+        built.save_to_disk(str(path))
+
+    def bases(self, window: int) -> np.ndarray:
+        return np.array(self.rows[window]["bases"])
+
+
+def _window(files: Files, k: int) -> dict[str, np.ndarray]:
+    return {"bases": np.array(files.window(k))}
+
+
+class LitData(PeerDataset):
+    """Chunks written by `optimize`, read by `StreamingDataset`."""
+
+    packages = ("litdata",)
+
+    def open(self) -> None:
+        import litdata
+
+        self.path = str(self.files.made("litdata", self._write))
+        self.rows = litdata.StreamingDataset(self.path, shuffle=False)
+
+    def _write(self, path: Path) -> None:
+        import litdata
+
+        inputs = list(range(len(self.files.starts)))
+        litdata.optimize(
+            partial(_window, self.files), inputs, str(path), chunk_bytes=CHUNK_BYTES, num_workers=1, verbose=False
+        )
+
+    def bases(self, window: int) -> np.ndarray:
+        return np.array(self.rows[window]["bases"])
+
+    def stream(self) -> Iterator[Example]:
+        import litdata
+
+        return (self.example(np.array(row["bases"])) for row in litdata.StreamingDataset(self.path, shuffle=True))
+
+
+class Streaming(PeerDataset):
+    """MDS shards written by `MDSWriter`, read by `StreamingDataset` from the local disk."""
+
+    packages = ("mosaicml-streaming",)
+
+    def open(self) -> None:
+        import streaming
+
+        streaming.base.util.clean_stale_shared_memory()
+        self.path = str(self.files.made("streaming", self._write))
+        self.rows = streaming.StreamingDataset(local=self.path, shuffle=False, batch_size=1)
+        self.shuffled = None
+
+    def _write(self, path: Path) -> None:
+        from streaming import MDSWriter
+
+        with MDSWriter(out=str(path), columns={"bases": "ndarray:uint8"}, size_limit=CHUNK_BYTES) as writer:
+            for k in range(len(self.files.starts)):
+                writer.write({"bases": np.array(self.files.window(k))})
+
+    def bases(self, window: int) -> np.ndarray:
+        return np.array(self.rows[window]["bases"])
+
+    def stream(self) -> Iterator[Example]:
+        import streaming
+
+        if self.shuffled is None:
+            copy = Path(self.path).with_name("streaming-shuffled")  # its locks allow one reader of a folder
+            if not copy.exists():
+                copy.symlink_to(self.path)
+            self.shuffled = streaming.StreamingDataset(local=str(copy), shuffle=True, batch_size=1, shuffle_seed=1)
+        return (self.example(np.array(row["bases"])) for row in self.shuffled)

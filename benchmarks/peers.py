@@ -1,0 +1,139 @@
+"""The tools a user could pick instead, each in a process of its own and in an environment where it runs.
+
+A peer answers requests on its standard input, so that its repeats interleave with ours; see `benchmarks.peer_worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import BATCH
+from benchmarks.data import World
+from benchmarks.timing import Timed
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ENVIRONMENT = REPOSITORY / ".venv-peers"
+REQUIREMENTS = Path(__file__).with_name("requirements-peers.txt")
+TORCH = "torch==2.13.0"
+
+SINGLES, BATCHES, STREAM = "single items", "batches of 32", "its own shuffled loop"
+
+
+class PeerFailed(Exception):
+    """A peer is not installed, or gave an error instead of an answer."""
+
+
+@dataclass
+class Peer:
+    """One tool.
+
+    Args:
+        name: as users know it.
+        module: the class in `benchmarks.peer_worker` that uses it, and what to import.
+        stored: how its files hold the bases.
+        same_example: it gives the very rows that we give, which is checked.
+        ways: how it is timed.
+        in_main_environment: it runs beside us.
+    """
+
+    name: str
+    kind: str
+    stored: str
+    same_example: bool = True
+    ways: Sequence[str] = (SINGLES, BATCHES)
+    in_main_environment: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def open(self, world: World) -> None:
+        """Make the peer's own files of a world where they are missing, and open them.
+
+        Raises:
+            PeerFailed: it could not.
+        """
+        self.versions = self._ask({"do": "open", "world": str(world.folder)})
+
+    def digests(self, world: World, windows: Sequence[int]) -> list[str]:
+        """Return the checksums of the examples it gives."""
+        answer: list[str] = self._ask({"do": "digests", "world": str(world.folder), "windows": list(windows)})
+        return answer
+
+    def timed(self, world: World, way: str) -> Timed:
+        """Return what times this peer on a stretch of the world's order."""
+
+        def run(first: int, windows: int) -> float:
+            request = {"do": "time", "world": str(world.folder), "way": way, "first": first, "windows": windows}
+            return float(self._ask({**request, "batch": BATCH}))
+
+        return run
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        if self._process is None:
+            python = Path(sys.executable) if self.in_main_environment else ENVIRONMENT / "bin" / "python"
+            if not python.exists():
+                raise PeerFailed(f"not installed: there is no {ENVIRONMENT.name}; see {REQUIREMENTS.name}")
+            self._process = subprocess.Popen(
+                [python, "-W", "ignore", "-m", "benchmarks.peer_worker", self.kind],
+                cwd=REPOSITORY,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            self._process = None
+            raise PeerFailed(f"its process ended with status {status}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerFailed(answer["error"])
+        return answer["answer"]
+
+    def close(self) -> None:
+        """End its process."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+            self._process = None
+
+
+def all_peers() -> list[Peer]:
+    """Return every peer."""
+    own_loop = (SINGLES, BATCHES, STREAM)
+    return [
+        Peer("pyfaidx", "Pyfaidx", "FASTA, lines of 80, and its .fai"),
+        Peer("pysam", "Pysam", "FASTA, lines of 80, and its .fai"),
+        Peer("Hugging Face datasets", "HuggingFace", "Arrow, memory-mapped: one row of uint8 a window"),
+        Peer("litdata", "LitData", "chunks of 64 MB: one uint8 array a window", ways=own_loop),
+        Peer("mosaicml-streaming", "Streaming", "MDS shards of 64 MB: one uint8 array a window", ways=own_loop),
+        Peer("megatron-core IndexedDataset", "Indexed", ".bin and .idx: uint16 tokens, one sequence a contig",
+             in_main_environment=True),
+        Peer("megatron-core GPTDataset (another example: 8,192 tokens across contigs)", "Gpt",
+             ".bin and .idx: uint16 tokens and EOD, one document a contig",
+             same_example=False, in_main_environment=True),
+    ]  # fmt: skip
+
+
+def install() -> None:
+    """Make the peers' environment, where there is none."""
+    if ENVIRONMENT.exists():
+        return
+    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
+    pip = [ENVIRONMENT / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", TORCH], check=False)
+    subprocess.run([*pip, "install", "-r", REQUIREMENTS], check=False)
+    subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=False)

@@ -1,0 +1,1 @@
+"""For the person who runs it. May import all of the above."""

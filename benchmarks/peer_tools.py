@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -110,12 +113,28 @@ class LitData(PeerDataset):
         return (self.example(np.array(row["bases"])) for row in litdata.StreamingDataset(self.path, shuffle=True))
 
 
+def _stub_torchvision() -> None:
+    """Stand in for torchvision, which streaming imports for datasets of images, and which often does not fit a torch."""
+    for name, members in (
+        ("torchvision", ()),
+        ("torchvision.datasets", ("VisionDataset",)),
+        ("torchvision.transforms", ()),
+        ("torchvision.transforms.functional", ("to_tensor",)),
+    ):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        for member in members:
+            setattr(module, member, type(member, (), {}))
+        sys.modules[name] = module
+
+
 class Streaming(PeerDataset):
     """MDS shards written by `MDSWriter`, read by `StreamingDataset` from the local disk."""
 
     packages = ("mosaicml-streaming",)
 
     def open(self) -> None:
+        _stub_torchvision()
         import streaming
 
         streaming.base.util.clean_stale_shared_memory()

@@ -71,7 +71,7 @@ def main() -> None:
         try:
             answer = _answer(sys.argv[1], request, opened)
         except BaseException as error:
-            answers.write(json.dumps({"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}) + "\n")
+            answers.write(json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}) + "\n")
         else:
             answers.write(json.dumps({"answer": answer}) + "\n")
         answers.flush()

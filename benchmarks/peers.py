@@ -18,8 +18,9 @@ from benchmarks.data import World
 from benchmarks.timing import Timed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ENVIRONMENT = REPOSITORY / ".venv-peers"
-REQUIREMENTS = Path(__file__).with_name("requirements-peers.txt")
+MAIN, PEERS, STREAMING = "", ".venv-peers", ".venv-peers-streaming"
+"""Environments: that of this process, and folders of the repository."""
+
 TORCH = "torch==2.13.0"
 
 SINGLES, BATCHES, STREAM = "single items", "batches of 32", "its own shuffled loop"
@@ -35,11 +36,11 @@ class Peer:
 
     Args:
         name: as users know it.
-        module: the class in `benchmarks.peer_worker` that uses it, and what to import.
+        kind: the class in `benchmarks.peer_tools` or `benchmarks.peer_megatron` that uses it.
         stored: how its files hold the bases.
         same_example: it gives the very rows that we give, which is checked.
         ways: how it is timed.
-        in_main_environment: it runs beside us.
+        environment: where it is installed.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Peer:
     stored: str
     same_example: bool = True
     ways: Sequence[str] = (SINGLES, BATCHES)
-    in_main_environment: bool = False
+    environment: str = PEERS
     versions: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
@@ -75,9 +76,11 @@ class Peer:
 
     def _ask(self, request: dict[str, Any]) -> Any:
         if self._process is None:
-            python = Path(sys.executable) if self.in_main_environment else ENVIRONMENT / "bin" / "python"
+            python = python_of(self.environment)
             if not python.exists():
-                raise PeerFailed(f"not installed: there is no {ENVIRONMENT.name}; see {REQUIREMENTS.name}")
+                raise PeerFailed(
+                    f"not installed: there is no {self.environment}; see {requirements(self.environment).name}"
+                )
             self._process = subprocess.Popen(
                 [python, "-W", "ignore", "-m", "benchmarks.peer_worker", self.kind],
                 cwd=REPOSITORY,
@@ -119,21 +122,31 @@ def all_peers() -> list[Peer]:
         Peer("pysam", "Pysam", "FASTA, lines of 80, and its .fai"),
         Peer("Hugging Face datasets", "HuggingFace", "Arrow, memory-mapped: one row of uint8 a window"),
         Peer("litdata", "LitData", "chunks of 64 MB: one uint8 array a window", ways=own_loop),
-        Peer("mosaicml-streaming", "Streaming", "MDS shards of 64 MB: one uint8 array a window", ways=own_loop),
+        Peer("mosaicml-streaming", "Streaming", "MDS shards of 64 MB: one uint8 array a window", ways=own_loop, environment=STREAMING),
         Peer("megatron-core IndexedDataset", "Indexed", ".bin and .idx: uint16 tokens, one sequence a contig",
-             in_main_environment=True),
+             environment=MAIN),
         Peer("megatron-core GPTDataset (another example: 8,192 tokens across contigs)", "Gpt",
              ".bin and .idx: uint16 tokens and EOD, one document a contig",
-             same_example=False, in_main_environment=True),
+             same_example=False, environment=MAIN),
     ]  # fmt: skip
 
 
+def python_of(environment: str) -> Path:
+    """Return the interpreter of an environment."""
+    return REPOSITORY / environment / "bin" / "python" if environment else Path(sys.executable)
+
+
+def requirements(environment: str) -> Path:
+    """Return the file that lists what an environment holds."""
+    return Path(__file__).with_name(f"requirements{environment.replace('.', '-')}.txt")
+
+
 def install() -> None:
-    """Make the peers' environment, where there is none."""
-    if ENVIRONMENT.exists():
-        return
-    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    pip = [ENVIRONMENT / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", TORCH], check=False)
-    subprocess.run([*pip, "install", "-r", REQUIREMENTS], check=False)
-    subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=False)
+    """Make the peers' environments, where there are none. What cannot be installed fails by name when it is opened."""
+    for environment in (PEERS, STREAMING):
+        if (REPOSITORY / environment).exists():
+            continue
+        subprocess.run([sys.executable, "-m", "venv", REPOSITORY / environment], check=True)
+        pip = [python_of(environment), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", TORCH], check=False)
+        subprocess.run([*pip, "install", "-r", requirements(environment)], check=False)

@@ -4,7 +4,7 @@ Enter: files, folders, patterns. Leave, in the output folder: `<sample>/glm_data
 
     records ──name──▶ (sample, contig ID) ──▶ buffers, 64 MB ──▶ OUT/.partial-build/ ──rename──▶ OUT/
 
-Costs one pass over the input and about 100 MB beside the longest record, however the samples are mixed and however many
+Costs one pass over the input and some 200 MB beside the longest record, however the samples are mixed and however many
 there are: buffers are emptied together, each into its database, and no database stays open. Whatever goes wrong, the
 output folder is left as it was.
 """
@@ -163,6 +163,7 @@ class _Build:
             _check_table(self._table)
         self._files: list[Path] = []
         self._file_of_sample: dict[str, Path] = {}  # samples named after their file
+        self._sample_of_this_file = ""  # asked for once a record, so kept
         self._contigs_of_sample: dict[str, int] = {}
         self._bases = 0
         self._buffers: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -182,6 +183,7 @@ class _Build:
         """Take in one record, and write all that waits when it has become too much."""
         if not self._files or self._files[-1] != file:
             self._files.append(file)
+            self._sample_of_this_file = ""
         where = describe(file, record.ordinal, record.name)
         bases = len(record.sequence)
         if bases > MAX_CONTIG_BASES:
@@ -215,13 +217,15 @@ class _Build:
         return sample, record.name if keeps_its_id else schema.make_sequence_id(self._tag, sample, ordinal)
 
     def _sample_of(self, file: Path) -> str:
-        sample = records.default_sample_id(file)
-        first = self._file_of_sample.setdefault(sample, file)
-        if first != file:
-            raise UsageError(
-                f"{first} and {file} both stand for sample {sample!r}. Rename one of them, or pool them: --sample NAME"
-            )
-        return sample
+        if not self._sample_of_this_file:
+            sample = records.default_sample_id(file)
+            first = self._file_of_sample.setdefault(sample, file)
+            if first != file:
+                raise UsageError(
+                    f"{first} and {file} both stand for sample {sample!r}. Rename one of them, or pool them: --sample NAME"
+                )
+            self._sample_of_this_file = sample
+        return self._sample_of_this_file
 
     def _start(self, sample: str, where: str) -> None:
         schema.check_folder_name(sample, where)

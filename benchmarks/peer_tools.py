@@ -139,7 +139,7 @@ class Streaming(PeerDataset):
 
         streaming.base.util.clean_stale_shared_memory()
         self.path = str(self.files.made("streaming", self._write))
-        self.rows = streaming.StreamingDataset(local=self.path, shuffle=False, batch_size=1)
+        self.rows = streaming.StreamingDataset(local=self.path, shuffle=False, batch_size=32)
         self.shuffled = None
 
     def _write(self, path: Path) -> None:
@@ -159,5 +159,5 @@ class Streaming(PeerDataset):
             copy = Path(self.path).with_name("streaming-shuffled")  # its locks allow one reader of a folder
             if not copy.exists():
                 copy.symlink_to(self.path)
-            self.shuffled = streaming.StreamingDataset(local=str(copy), shuffle=True, batch_size=1, shuffle_seed=1)
+            self.shuffled = streaming.StreamingDataset(local=str(copy), shuffle=True, batch_size=32, shuffle_seed=1)
         return (self.example(np.array(row["bases"])) for row in self.shuffled)

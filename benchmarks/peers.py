@@ -122,12 +122,12 @@ def all_peers() -> list[Peer]:
         Peer("pysam", "Pysam", "FASTA, lines of 80, and its .fai"),
         Peer("Hugging Face datasets", "HuggingFace", "Arrow, memory-mapped: one row of uint8 a window"),
         Peer("litdata", "LitData", "chunks of 64 MB: one uint8 array a window", ways=own_loop),
-        Peer("mosaicml-streaming", "Streaming", "MDS shards of 64 MB: one uint8 array a window", ways=own_loop, environment=STREAMING),
-        Peer("megatron-core IndexedDataset", "Indexed", ".bin and .idx: uint16 tokens, one sequence a contig",
+        Peer("mosaicml-streaming", "Streaming", "MDS shards of 64 MB: one uint8 array a window", ways=own_loop,
+             environment=STREAMING),
+        Peer("megatron-core IndexedDataset", "Indexed", ".bin and .idx: uint16 tokens, one document a contig",
              environment=MAIN),
         Peer("megatron-core GPTDataset (another example: 8,192 tokens across contigs)", "Gpt",
-             ".bin and .idx: uint16 tokens and EOD, one document a contig",
-             same_example=False, environment=MAIN),
+             ".bin and .idx: uint16 tokens and EOD, one document a contig", same_example=False, environment=MAIN),
     ]  # fmt: skip
 
 

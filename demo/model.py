@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
@@ -40,7 +41,7 @@ class TinyGenomeModel(pl.LightningModule):
         kmers: lengths of the words that have an embedding each (a table of 4 ** k rows).
         dilations: steps in bases of the convolutions; multiples of 3 keep the reading frame.
         learning_rate: the highest; it warms up over 40 steps and falls to zero along a cosine.
-        total_steps: optimizer steps of the whole training.
+        total_steps: optimizer steps until the rate is zero; None takes what the trainer is set to do.
     """
 
     classes: Tensor  # (256,) int64
@@ -51,18 +52,19 @@ class TinyGenomeModel(pl.LightningModule):
         kmers: Sequence[int] = (4, 6, 8),
         dilations: Sequence[int] = (3, 6, 12, 24, 48, 96),
         learning_rate: float = 1e-2,
-        total_steps: int = 1500,
+        total_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.kmers, self.learning_rate, self.total_steps = tuple(kmers), learning_rate, total_steps
+        self.kmers, self.dilations = tuple(kmers), tuple(dilations)
+        self.learning_rate, self.total_steps = learning_rate, total_steps
         classes = torch.full((256,), 4)  # token id -> class: 0-3 are A, C, G, T; 4 is all else
         classes[list(b"ACGT")] = torch.arange(4)
         self.register_buffer("classes", classes, persistent=False)
         self.letter = nn.Embedding(5, width)
         self.words = nn.ModuleList(nn.Embedding(4**k, width) for k in self.kmers)
-        for table in self.words:
-            nn.init.normal_(table.weight, std=0.02)
+        for weight in self.words.parameters():
+            nn.init.normal_(weight, std=0.02)
         self.mean = nn.Conv1d(width, width, 1)
         self.layers = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=d) for d in dilations)
         self.norm = nn.LayerNorm(width)
@@ -78,9 +80,10 @@ class TinyGenomeModel(pl.LightningModule):
         x = x.transpose(1, 2)  # (B, width, T)
         seen = torch.arange(1, x.shape[-1] + 1, device=x.device)
         x = x + self.mean(x.cumsum(-1) / (seen + 20))
-        for layer in self.layers:
-            x = x + F.glu(layer(F.pad(x, (layer.dilation[0], 0))), dim=1)
-        return self.head(self.norm(x.transpose(1, 2)))
+        for dilation, layer in zip(self.dilations, self.layers, strict=True):
+            x = x + F.glu(layer(F.pad(x, (dilation, 0))), dim=1)
+        logits: Tensor = self.head(self.norm(x.transpose(1, 2)))
+        return logits
 
     def losses(self, batch: Batch) -> Tensor:
         """Give (B, T) float32: -ln p(label) in nats where `loss_mask` is 1, else 0."""
@@ -88,27 +91,27 @@ class TinyGenomeModel(pl.LightningModule):
         nats = F.cross_entropy(logits.transpose(1, 2), self.classes[batch["labels"]], reduction="none")
         return nats * batch["loss_mask"]
 
-    def _mean_loss(self, batch: Batch, name: str) -> Tensor:
-        """Log and return the mean over the unmasked labels; over an epoch each label counts once."""
-        count = batch["loss_mask"].sum()
-        loss = self.losses(batch).sum() / count.clamp(min=1)
-        self.log(name, loss, prog_bar=True, batch_size=int(count))
-        return loss
+    def loss(self, batch: Batch) -> Tensor:
+        """Give the mean of `losses` over the labels that `loss_mask` leaves: nats a base."""
+        return self.losses(batch).sum() / batch["loss_mask"].sum().clamp(min=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss to descend."""
-        return self._mean_loss(batch, "train_loss")
+        """Log `train_loss` and return it."""
+        loss = self.loss(batch)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log `val_loss`."""
-        self._mean_loss(batch, "val_loss")
+        """Log `val_loss`; over an epoch every base counts once, whatever batch it is in."""
+        self.log("val_loss", self.loss(batch), prog_bar=True, batch_size=int(batch["loss_mask"].sum()))
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 40 steps of warm-up, then a cosine down to zero at `total_steps`."""
+        total_steps = self.total_steps or self.trainer.estimated_stepping_batches
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True)
 
         def factor(step: int) -> float:
-            return min(1.0, (step + 1) / 40) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total_steps)))
+            return min(1.0, (step + 1) / 40) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

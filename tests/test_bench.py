@@ -11,7 +11,16 @@ from sharded_eden.errors import DatabaseError, UsageError
 
 
 def test_bench_measures_every_stage_and_loader(small, capsys):
-    line = [str(small.sequence_db_dir), str(small.window_db), "--seconds", "0.05", "--max-workers", "1", "--batch-size", "4"]
+    line = [
+        str(small.sequence_db_dir),
+        str(small.window_db),
+        "--seconds",
+        "0.05",
+        "--max-workers",
+        "1",
+        "--batch-size",
+        "4",
+    ]
     assert cli.main(["bench", *line, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["seq_length"] == small.seq_length

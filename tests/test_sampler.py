@@ -25,9 +25,7 @@ def plans(draw: st.DrawFn) -> BatchPlan:
 
 def of_all_ranks(plan: BatchPlan, consumed: int, global_batches: int, **end) -> list[list[int]]:
     """The positions of each global batch, the ranks' micro batches put together in the order of the design."""
-    ranks = [
-        iter(MicroBatches(plan, rank=r, consumed_samples=consumed, **end)) for r in range(plan.data_parallel_size)
-    ]
+    ranks = [iter(MicroBatches(plan, rank=r, consumed_samples=consumed, **end)) for r in range(plan.data_parallel_size)]
     return [
         [position for _ in range(plan.num_microbatches) for rank in ranks for position in next(rank)]
         for _ in range(global_batches)
@@ -65,12 +63,16 @@ def test_evaluation_drops_nothing_and_ranks_stay_in_step(total, micro, ranks):
 
 
 def test_sizes_that_do_not_fit_name_those_that_do():
-    with pytest.raises(UsageError, match=r"Nearest global batch sizes that fit: 8 and 16; micro batch sizes that fit: 1, 3"):
+    with pytest.raises(
+        UsageError, match=r"Nearest global batch sizes that fit: 8 and 16; micro batch sizes that fit: 1, 3"
+    ):
         BatchPlan(micro_batch_size=2, global_batch_size=12, data_parallel_size=4)
     with pytest.raises(UsageError, match="micro_batch_size must be an integer of at least 1, not 0"):
         BatchPlan(micro_batch_size=0, global_batch_size=4)
     with pytest.raises(UsageError, match=r"rank must lie in \[0, 2\), not 2"):
-        MicroBatches(BatchPlan(micro_batch_size=1, global_batch_size=2, data_parallel_size=2), rank=2, consumed_samples=0)
+        MicroBatches(
+            BatchPlan(micro_batch_size=1, global_batch_size=2, data_parallel_size=2), rank=2, consumed_samples=0
+        )
     with pytest.raises(UsageError, match="does not lead to global_batch_size=16"):
         BatchPlan(micro_batch_size=1, global_batch_size=16, rampup_batch_size=(4, 5, 100))
 
@@ -148,9 +150,7 @@ def test_a_plain_loop_with_torchdata_resumes_exactly(small, workers):
 
         def loader() -> StatefulDataLoader:
             sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8)
-            return StatefulDataLoader(
-                stream, batch_sampler=sampler, num_workers=workers, collate_fn=stream.collate_fn
-            )
+            return StatefulDataLoader(stream, batch_sampler=sampler, num_workers=workers, collate_fn=stream.collate_fn)
 
         expected = [row_hashes(stream[p]["tokens"][None])[0] for p in range(120)]
         first = loader()

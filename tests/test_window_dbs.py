@@ -229,7 +229,6 @@ def frame(ids: list[str | None], lengths: list[int | None]) -> pl.DataFrame:
         (frame(["a", "b\0c"], [1, 1]), ["row 1", "NUL"]),
         (frame(["a", "b", "b"], [1, 2, 3]), ["contig_id 'b' appears more than once", "one row for each contig"]),
         (frame(["b", "a", "b"], [1, 2, 3]), ["contig_id 'b' appears more than once"]),
-        (frame([], []), ["holds no contig"]),
         (b"contig_id,length\na,1\n", ["cannot be read as Parquet", "cut short"]),
         (b"", ["cannot be read as Parquet"]),
         (None, ["no such file"]),
@@ -367,3 +366,14 @@ def test_killed_run_leaves_no_database_and_the_next_one_succeeds(tmp_path: Path)
     assert (tmp_path / ".w.db.partial").exists()
     precompute_window_database(path, tmp_path / "w.db")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.parquet", "w.db"]
+
+
+def test_a_split_without_contigs_is_a_valid_empty_database(tmp_path: Path) -> None:
+    frame([], []).write_parquet(tmp_path / "split.parquet")
+    with pytest.warns(EdenWarning, match="holds no window"):
+        result = precompute_window_database(tmp_path / "split.parquet", tmp_path / "windows.db")
+    assert (result.windows, result.sequences) == (0, 0)
+    connection = sqlite3.connect(tmp_path / "windows.db")
+    assert connection.execute("SELECT count(*) FROM window_mappings").fetchone() == (0,)
+    assert dict(connection.execute("SELECT key, value FROM metadata"))["total_windows"] == 0
+    connection.close()

@@ -217,9 +217,8 @@ def _survey(contigs: pl.LazyFrame, split: Path) -> _Survey:
         sampled.append(ids.gather_every(SAMPLE_EVERY))
         rows += batch.height
         empty += int((batch[LENGTH] == 0).sum())
-    if rows == 0:
-        raise InputError(f"{split}: holds no contig")
-    return _Survey(contigs=rows, empty=empty, is_sorted=is_sorted, sampled_ids=pl.concat(sampled).sort())
+    sampled_ids = pl.concat(sampled).sort() if sampled else pl.Series([], dtype=pl.String)
+    return _Survey(contigs=rows, empty=empty, is_sorted=is_sorted, sampled_ids=sampled_ids)
 
 
 def _in_order(contigs: pl.LazyFrame, survey: _Survey) -> Iterator[pl.DataFrame]:

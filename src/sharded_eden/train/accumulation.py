@@ -55,7 +55,8 @@ class Accumulation:
         callbacks.append(check)
         if not schedulers:
             trainer.accumulate_grad_batches = needed
-        return cls(trainer, was_set=not schedulers and given != needed, check=check)
+        check.accumulation = cls(trainer, was_set=not schedulers and given != needed, check=check)
+        return check.accumulation
 
     def take_off(self) -> None:
         """Give the Trainer back as it was."""
@@ -70,9 +71,16 @@ class GlobalBatchCheck(Callback):
     """Holds every optimizer step to exactly one global batch."""
 
     def __init__(self, plan: BatchPlan) -> None:
+        self.accumulation: Accumulation | None = None
+        """What to take off where training ends in an error: Lightning then tears nothing down."""
         self._plan = plan
         self._examples = 0
         self._stepped = False
+
+    def on_exception(self, *_: Any) -> None:
+        """Give the Trainer back as it was."""
+        if self.accumulation is not None:
+            self.accumulation.take_off()
 
     def on_train_start(self, *_: Any) -> None:
         """Begin to count."""

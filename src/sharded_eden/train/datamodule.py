@@ -144,21 +144,34 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.multiprocessing_context = multiprocessing_context
         self.accept_other_data = accept_other_data
         self.compact = compact
-        if not compact:
-            self.on_after_batch_transfer = super().on_after_batch_transfer  # type: ignore[method-assign]
         self.data_sampler = DataSampler(seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
 
-        # A split without a database is one that this module does not define: Lightning then skips its loop without a warning.
-        if val_window_db_path is None:
-            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
-        if test_window_db_path is None:
-            self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
-
+        self._leave_undefined()
         self._streams: dict[str, Stream] = {}
         self._expand: Expander | None = None
         self._pending_state: dict[str, Any] | None = None
         self._position = Position()
         self._accumulation: Accumulation | None = None
+
+    def _leave_undefined(self) -> None:
+        """Take back what this module does not define: Lightning then skips it without a warning, or asks the user's module.
+
+        That is the loop of a split without a database, and the hook that only compact batches need.
+        """
+        if self.val_window_db_path is None:
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        if self.test_window_db_path is None:
+            self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
+        if not self.compact:
+            self.on_after_batch_transfer = super().on_after_batch_transfer  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        undefined = {"val_dataloader", "test_dataloader", "on_after_batch_transfer"}
+        return {name: value for name, value in self.__dict__.items() if name not in undefined}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._leave_undefined()
 
     # ---- Lightning's hooks, in the order in which it calls them ----
 

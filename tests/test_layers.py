@@ -1,0 +1,185 @@
+"""The house: who may import whom (DESIGN.md, section 5), and what importing costs. Read from the source with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sharded_eden
+
+ROOT = Path(sharded_eden.__file__).parent
+MODULES = {
+    ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
+}
+ROOMS = ("prepare", "load", "train", "observe")
+
+
+def room(module: str) -> str:
+    """`prepare`, `load`, `train` or `observe`; `root` for what stands beside them."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "root"
+
+
+def imports(path: Path, *, at_run_time: bool = True) -> set[str]:
+    """Every module that a file imports, anywhere in it; those under `if TYPE_CHECKING` only where asked for."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if at_run_time and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            found.add(node.module)
+            found.update(
+                f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES
+            )
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def test_the_rooms_are_there():
+    assert {room(module) for module in MODULES} >= {"root", "prepare", "load", "train"}
+    assert len(MODULES) > 25
+
+
+MAY_IMPORT = {
+    "root": {"root"},
+    "prepare": {"prepare", "root"},
+    "load": {"load", "root"},
+    "train": {"train", "load", "root"},
+    "observe": {"observe", "train", "load", "prepare", "root"},
+}
+FRONT_DOORS = {"sharded_eden.cli", "sharded_eden.__init__"}
+"""These two lead into every room, by imports that wait until they are needed."""
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - FRONT_DOORS))
+def test_imports_point_up_the_list_only(module):
+    for name in imports(MODULES[module], at_run_time=False):
+        if name.split(".")[0] == "sharded_eden":
+            assert room(name) in MAY_IMPORT[room(module)], f"{module} imports {name}"
+            assert not name.startswith("sharded_eden.cli"), f"{module} imports the command line"
+
+
+def test_the_package_itself_imports_lazily():
+    at_once = [
+        node
+        for node in ast.parse(MODULES["sharded_eden.__init__"].read_text()).body
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert {node.module for node in at_once if str(node.module).startswith("sharded_eden")} <= {"sharded_eden.errors"}
+
+
+def test_who_may_import_the_heavy_packages():
+    by_package: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        for package in packages(path):
+            by_package.setdefault(package, set()).add(module)
+    assert by_package["lightning"] == {"sharded_eden.train.datamodule", "sharded_eden.train.accumulation"}
+    assert "pytorch_lightning" not in by_package
+    assert by_package.get("megatron", set()) <= {"sharded_eden.train.megatron"}
+    assert "transformers" not in by_package
+    torch_users = {room(module) for module in by_package["torch"]}
+    assert torch_users <= {"load", "train", "observe"}
+    assert "typer" not in {
+        package for module in MODULES if room(module) != "root" for package in packages(MODULES[module])
+    }
+    assert by_package["typer"] <= {"sharded_eden.cli"}
+
+
+PURE = ["sharded_eden.windows", "sharded_eden.seeds", "sharded_eden.train.order", "sharded_eden.load.example"]
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_files_open_nothing(module):
+    tree = ast.parse(MODULES[module].read_text())
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not {
+        call for call in calls if call in {"open", "print"} or call.startswith(("os.", "Path", "apsw.", "time."))
+    }
+    assert not packages(MODULES[module]) & {"apsw", "os", "pathlib", "random", "time", "torch"}
+
+
+def test_nothing_prints_or_asserts_on_what_a_user_passes():
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        names = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert "print" not in names or module == "sharded_eden.cli", module
+
+
+def test_every_module_says_what_it_is():
+    for module, path in MODULES.items():
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{module} has no docstring"
+
+
+def test_bionemo_stays_a_namespace():
+    assert not list((ROOT.parent / "bionemo").rglob("__init__.py"))
+
+
+HEAVY = ("torch", "lightning", "transformers", "megatron", "torchdata", "matplotlib", "ray")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sharded_eden; dir(sharded_eden)",
+        "import sharded_eden.cli",
+        "from sharded_eden import build_sequence_dbs, create_sample_database, extract_sample_id, precompute_window_database",
+        "from sharded_eden import write_splits, WindowGeometry, compute_num_windows",
+    ],
+    ids=["sharded_eden", "cli", "prepare", "splits"],
+)
+def test_preparing_data_loads_no_torch(code):
+    program = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reading_data_loads_no_lightning():
+    program = (
+        "import sys\nfrom sharded_eden import ShardedEdenDataset, Stream, NucleotideTokenizer\n"
+        "import sharded_eden.train.sampler, sharded_eden.train.megatron\n"
+        "print([name for name in ('lightning', 'megatron', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_sorted_and_all_there():
+    assert sharded_eden.__all__ == sorted(sharded_eden.__all__)
+    assert dir(sharded_eden) == sharded_eden.__all__
+    for name in sharded_eden.__all__:
+        assert getattr(sharded_eden, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sharded_eden.nothing
+
+
+def test_a_missing_extra_names_itself():
+    program = (
+        "import sys; sys.modules['lightning'] = None\n"
+        "from sharded_eden.errors import MissingExtra\n"
+        "try:\n    from sharded_eden import ShardedEdenDataModule\n"
+        "except MissingExtra as error:\n    assert isinstance(error, ImportError); print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "lightning is not installed. Install it: pip install 'sharded-eden[train]'"
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("'lightning'", "'torch'")], capture_output=True, text=True, check=False
+    )
+    assert "pip install 'sharded-eden[train]'" in done.stdout + done.stderr

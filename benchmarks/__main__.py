@@ -25,8 +25,11 @@ def main() -> None:
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of the loading tables (default: %(default)s)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run (default: %(default)s)")
     parser.add_argument("--no-peers", action="store_true", help="without the tools a user could pick instead")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="where the tables go")
+    parser.add_argument(
+        "--out", type=Path, help="where the tables go (default: benchmarks/results; quick: .bench/results)"
+    )
     options = parser.parse_args()
+    out: Path = options.out or (data.ROOT / "results" if options.quick else Path(__file__).with_name("results"))
     for name, given, known in (("--shapes", options.shapes, SHAPES), ("--only", options.only, PARTS)):
         if unknown := set(given.split(",")) - set(known):
             parser.error(f"{name}: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -35,7 +38,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     described = machine.describe()
     for result in _results(options):
-        print(report.write(result, described, options.quick, options.out), flush=True)
+        print(report.write(result, described, options.quick, out), flush=True)
 
 
 def _results(options: argparse.Namespace) -> Iterator[report.Result]:

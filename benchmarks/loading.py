@@ -14,10 +14,11 @@ import numpy as np
 
 from benchmarks import contenders as c
 from benchmarks import guard
+from benchmarks.contenders import BATCH
 from benchmarks.data import World
-from benchmarks.peers import Peer, PeerFailed
+from benchmarks.peers import BATCHES, SINGLES, STREAM, Peer, PeerFailed
 from benchmarks.report import Result, Table, rate, ratio, small, verdict
-from benchmarks.timing import BATCH, Race, Rates, Timed, timed
+from benchmarks.timing import Race, Rates, Timed, timed
 
 NAIVE, NAIVE_HF = "naive, byte tokenizer", "naive, Hugging Face tokenizer"
 FLAT, FLAT_BATCH = "flat memory map", "flat memory map, batches"
@@ -71,7 +72,8 @@ def run(worlds: Sequence[World], peers: Sequence[Peer], settings: Settings) -> R
                 racing[world.shape.name, f"{peer.name}, {way}"] = (peer.timed(world, way), BATCH)
     race = Race(racing, settings.seconds, settings.repeats, settings.say)
     rates = race.run()
-    tables = [_goals(rates, titles), _all(rates, titles, peers, failures)]
+    failures |= {(shape, name.rsplit(", ", 1)[0]): text for (shape, name), text in race.failures.items()}
+    tables = [_goals(rates, titles, peers), _all(rates, titles, peers, failures)]
     data = {
         "windows_per_second": {f"{shape}: {name}": r.each for (shape, name), r in rates.items()},
         "medians": {f"{shape}: {name}": round(r.median, 2) for (shape, name), r in rates.items()},
@@ -110,7 +112,7 @@ def _own(world: World, tokenizer: Any) -> dict[str, tuple[Timed, int]]:
     return singles | batches
 
 
-def _goals(rates: dict[Key, Rates], titles: dict[str, str]) -> Table:
+def _goals(rates: dict[Key, Rates], titles: dict[str, str], peers: Sequence[Peer]) -> Table:
     table = Table("What must be reached", "Ratios of medians; bold where reached.", ["", *titles.values()])
     pairs = ((OURS, NAIVE), (OURS_HF, NAIVE_HF), (OURS, FLAT), (OURS_BATCH, FLAT_BATCH), (OURS_BATCH, OURS))
     of_shape = {"short": 0, "5mb": 1, "150mb": 2}
@@ -119,6 +121,15 @@ def _goals(rates: dict[Key, Rates], titles: dict[str, str]) -> Table:
         table.rows.append(
             [title, *(verdict(v, targets[of_shape[shape]]) for v, shape in zip(values, titles, strict=True))]
         )
+    for name, way in ((OURS, SINGLES), (OURS_BATCH, BATCHES)):
+        rivals = [f"{p.name}, {w}" for p in peers if p.same_example for w in p.ways if w in {way, STREAM}]
+        row = [f"over the fastest peer, {way}"]
+        for shape in titles:
+            fastest = max(((rates[shape, r].median, r) for r in rivals if (shape, r) in rates), default=None)
+            if fastest is not None:
+                row.append(f"{verdict(rates[shape, name].median / fastest[0], 1)} {small(fastest[1])}")
+        if len(row) > 1:
+            table.rows.append(row)
     for name, title in ((OURS, "single items"), (OURS_BATCH, "batches of 32")):
         medians = [rates[shape, name].median for shape in titles]
         value = max(medians) / min(medians)

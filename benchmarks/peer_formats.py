@@ -53,7 +53,7 @@ class Files:
         return self.bases[self.starts[k] : self.starts[k] + self.lengths[k]]
 
     def made(self, name: str, make: Any) -> Path:
-        """Return the file or folder `name`, made by `make(path)` where it is missing; never half of it."""
+        """Return the file or folder `name`, made by `make(path)` where it is missing, read once so that it is in memory."""
         done = self.folder / f"{name}.done"
         path = self.folder / name
         if not done.exists():
@@ -61,6 +61,10 @@ class Files:
                 shutil.rmtree(path)
             make(path)
             done.touch()
+        for file in [path] if path.is_file() else (found for found in path.rglob("*") if found.is_file()):
+            with file.open("rb") as opened:
+                while opened.read(CHUNK_BYTES):
+                    pass
         return path
 
 

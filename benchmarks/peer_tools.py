@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -76,6 +77,7 @@ class HuggingFace(PeerDataset):
         cache = path.with_name("datasets-cache")
         built = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(cache), writer_batch_size=256)
         built.save_to_disk(str(path))
+        shutil.rmtree(cache)
 
     def bases(self, window: int) -> np.ndarray:
         return np.array(self.rows[window]["bases"])

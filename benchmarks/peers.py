@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.contenders import BATCH
 from benchmarks.data import World
-from benchmarks.timing import Timed
+from benchmarks.timing import ContenderFailed, Timed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAIN, PEERS, STREAMING = "", ".venv-peers", ".venv-peers-streaming"
@@ -26,7 +26,7 @@ TORCH = "torch==2.13.0"
 SINGLES, BATCHES, STREAM = "single items", "batches of 32", "its own shuffled loop"
 
 
-class PeerFailed(Exception):
+class PeerFailed(ContenderFailed):
     """A peer is not installed, or gave an error instead of an answer."""
 
 
@@ -110,7 +110,10 @@ class Peer:
         """End its process."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.wait(timeout=60)
+            try:
+                self._process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
             self._process = None
 
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contenders import BATCH, Runner
+from benchmarks.contenders import Runner
 
 FEWEST_WINDOWS = 4
 MOST_WINDOWS = 1 << 17
@@ -24,6 +24,10 @@ MOST_WINDOWS = 1 << 17
 Key = TypeVar("Key", bound=Hashable)
 Timed = Callable[[int, int], float]
 """(first position in the order, windows) -> seconds."""
+
+
+class ContenderFailed(Exception):
+    """A contender gave an error instead of an answer; the others go on."""
 
 
 @dataclass
@@ -68,19 +72,27 @@ class Race(Generic[Key]):
     seconds: float
     repeats: int
     say: Callable[[str], None] = lambda text: None
+    failures: dict[Key, str] = field(default_factory=dict)
 
     def run(self) -> dict[Key, Rates]:
         """Return the rates of all contenders."""
-        rates = {}
+        rates: dict[Key, Rates] = {}
         for key, (run, step) in self.contenders.items():
             self.say(f"trying {key}")
-            rates[key] = Rates(self._windows_for(run, step))
+            try:
+                rates[key] = Rates(self._windows_for(run, step))
+            except ContenderFailed as error:
+                self.failures[key] = str(error)
         for repeat in range(self.repeats):
-            for key, (run, _) in self.contenders.items():
+            for key, of_key in rates.items():
+                if key in self.failures:
+                    continue
                 self.say(f"repeat {repeat + 1} of {self.repeats}: {key}")
-                windows = rates[key].windows
-                rates[key].each.append(windows / run(1000 * (repeat + 1), windows))
-        return rates
+                try:
+                    of_key.each.append(of_key.windows / self.contenders[key][0](1000 * (repeat + 1), of_key.windows))
+                except ContenderFailed as error:
+                    self.failures[key] = str(error)
+        return {key: of_key for key, of_key in rates.items() if key not in self.failures}
 
     def _windows_for(self, run: Timed, step: int) -> int:
         """Return how many windows fill the time, after a first touch."""
@@ -93,6 +105,3 @@ class Race(Generic[Key]):
             windows = min(MOST_WINDOWS, 8 * windows)
         whole = max(step, FEWEST_WINDOWS, min(MOST_WINDOWS, int(fitting)))
         return -(-whole // step) * step
-
-
-__all__ = ["BATCH", "Race", "Rates", "Timed", "timed"]

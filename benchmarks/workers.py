@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from benchmarks import contenders as c
+from benchmarks.contenders import BATCH
 from benchmarks.data import World
 from benchmarks.guard import compare, digest
 from benchmarks.report import Result, Table, rate, ratio, verdict
-from benchmarks.timing import BATCH, Race, Rates, Timed
+from benchmarks.timing import Race, Rates, Timed
 from sharded_eden.load.dataset import ShardedEdenDataset
 
 NAIVE = "naive, {} workers"

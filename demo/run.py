@@ -1,25 +1,27 @@
 """`make demo`: real genomes become sequence databases, splits and window databases, and a small model learns from them.
 
 Runs the commands that a user would type, then trains through the data module with an ordinary Lightning Trainer, and holds the
-loss on held-out contigs against two baselines: ln 4, and the order-0 entropy of the genomes.
+loss on held-out contigs against ln 4 and the order-0 entropy of the genomes.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
 import shutil
 import sqlite3
 import sys
 import time
 import warnings
+from itertools import chain
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
-from entropy import order0_entropy
+from entropy import order0_entropy, order0_entropy_within
 from model import TinyGenomeModel
 from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset, Stream, cli
 from sharded_eden.schema import discover_sample_databases
@@ -31,16 +33,22 @@ WINDOW_SIZE, STRIDE = 1024, 1021
 MICRO_BATCH, GLOBAL_BATCH = 8, 8
 STEPS = 800
 MAX_SECONDS = 110
+NUM_WORKERS = 1
 
 
 def main() -> int:
-    """Run the demo; return 0 if the model ends below both baselines on held-out contigs."""
+    """Run the demo; return 0 if the model ends below the baselines on held-out contigs."""
     shutil.rmtree(WORK, ignore_errors=True)
     prepare()
-    entropy = order0_entropy(sequences())
+    genomes = sequences()
+    baselines = {
+        "uniform bases (ln 4)": math.log(4),
+        "order-0 entropy of these genomes": order0_entropy(chain.from_iterable(genomes.values())),
+        "order-0 entropy, each by itself": order0_entropy_within(genomes),
+    }
     show_loading_speed()
     losses = train()
-    return 0 if report(losses, entropy) else 1
+    return 0 if report(losses, baselines) else 1
 
 
 def prepare() -> None:
@@ -71,12 +79,12 @@ def windows(split: str) -> Path:
     return WORK / f"{split}_windows.db"
 
 
-def sequences() -> list[str]:
-    """Return every contig, read with the standard library."""
-    found = []
-    for database in discover_sample_databases(SEQUENCES).values():
+def sequences() -> dict[str, list[str]]:
+    """Return the contigs of each sample, read with the standard library."""
+    found = {}
+    for sample, database in discover_sample_databases(SEQUENCES).items():
         connection = sqlite3.connect(database)
-        found += [sequence for (sequence,) in connection.execute("SELECT nt_sequence FROM sequences")]
+        found[sample] = [sequence for (sequence,) in connection.execute("SELECT nt_sequence FROM sequences")]
         connection.close()
     return found
 
@@ -133,6 +141,8 @@ def train() -> dict[str, float]:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     pl.seed_everything(0)
+    # One core is the worker's: threads that wait for one another on a busy core are slower than fewer threads.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - NUM_WORKERS))
     data_module = ShardedEdenDataModule(
         sequence_db_dir=SEQUENCES,
         train_window_db_path=windows("train"),
@@ -142,7 +152,7 @@ def train() -> dict[str, float]:
         stride=STRIDE,
         micro_batch_size=MICRO_BATCH,
         global_batch_size=GLOBAL_BATCH,
-        num_workers=1,
+        num_workers=NUM_WORKERS,
         rc_aug=True,
     )
     model = TinyGenomeModel()
@@ -186,17 +196,14 @@ def held_out_loss(model: TinyGenomeModel, loader: torch.utils.data.DataLoader) -
     return total / bases
 
 
-def report(losses: dict[str, float], entropy: float) -> bool:
-    """Print the losses beside the baselines; return whether all are below both."""
-    print("\n                                       nats a base")
-    print(f"uniform bases (ln 4)                   {math.log(4):.4f}")
-    print(f"order-0 entropy of these genomes       {entropy:.4f}")
-    for split, loss in losses.items():
-        print(f"model, held-out contigs ({split + ')':12s}  {loss:.4f}")
-    below = all(loss < min(entropy, math.log(4)) for loss in losses.values())
-    print(
-        "The model is below both on contigs it has never seen." if below else "The model is NOT below both baselines."
-    )
+def report(losses: dict[str, float], baselines: dict[str, float]) -> bool:
+    """Print the losses beside the baselines; return whether all are below all of them."""
+    print(f"\n{'':38s} nats a base")
+    rows = baselines | {f"model, held-out contigs ({split})": loss for split, loss in losses.items()}
+    for name, nats in rows.items():
+        print(f"{name:38s} {nats:.4f}")
+    below = max(losses.values()) < min(baselines.values())
+    print(f"The model is {'below' if below else 'NOT below'} every baseline on contigs it has never seen.")
     return below
 
 

@@ -198,7 +198,8 @@ def test_what_cannot_be_read_does_not_spoil_what_can(tmp_path):
         with pytest.raises(DatabaseError, match="damaged or cut short"):
             dataset[rows.index(("BCR__ECT-S0__CT1-1", 170))]
         assert [as_lists(dataset[i]) for i in healthy] == [expected(folder, i) for i in healthy]
-    dataset.close()
+    with pytest.raises(DatabaseError, match="damaged or cut short"), dataset:  # and not what closing adds to it
+        dataset[rows.index(("BCR__ECT-S0__CT1-1", 170))]
 
 
 @pytest.mark.parametrize("character", ["\0", "\1", "\n", "\r", "\t", "\x7f", "é", "\U0001f9ec"])
@@ -421,17 +422,25 @@ def test_a_threshold_says_how_long_a_first_window_must_be(tmp_path):
         dataset[window]
 
 
+@pytest.mark.parametrize("window_in_seq_idx", [4, 10**9, -1])
+@pytest.mark.parametrize("read_with", ["blob", "substr"])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_window_beyond_the_end_of_its_contig(folder, recorded):
-    """Such a row would hold no base at all."""
+def test_a_window_outside_of_its_contig(folder, recorded, read_with, window_in_seq_idx):
+    """Such a row would hold no base at all, or bases from the wrong end."""
     if recorded:
         worlds.execute(
             folder / "windows.db",
             "CREATE TABLE contig_lengths (first_window_idx INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
             "INSERT INTO contig_lengths VALUES (0, 200)",
         )
-    worlds.execute(folder / "windows.db", "UPDATE window_mappings SET window_in_seq_idx = 4 WHERE window_idx = 0")
-    with worlds.dataset(folder) as dataset, pytest.raises(MissingSequence, match="has 200 bases of it"):
+    worlds.execute(
+        folder / "windows.db",
+        f"UPDATE window_mappings SET window_in_seq_idx = {window_in_seq_idx} WHERE window_idx = 0",
+    )
+    with (
+        worlds.dataset(folder, read_with=read_with) as dataset,
+        pytest.raises(MissingSequence, match="has 200 bases of it"),
+    ):
         dataset[0]
 
 

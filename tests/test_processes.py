@@ -324,6 +324,23 @@ def test_more_samples_than_file_descriptors(tmp_path, wal):
             writer.close()
 
 
+def test_handles_of_long_contigs_go_with_their_database(tmp_path):
+    """A handle that is kept open must not outlive the connection that made room for another."""
+    contigs = {f"BCR__ECT-S{k:03}__CT1-1": worlds.random_sequence(LONG_CONTIG_BASES + k, k) for k in range(20)}
+    folder = worlds.write(tmp_path, contigs, stride=50_000)
+    order = [k * 7 % 60 for k in range(120)]
+
+    def read() -> str:
+        with worlds.dataset(folder, stride=50_000) as dataset:
+            for i in order:
+                sequence_id, k = dataset.locate(i)
+                bases = contigs[sequence_id][50_000 * k : 50_000 * k + T - 3]
+                assert bytes(dataset[i]["tokens"][2:-1].tolist()).decode() == bases
+        return "read"
+
+    assert limited(read, 24) == "read"
+
+
 def test_three_datasets_and_a_worker_share_the_file_descriptors(tmp_path):
     folder = crowd(tmp_path)
     wanted = [expected(folder, i)["tokens"] for i in range(40)]

@@ -88,7 +88,7 @@ class WindowFetcher:
         sample_id = self._only_sample or extract_sample_id(sequence_id)
         contig = self._reader.contig(sample_id, sequence_id)
         start = window_in_seq_idx * self._stride
-        if contig is None or contig.length < self._needed_bases(start, contig_length):
+        if contig is None or start < 0 or contig.length < self._needed_bases(start, contig_length):
             raise self._missing(window_idx, sequence_id, sample_id, start, contig_length, contig)
         header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
         bases = np.empty(min(self._window_size, contig.length - start, room), dtype=np.uint8)

@@ -143,7 +143,12 @@ class WindowIndex:
             ) from error
 
     def _count_windows(self) -> int:
-        first, last = self.connection.execute("SELECT min(window_idx), max(window_idx) FROM window_mappings").get
+        first, last = self.connection.execute(
+            (
+                # Two subqueries are two seeks; both in one SELECT would be a scan.
+                "SELECT (SELECT min(window_idx) FROM window_mappings), (SELECT max(window_idx) FROM window_mappings)"
+            )
+        ).get
         total = self.metadata.get("total_windows")
         if total is None:
             total = self.connection.execute("SELECT count(*) FROM window_mappings").get

@@ -2,9 +2,9 @@
 
     python -m benchmarks.decisions
 
-Page size: the same contigs in databases of different page sizes; microseconds to find and read a window of 8,189 bases at a
-random place, mapped and with positioned reads, and bytes on disk for each base. JOIN: one sample, from a window index to the row
-of its contig, by a JOIN through the attached window database, or by the two queries that the loader uses. Medians of
+Page size: the same contigs in databases of different page sizes; microseconds to find and read a window of 8,189 bases
+at a random place, mapped and with positioned reads, and bytes on disk for each base. JOIN: one sample, from a window index
+to the row of its contig, by a JOIN through the attached window database, or by the two queries that the loader uses. Medians of
 interleaved repeats, warm page cache.
 """
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from sharded_eden.load.buffers import RowBuffers
@@ -63,6 +64,9 @@ def collate(batch: Any) -> Any:
 class RowMaker(Protocol):
     """Makes rows of windows."""
 
+    def one(self, window: Window) -> Example:
+        """Return the item of a window."""
+
     def many(self, windows: Sequence[Window]) -> Rows:
         """Return the items of these windows, over one buffer."""
 
@@ -86,14 +90,30 @@ class FullRows:
     def _make_buffers(self) -> RowBuffers:
         return RowBuffers(self._seq_length)
 
+    def one(self, window: Window) -> Example:
+        """Return the item of a window."""
+        (tokens,), (labels,), (loss_mask,) = self._buffers.get().get(1)
+        self._fill(window, tokens, labels, loss_mask)
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(loss_mask),
+            **self._shared,
+        }
+
+    def _fill(
+        self, window: Window, tokens: NDArray[np.int64], labels: NDArray[np.int64], loss_mask: NDArray[np.float32]
+    ) -> None:
+        try:
+            self._encoder.fill(window.bases, window.reverse, window.header, tokens, labels, loss_mask)
+        except UnicodeError as error:
+            raise self._fetcher.unreadable_letters(window, error) from error
+
     def many(self, windows: Sequence[Window]) -> Rows:
         """Return the items of these windows, over one buffer."""
         tokens, labels, loss_mask = self._buffers.get().get(len(windows))
         for k, window in enumerate(windows):
-            try:
-                self._encoder.fill(window.bases, window.reverse, window.header, tokens[k], labels[k], loss_mask[k])
-            except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(window, error) from error
+            self._fill(window, tokens[k], labels[k], loss_mask[k])
         stacked = {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
@@ -116,6 +136,10 @@ class CompactRows:
         self._fetcher = fetcher
         room_without_tag = row_format.room(row_format.header([]))
         self._tag_length = room_without_tag - fetcher.least_room
+
+    def one(self, window: Window) -> Example:
+        """Return the item of a window."""
+        return self.many([window])[0]
 
     def many(self, windows: Sequence[Window]) -> Rows:
         """Return the items of these windows, over one buffer."""

@@ -8,6 +8,7 @@ it: tensors made of it, views of them and whatever was collated without a copy a
 from __future__ import annotations
 
 import sys
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 MAX_POOLED_BYTES = 64 << 20
 """What one pool keeps at most; a batch that finds no free buffer beyond that gets memory of its own."""
 
-_ALIGNMENT = 64
+LOOKS = 4
+"""Buffers that are looked at before a new one is made."""
+
 _BYTES_PER_TOKEN = 8 + 8 + 4
 
 
@@ -24,7 +27,7 @@ class RowBuffers:
 
     def __init__(self, seq_length: int) -> None:
         self._seq_length = seq_length
-        self._pool: dict[int, list[NDArray[np.uint8]]] = {}
+        self._pool: dict[int, deque[NDArray[np.uint8]]] = {}
         self._pooled_bytes = 0
 
     def get(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -43,10 +46,12 @@ class RowBuffers:
         self._pooled_bytes = 0
 
     def _free(self, rows: int) -> NDArray[np.uint8]:
-        pool = self._pool.setdefault(rows, [])
-        for k in range(len(pool)):
-            if sys.getrefcount(pool[k]) <= _UNUSED:
-                return pool[k]
+        pool = self._pool.setdefault(rows, deque())
+        # The oldest first: those are the ones that their users are done with. A few looks, whatever the pool holds.
+        for _ in range(min(LOOKS, len(pool))):
+            pool.rotate(-1)
+            if sys.getrefcount(pool[-1]) <= _UNUSED:
+                return pool[-1]
         memory = np.empty(rows * self._seq_length * _BYTES_PER_TOKEN, dtype=np.uint8)
         if self._pooled_bytes + memory.nbytes <= MAX_POOLED_BYTES:
             pool.append(memory)
@@ -55,8 +60,8 @@ class RowBuffers:
 
 
 def _references_of_an_unused_buffer() -> int:
-    pool = [np.empty(1, dtype=np.uint8)]
-    return sys.getrefcount(pool[0])
+    pool = deque([np.empty(1, dtype=np.uint8)])
+    return sys.getrefcount(pool[-1])
 
 
 _UNUSED = _references_of_an_unused_buffer()

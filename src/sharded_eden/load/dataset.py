@@ -210,25 +210,33 @@ class ShardedEdenDataset(Dataset[Example]):
         window = self.fetch(index)
         if self._access_log is not None:
             self._access_log.write([window])
-        return self._rows.many([window])[0]
+        return self._rows.one(window)
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
         """Return the items of many indices at once: a sequence of items over one buffer.
 
         PyTorch's `DataLoader` calls this for each batch.
         """
-        windows = [self.fetch(index) for index in indices]
+        windows = self.fetch_many(indices)
         if self._access_log is not None:
             self._access_log.write(windows)
         return self.encode(windows)
 
-    def locate(self, window_idx: int) -> tuple[str, int]:
-        """Return the (sequence ID, window_in_seq_idx) of a window."""
-        return self._index.locate(window_idx)[:2]
+    def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
+        """Return the (sequence ID, window_in_seq_idx) of windows."""
+        return [row[:2] for row in self._index.locate_many(window_indices)]
 
     def fetch(self, index: Index) -> Window:
         """Return the bases of a window, as they are in the database."""
         return self._fetcher.fetch(*self._resolve(index))
+
+    def fetch_many(self, indices: Sequence[Index]) -> list[Window]:
+        """Return the bases of many windows, located by one query."""
+        resolved = [self._resolve(index) for index in indices]
+        rows = self._index.locate_many([window_idx for _, window_idx in resolved])
+        return [
+            self._fetcher.read(epoch, window_idx, row) for (epoch, window_idx), row in zip(resolved, rows, strict=True)
+        ]
 
     def encode(self, windows: Sequence[Window]) -> Rows:
         """Return the items of windows that were fetched, over one buffer."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, MissingSequence
 from sharded_eden.load.example import RowFormat, is_reversed
-from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.locate import Row, WindowIndex
 from sharded_eden.load.read import Contig, SequenceReader
 from sharded_eden.load.tags import ControlTags
 from sharded_eden.schema import extract_sample_id
@@ -84,7 +84,11 @@ class WindowFetcher:
             MissingSequence: its contig is absent, or too short for it.
             DatabaseError: a database cannot be read.
         """
-        sequence_id, window_in_seq_idx, contig_length = self._index.locate(window_idx)
+        return self.read(epoch, window_idx, self._index.locate(window_idx))
+
+    def read(self, epoch: int, window_idx: int, row: Row) -> Window:
+        """Return a window that was located already; raises as `fetch`."""
+        sequence_id, window_in_seq_idx, contig_length = row
         sample_id = self._only_sample or extract_sample_id(sequence_id)
         contig = self._reader.contig(sample_id, sequence_id)
         start = window_in_seq_idx * self._stride

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import apsw
+import numpy as np
 
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, UsageError
 from sharded_eden.fingerprint import fingerprint_of_rows
@@ -27,6 +29,10 @@ Row = tuple[str, int, int | None]
 
 METADATA_KEYS = frozenset({*WindowGeometry().as_metadata(), "total_windows", "distinct_sequences", "fingerprint"})
 """The keys whose values must be integers."""
+
+_LENGTH = (
+    "(SELECT length FROM contig_lengths WHERE first_window_idx <= w.window_idx ORDER BY first_window_idx DESC LIMIT 1)"
+)
 
 WINDOW_CACHE_KIB = 2048
 """Page cache of the window database: its inner pages are walked at every lookup."""
@@ -104,12 +110,14 @@ class WindowIndex:
                     + f". Make it: sharded-eden precompute SPLIT.parquet {self.path}"
                 )
         has_lengths = {"first_window_idx", "length"} <= set(table_columns(self.connection, "contig_lengths"))
-        length = (
-            "(SELECT length FROM contig_lengths WHERE first_window_idx <= ?1 ORDER BY first_window_idx DESC LIMIT 1)"
-            if has_lengths
-            else "NULL"
+        # The outer loop of a CROSS JOIN is its left side: rows come in the order of the array.
+        self._lookup, self._lookup_many = (
+            f"SELECT sequence_id, window_in_seq_idx, {_LENGTH if has_lengths else 'NULL'} FROM {source}"
+            for source in (
+                "window_mappings AS w WHERE window_idx = ?",
+                "carray(?) AS wanted CROSS JOIN window_mappings AS w ON window_idx = wanted.value",
+            )
         )
-        self._lookup = f"SELECT sequence_id, window_in_seq_idx, {length} FROM window_mappings WHERE window_idx = ?1"
 
     def _read_metadata(self) -> dict[str, int]:
         metadata: dict[str, int] = {}
@@ -144,10 +152,8 @@ class WindowIndex:
 
     def _count_windows(self) -> int:
         first, last = self.connection.execute(
-            (
-                # Two subqueries are two seeks; both in one SELECT would be a scan.
-                "SELECT (SELECT min(window_idx) FROM window_mappings), (SELECT max(window_idx) FROM window_mappings)"
-            )
+            # Two subqueries are two seeks; both in one SELECT would be a scan.
+            "SELECT (SELECT min(window_idx) FROM window_mappings), (SELECT max(window_idx) FROM window_mappings)"
         ).get
         total = self.metadata.get("total_windows")
         if total is None:
@@ -210,6 +216,23 @@ class WindowIndex:
                 f"Rebuild: {self.rebuild_command(self.geometry)}"
             )
         return row
+
+    def locate_many(self, window_indices: Sequence[int]) -> list[Row]:
+        """Return which window of which contig each of these indices has, by one query.
+
+        Raises:
+            DatabaseError: the table lacks a row, or cannot be read.
+        """
+        if not window_indices:
+            return []
+        wanted = apsw.carray(np.array(window_indices, dtype=np.int64))
+        try:
+            rows = self._connections.get().cursor.execute(self._lookup_many, (wanted,)).fetchall()
+        except apsw.Error as error:
+            raise unreadable(self.path, error) from error
+        if len(rows) != len(window_indices):
+            return [self.locate(window_idx) for window_idx in window_indices]  # one of them raises
+        return cast("list[Row]", rows)
 
     def sequence_ids_by_prefix(self, parts: int) -> Iterator[str]:
         """Yield one sequence ID for each distinct prefix of `parts` parts between double underscores.

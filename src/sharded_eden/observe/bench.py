@@ -210,10 +210,9 @@ def _time_stages(stream: Stream, batch_size: int, seconds: float) -> tuple[dict[
     for positions in _positions(batch_size):
         windows = stream.windows_at(positions)
         marks = [time.perf_counter()]
-        for _, window_idx in windows:
-            dataset.locate(window_idx)
+        dataset.locate_many([window_idx for _, window_idx in windows])
         marks.append(time.perf_counter())
-        fetched = [dataset.fetch(index) for index in windows]
+        fetched = dataset.fetch_many(windows)
         marks.append(time.perf_counter())
         rows = dataset.encode(fetched)
         marks.append(time.perf_counter())

@@ -92,7 +92,7 @@ class FullRows:
 
     def one(self, window: Window) -> Example:
         """Return the item of a window."""
-        (tokens,), (labels,), (loss_mask,) = self._buffers.get().get(1)
+        tokens, labels, loss_mask = self._buffers.get().get(None)
         self._fill(window, tokens, labels, loss_mask)
         return {
             "tokens": torch.from_numpy(tokens),

@@ -7,8 +7,8 @@ it: tensors made of it, views of them and whatever was collated without a copy a
 
 from __future__ import annotations
 
-import sys
 from collections import deque
+from sys import getrefcount
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,49 +19,45 @@ MAX_POOLED_BYTES = 64 << 20
 LOOKS = 4
 """Buffers that are looked at before a new one is made."""
 
-_BYTES_PER_TOKEN = 8 + 8 + 4
+Arrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""Tokens, labels and loss mask, over memory of their own."""
 
 
 class RowBuffers:
-    """Hands out tokens, labels and loss masks for `rows` rows of `seq_length` tokens. For one thread."""
+    """Hands out tokens, labels and loss masks for rows of `seq_length` tokens. For one thread."""
 
     def __init__(self, seq_length: int) -> None:
         self._seq_length = seq_length
-        self._pool: dict[int, deque[NDArray[np.uint8]]] = {}
+        self._pool: dict[tuple[int, ...], deque[Arrays]] = {}
         self._pooled_bytes = 0
 
-    def get(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Return uninitialised tokens and labels (rows, T) int64 and loss mask (rows, T) float32; they share no memory."""
-        memory = self._free(rows)
-        size = rows * self._seq_length
-        shape = (rows, self._seq_length)
-        tokens = memory[: 8 * size].view(np.int64).reshape(shape)
-        labels = memory[8 * size : 16 * size].view(np.int64).reshape(shape)
-        loss_mask = memory[16 * size :].view(np.float32).reshape(shape)
-        return tokens, labels, loss_mask
+    def get(self, rows: int | None) -> Arrays:
+        """Return uninitialised tokens and labels, int64, and loss mask, float32: (rows, T) each, (T,) where rows is None."""
+        shape = (self._seq_length,) if rows is None else (rows, self._seq_length)
+        pool = self._pool.setdefault(shape, deque())
+        # The oldest first: those are the ones that their users are done with. A few looks, whatever the pool holds.
+        for _ in range(min(LOOKS, len(pool))):
+            pool.rotate(-1)
+            tokens, labels, loss_mask = pool[-1]
+            if getrefcount(tokens) + getrefcount(labels) + getrefcount(loss_mask) <= _UNUSED:
+                return pool[-1]
+        arrays = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.float32)
+        size = sum(array.nbytes for array in arrays)
+        if self._pooled_bytes + size <= MAX_POOLED_BYTES:
+            pool.append(arrays)
+            self._pooled_bytes += size
+        return arrays
 
     def clear(self) -> None:
         """Let go of all memory that is not in use elsewhere."""
         self._pool.clear()
         self._pooled_bytes = 0
 
-    def _free(self, rows: int) -> NDArray[np.uint8]:
-        pool = self._pool.setdefault(rows, deque())
-        # The oldest first: those are the ones that their users are done with. A few looks, whatever the pool holds.
-        for _ in range(min(LOOKS, len(pool))):
-            pool.rotate(-1)
-            if sys.getrefcount(pool[-1]) <= _UNUSED:
-                return pool[-1]
-        memory = np.empty(rows * self._seq_length * _BYTES_PER_TOKEN, dtype=np.uint8)
-        if self._pooled_bytes + memory.nbytes <= MAX_POOLED_BYTES:
-            pool.append(memory)
-            self._pooled_bytes += memory.nbytes
-        return memory
+
+def _references_of_unused_arrays() -> int:
+    pool = deque([(np.empty(1), np.empty(1), np.empty(1))])
+    tokens, labels, loss_mask = pool[-1]
+    return getrefcount(tokens) + getrefcount(labels) + getrefcount(loss_mask)
 
 
-def _references_of_an_unused_buffer() -> int:
-    pool = deque([np.empty(1, dtype=np.uint8)])
-    return sys.getrefcount(pool[-1])
-
-
-_UNUSED = _references_of_an_unused_buffer()
+_UNUSED = _references_of_unused_arrays()

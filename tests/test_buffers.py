@@ -1,0 +1,43 @@
+"""Memory is used again only once nobody holds it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sharded_eden.load.buffers import LOOKS, RowBuffers
+
+
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_a_buffer_is_used_again_once_every_view_of_it_is_gone(rows):
+    buffers = RowBuffers(16)
+
+    def make() -> torch.Tensor:
+        return torch.from_numpy(buffers.get(rows)[0])
+
+    first = make()
+    place = first.data_ptr()
+    views = [first[..., 2:], first.numpy(), first.view(-1)[3], first.detach()[None]]
+    del first
+    while views:
+        assert make().data_ptr() != place
+        views.pop()
+    assert place in {make().data_ptr() for _ in range(LOOKS)}
+
+
+def test_many_at_once_all_have_memory_of_their_own():
+    buffers = RowBuffers(16)
+    held = [[torch.from_numpy(array) for array in buffers.get(2)] for _ in range(5 * LOOKS)]
+    places = {tensor.data_ptr() for tensors in held for tensor in tensors}
+    assert len(places) == 3 * len(held)
+
+
+def test_items_and_batches_that_are_kept_do_not_change(small):
+    with small.dataset(rc_aug=True) as dataset:
+        kept = [dataset[i] for i in range(len(dataset))]
+        batches = [dataset.collate_fn(dataset.__getitems__([i, 0, i])) for i in range(len(dataset))]
+        for i, (item, batch) in enumerate(zip(kept, batches, strict=True)):
+            for name, tensor in dataset[i].items():
+                assert torch.equal(item[name], tensor), name
+                assert torch.equal(batch[name][0], tensor), name
+                assert torch.equal(batch[name][2], tensor), name

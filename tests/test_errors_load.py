@@ -85,10 +85,9 @@ def test_the_database_of_a_sample_is_missing(folder):
 
 def test_missing_samples_are_found_whatever_the_tags_before_and_after(tmp_path):
     """The check leaps over an index; no contig before or after may hide a sample."""
-    contigs = {
-        f"{tag}__E-{sample}__C-{k}": "ACGT" for tag in ("A", "a", "B_", "Ü") for sample in "XYZ" for k in range(3)
-    }
-    for sample in "XYZ":
+    samples = {"A": "X", "B": "Y", "B_x": "Z", "B-": "W", "b": "V", "zz": "U", "Ü": "T"}
+    contigs = {f"{tag}__E-{sample}__C-{k}": "ACGT" for tag, sample in samples.items() for k in range(3)}
+    for sample in samples.values():
         folder = worlds.write(tmp_path / sample, contigs)
         worlds.dataset(folder).close()
         worlds.sample_db(folder, sample).unlink()
@@ -358,6 +357,26 @@ def test_a_gap_that_the_totals_hide_is_an_error_where_it_is_met(folder):
             dataset[5]
         assert str(caught.value).startswith(f"{folder}/windows.db: window 5 of 11 is missing")
         assert "sharded-eden precompute SPLIT.parquet" in str(caught.value)
+
+
+def test_a_number_that_stands_twice_hides_no_gap(folder):
+    """Without its primary key a table may hold one index twice and lack another, and all sums be right."""
+    rows, metadata = worlds.rows_of(folder), worlds.query(folder / "windows.db", "SELECT * FROM metadata")
+    (folder / "windows.db").unlink()
+    worlds.execute(
+        folder / "windows.db",
+        "CREATE TABLE metadata (key TEXT, value INTEGER)",
+        "CREATE TABLE window_mappings (window_idx INTEGER, sequence_id TEXT, window_in_seq_idx INTEGER)",
+        *(("INSERT INTO metadata VALUES (?, ?)", row) for row in metadata),
+        *(("INSERT INTO window_mappings VALUES (?, ?, ?)", (i, *row)) for i, row in enumerate(rows)),
+        "UPDATE window_mappings SET window_idx = 3 WHERE window_idx = 5",
+    )
+    with worlds.dataset(folder) as dataset:
+        whole = dataset.__getitems__([4, 4, 10, 0, 4])
+        assert [as_lists(item) for item in whole] == [expected(folder, i) for i in (4, 4, 10, 0, 4)]
+        for indices in ([5], [3, 5], [5, 3], [3, 4, 5]):
+            with pytest.raises(DatabaseError, match="window 5 of 11 is missing"):
+                dataset.__getitems__(indices)
 
 
 @pytest.mark.parametrize("totals", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -67,8 +67,8 @@ class RowMaker(Protocol):
     def one(self, window: Window) -> Example:
         """Return the item of a window."""
 
-    def many(self, windows: Sequence[Window]) -> Rows:
-        """Return the items of these windows, over one buffer."""
+    def many(self, windows: Iterable[Window], count: int) -> Rows:
+        """Return the items of `count` windows, over one buffer; each is encoded as it comes, while it is in the cache."""
 
 
 class FullRows:
@@ -109,9 +109,9 @@ class FullRows:
         except UnicodeError as error:
             raise self._fetcher.unreadable_letters(window, error) from error
 
-    def many(self, windows: Sequence[Window]) -> Rows:
-        """Return the items of these windows, over one buffer."""
-        tokens, labels, loss_mask = self._buffers.get().get(len(windows))
+    def many(self, windows: Iterable[Window], count: int) -> Rows:
+        """Return the items of `count` windows, over one buffer; each is encoded as it comes, while it is in the cache."""
+        tokens, labels, loss_mask = self._buffers.get().get(count)
         for k, window in enumerate(windows):
             self._fill(window, tokens[k], labels[k], loss_mask[k])
         stacked = {
@@ -139,16 +139,17 @@ class CompactRows:
 
     def one(self, window: Window) -> Example:
         """Return the item of a window."""
-        return self.many([window])[0]
+        return self.many([window], 1)[0]
 
-    def many(self, windows: Sequence[Window]) -> Rows:
-        """Return the items of these windows, over one buffer."""
+    def many(self, windows: Iterable[Window], count: int) -> Rows:
+        """Return the items of `count` windows, over one buffer; each is encoded as it comes, while it is in the cache."""
         bos, sep = int(self._format.include_bos), int(self._format.include_sep)
-        longest_tag = max([self._tag_length, *(len(window.header) - bos - sep for window in windows)])
-        codes = np.empty((len(windows), self._format.seq_length), dtype=np.uint8)
-        tags = np.full((len(windows), longest_tag), -1, dtype=np.int64)
+        codes = np.empty((count, self._format.seq_length), dtype=np.uint8)
+        tags = np.full((count, self._tag_length), -1, dtype=np.int64)
         for k, window in enumerate(windows):
             tag = window.header[bos : len(window.header) - sep]
+            if len(tag) > tags.shape[1]:
+                tags = np.pad(tags, ((0, 0), (0, len(tag) - tags.shape[1])), constant_values=-1)
             try:
                 self._encoder.fill(window.bases, window.reverse, len(tag), codes[k])
             except UnicodeError as error:
@@ -156,6 +157,6 @@ class CompactRows:
             if len(tag):
                 tags[k, : len(tag)] = tag
         stacked = {"codes": torch.from_numpy(codes)}
-        if longest_tag:
+        if tags.shape[1]:
             stacked["tags"] = torch.from_numpy(tags)
         return Rows(stacked, {})

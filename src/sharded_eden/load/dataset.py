@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -218,9 +218,11 @@ class ShardedEdenDataset(Dataset[Example]):
         PyTorch's `DataLoader` calls this for each batch.
         """
         windows = self.fetch_many(indices)
-        if self._access_log is not None:
-            self._access_log.write(windows)
-        return self.encode(windows)
+        if self._access_log is None:
+            return self._rows.many(windows, len(indices))
+        visited = list(windows)
+        self._access_log.write(visited)
+        return self.encode(visited)
 
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
@@ -230,17 +232,17 @@ class ShardedEdenDataset(Dataset[Example]):
         """Return the bases of a window, as they are in the database."""
         return self._fetcher.fetch(*self._resolve(index))
 
-    def fetch_many(self, indices: Sequence[Index]) -> list[Window]:
-        """Return the bases of many windows, located by one query."""
+    def fetch_many(self, indices: Sequence[Index]) -> Iterator[Window]:
+        """Yield the bases of many windows, located by one query."""
         resolved = [self._resolve(index) for index in indices]
         rows = self._index.locate_many([window_idx for _, window_idx in resolved])
-        return [
+        return (
             self._fetcher.read(epoch, window_idx, row) for (epoch, window_idx), row in zip(resolved, rows, strict=True)
-        ]
+        )
 
     def encode(self, windows: Sequence[Window]) -> Rows:
         """Return the items of windows that were fetched, over one buffer."""
-        return self._rows.many(windows)
+        return self._rows.many(windows, len(windows))
 
     def expander(self) -> Expander:
         """Return what turns compact batches of this dataset into tensors, on whatever device they are.

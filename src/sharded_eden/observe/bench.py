@@ -212,7 +212,7 @@ def _time_stages(stream: Stream, batch_size: int, seconds: float) -> tuple[dict[
         marks = [time.perf_counter()]
         dataset.locate_many([window_idx for _, window_idx in windows])
         marks.append(time.perf_counter())
-        fetched = dataset.fetch_many(windows)
+        fetched = list(dataset.fetch_many(windows))
         marks.append(time.perf_counter())
         rows = dataset.encode(fetched)
         marks.append(time.perf_counter())

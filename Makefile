@@ -6,10 +6,10 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types bench docs clean
+.PHONY: help demo test test-slow test-distributed lint format types bench docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 # torch goes first, pinned: an unpinned torch that another package asks for may pull gigabytes of CUDA.
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -32,6 +32,9 @@ test: $(VENV)/.dev ## the tests, without the slow ones
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow --timeout=900
+
+test-distributed: $(VENV)/.dev ## one stream in real processes: ranks, workers, SIGKILL, Megatron
+	$(PYTEST) -m slow --timeout=900 tests/test_distributed.py
 
 lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .

@@ -85,13 +85,32 @@ def test_the_database_of_a_sample_is_missing(folder):
 
 def test_missing_samples_are_found_whatever_the_tags_before_and_after(tmp_path):
     """The check leaps over an index; no contig before or after may hide a sample."""
-    samples = {"A": "X", "B": "Y", "B_x": "Z", "B-": "W", "b": "V", "zz": "U", "Ü": "T"}
-    contigs = {f"{tag}__E-{sample}__C-{k}": "ACGT" for tag, sample in samples.items() for k in range(3)}
-    for sample in samples.values():
+    names = [
+        ("A", "X"),
+        ("B", "Y"),
+        ("B", "Y_q"),
+        ("B", "Y.z"),
+        ("B_x", "Z"),
+        ("B-", "W"),
+        ("b", "V"),
+        ("zz", "U"),
+        ("Ü", "T"),
+    ]
+    contigs = {f"{tag}__E-{sample}__C-{k}": "ACGT" for tag, sample in names for k in range(3)}
+    contigs = {i.replace("E-Y.z", "E-Y-z"): s for i, s in contigs.items()}
+    for _, sample in names:
         folder = worlds.write(tmp_path / sample, contigs)
         worlds.dataset(folder).close()
         worlds.sample_db(folder, sample).unlink()
         assert f"of sample {sample!r}" in words_of(MissingDatabase, folder)
+
+
+def test_all_tags_are_found_by_leaping(tmp_path):
+    folder = worlds.write(
+        tmp_path, {f"{tag}__E-X__{k}": "ACGT" for tag in ("B", "B_x", "Bx", "b", "BC") for k in range(3)}
+    )
+    with worlds.dataset(folder, use_control_tags=True) as dataset:
+        assert list(dataset.ctrl_ids_map) == ["bc", "b", "b_x", "bx"]
 
 
 def test_several_databases_need_ids_that_name_samples(folder):

@@ -228,7 +228,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
 
 def test_two_builds_into_one_folder_at_once(tmp_path: Path) -> None:
     path = fasta(tmp_path / "a.fa", {"c": "A"})
-    with staging.workplace(tmp_path / "db"), pytest.raises(UsageError, match="another build"):
+    with staging.workplace(tmp_path / "db"), pytest.raises(UsageError, match="another process is writing here"):
         build_sequence_dbs([path], tmp_path / "db")
 
 

@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "file.db"
     with publishing(path) as partial:
         partial.write_text("first")
-        with pytest.raises(UsageError, match="another process is writing this file"), publishing(path):
+        with pytest.raises(UsageError, match="another process is writing here"), publishing(path):
             pass
     assert path.read_text() == "first"
 
@@ -61,7 +61,7 @@ def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, 
     path.write_text("old")
     first = publishing(path)
     first.__enter__().write_text("first")
-    lock, late = sqlite._lock, [True]
+    lock, late = sqlite.lock, [True]
 
     def lock_late(descriptor: int, target: Path) -> None:
         if late.pop() if late else False:
@@ -71,12 +71,12 @@ def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, 
                 assert not first.__exit__(KeyError, KeyError("failed"), None)
         lock(descriptor, target)
 
-    monkeypatch.setattr(sqlite, "_lock", lock_late)
+    monkeypatch.setattr(sqlite, "lock", lock_late)
     kept = "first" if ending == "published" else "old"
     with publishing(path) as partial:
         assert path.read_text() == kept
         partial.write_text("second")
-        with pytest.raises(UsageError, match="another process is writing this file"), publishing(path):
+        with pytest.raises(UsageError, match="another process is writing here"), publishing(path):
             pass
         assert path.read_text() == kept
     assert path.read_text() == "second"

@@ -226,7 +226,7 @@ def _open_locked(partial: Path, path: Path) -> int:
     while True:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, path)
+            lock(descriptor, path)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), partial.stat()):
                     return descriptor
@@ -236,12 +236,17 @@ def _open_locked(partial: Path, path: Path) -> int:
         os.close(descriptor)  # its writer published or removed it between the two calls
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def lock(descriptor: int, path: Path) -> None:
+    """Lock an open file or folder against other writers until it is closed.
+
+    Raises:
+        UsageError: another process holds it.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"{path}: another process is writing this file at the moment") from error
-    except OSError:  # a file system without locks: two writers of one file are then the user's to avoid
+        raise UsageError(f"{path}: another process is writing here at the moment") from error
+    except OSError:  # a file system without locks: two writers of one path are then the user's to avoid
         return
 
 

@@ -6,7 +6,6 @@ at the end. Costs one sync a file.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sharded_eden.errors import EdenError, UsageError
-from sharded_eden.sqlite import sync_folder
+from sharded_eden.sqlite import lock, sync_folder
 
 STAGING = ".partial-build"
 """The folder inside the output folder in which everything is built; it is gone when the build ends."""
@@ -38,7 +37,7 @@ def workplace(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"{out}: cannot be written to ({error.strerror})") from error
     try:
-        _lock(descriptor, out)
+        lock(descriptor, out)
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
@@ -56,15 +55,6 @@ def workplace(out: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"{out}: another build is writing to this folder at the moment") from error
-    except OSError:  # a file system without locks: two builds into one folder are then the user's to avoid
-        return
 
 
 def move_all(moves: Mapping[Path, Path], *, attic: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
@@ -242,16 +243,18 @@ class WindowIndex:
         """
         if not self._has_index():
             logger.warning("%s has no index on sequence_id; its windows are scanned once", self.path)
-        found = self._next_sequence_id("")
-        while found is not None:
-            yield found
-            pieces = found.split("__")
-            if len(pieces) > parts:
-                prefix = "__".join(pieces[:parts]) + "__"
-                # The smallest string above every string with this prefix: '_' is followed by '`'.
-                found = self._next_sequence_id(prefix[:-1] + "`")
-            else:
-                found = self._next_sequence_id(found + "\0")
+        # Seeks all over a mapped file would map most of it: read instead, and leave the resident set alone.
+        with closing(open_read_only(self.path, io="read", cache_kib=WINDOW_CACHE_KIB)) as connection:
+            found = _next_sequence_id(connection, "")
+            while found is not None:
+                yield found
+                pieces = found.split("__")
+                if len(pieces) > parts:
+                    prefix = "__".join(pieces[:parts]) + "__"
+                    # The smallest string above every string with this prefix: '_' is followed by '`'.
+                    found = _next_sequence_id(connection, prefix[:-1] + "`")
+                else:
+                    found = _next_sequence_id(connection, found + "\0")
 
     def _has_index(self) -> bool:
         return bool(
@@ -260,12 +263,6 @@ class WindowIndex:
                 "WHERE c.seqno = 0 AND c.name = 'sequence_id'"
             ).get
         )
-
-    def _next_sequence_id(self, least: str) -> str | None:
-        found: str | None = self.connection.execute(
-            "SELECT sequence_id FROM window_mappings WHERE sequence_id >= ? ORDER BY sequence_id LIMIT 1", (least,)
-        ).get
-        return found
 
     @cached_property
     def distinct_sequences(self) -> int:
@@ -284,3 +281,10 @@ class WindowIndex:
     def close(self) -> None:
         """Close every connection of this process."""
         self._connections.close()
+
+
+def _next_sequence_id(connection: apsw.Connection, least: str) -> str | None:
+    found: str | None = connection.execute(
+        "SELECT sequence_id FROM window_mappings WHERE sequence_id >= ? ORDER BY sequence_id LIMIT 1", (least,)
+    ).get
+    return found

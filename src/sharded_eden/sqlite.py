@@ -132,8 +132,9 @@ def table_columns(connection: apsw.Connection, table: str) -> list[str]:
 
 def on_network_file_system(path: Path) -> bool:
     """Tell whether a file lies on a network or FUSE file system; False where the system does not say."""
-    mounts = _mounts()
-    if not mounts:
+    try:
+        mounts = _mounts()
+    except OSError:  # no such table on this system, or no file descriptor left at this moment
         return False
     real = str(path.resolve())
     for mount_point, kind in mounts:
@@ -145,12 +146,8 @@ def on_network_file_system(path: Path) -> bool:
 @lru_cache(maxsize=1)
 def _mounts() -> list[tuple[str, str]]:
     """Return (mount point, type) of every mount, the deepest first. Source: proc_pid_mountinfo(5)."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
-        return []
     mounts = []
-    for line in lines:
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         mount_point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])
         mounts.append((os.fsdecode(mount_point), os.fsdecode(after.split()[0])))

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import apsw
 import numpy as np
@@ -35,6 +37,7 @@ from sharded_eden.sqlite import (
 )
 
 ReadMode = Literal["auto", "blob", "substr"]
+T = TypeVar("T")
 
 LONG_CONTIG_BASES = 1 << 17
 """Contigs from here on keep a handle of their own: 128 kb are 32 pages, whose walk costs as much as a lookup."""
@@ -195,6 +198,11 @@ class LongContigs:
 
 
 _pools: weakref.WeakValueDictionary[int, OpenDatabases] = weakref.WeakValueDictionary()
+_budgeting = threading.Lock()
+os.register_at_fork(after_in_child=_budgeting._at_fork_reinit)  # type: ignore[attr-defined]  # as the standard library does
+
+PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16)
+"""Seconds between attempts to open a file while other threads come and go with the last file descriptors."""
 
 
 class OpenDatabases:
@@ -205,9 +213,10 @@ class OpenDatabases:
         self._open: OrderedDict[str, SampleDatabase] = OrderedDict()
         self.long_contigs = LongContigs()
         self._pid = os.getpid()
-        promised = sum(pool.limit - len(pool._open) for pool in alive(_pools) if pool._pid == self._pid)
-        self.limit: int = min(len(reader.paths), connection_budget(promised))
-        _pools[id(self)] = self
+        with _budgeting:
+            promised = sum(pool.limit - len(pool._open) for pool in alive(_pools) if pool._pid == self._pid)
+            self.limit: int = min(len(reader.paths), connection_budget(promised))
+            _pools[id(self)] = self
 
     def get(self, sample_id: str) -> SampleDatabase:
         """Return the open database of a sample."""
@@ -221,19 +230,31 @@ class OpenDatabases:
         return database
 
     def _opened(self, sample_id: str) -> SampleDatabase:
+        reader = self._reader
+        return self.with_room(lambda: SampleDatabase(sample_id, reader.paths[sample_id], reader.io, reader.read_with))
+
+    def with_room(self, open_file: Callable[[], T], kept: str = "") -> T:
+        """Return what `open_file` returns, with room made for it where others have used up the file descriptors.
+
+        Args:
+            open_file: opens one file more; DatabaseError where it cannot.
+            kept: the sample whose database must stay open.
+        """
+        pauses = iter(PAUSES)
         while True:
             try:
-                return SampleDatabase(sample_id, self._reader.paths[sample_id], self._reader.io, self._reader.read_with)
-            except DatabaseError:
-                if not self.make_room():
+                return open_file()
+            except DatabaseError as error:
+                if self._make_room(kept):
+                    continue
+                # Whoever took the last descriptor may have given it back before we looked: that is no fault of the file.
+                pause = next(pauses, None)
+                if pause is None or not isinstance(error.__cause__, apsw.CantOpenError):
                     raise
+                time.sleep(pause)
 
-    def make_room(self, kept: str = "") -> bool:
-        """Close half of what is open, but not `kept`, where others have used up the file descriptors.
-
-        Returns:
-            Whether that was so, and helped.
-        """
+    def _make_room(self, kept: str) -> bool:
+        """Close half of what is open where no file descriptor is left; return whether that was so, and helped."""
         others = [sample_id for sample_id in self._open if sample_id != kept]
         if not others or not descriptors_are_exhausted():
             return False
@@ -311,9 +332,9 @@ class SequenceReader:
             raise KeyError(sample_id)
         return self._databases.get().get(sample_id)
 
-    def make_room(self, kept: str) -> bool:
-        """See `OpenDatabases.make_room`."""
-        return self._databases.get().make_room(kept)
+    def with_room(self, open_file: Callable[[], T], kept: str) -> T:
+        """See `OpenDatabases.with_room`."""
+        return self._databases.get().with_room(open_file, kept)
 
     def close(self) -> None:
         """Close every connection of this process."""
@@ -333,13 +354,11 @@ class Connections(Mapping[str, apsw.Connection]):
 
     def __getitem__(self, sample_id: str) -> apsw.Connection:
         database = self._reader.database(sample_id)
-        while not database.has_windows:
-            try:
-                attach_read_only(database.connection, self._window_db_path, "windows")
-                database.has_windows = True
-            except DatabaseError:
-                if not self._reader.make_room(kept=sample_id):
-                    raise
+        if not database.has_windows:
+            self._reader.with_room(
+                lambda: attach_read_only(database.connection, self._window_db_path, "windows"), sample_id
+            )
+            database.has_windows = True
         return database.connection
 
     def __iter__(self) -> Iterator[str]:

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "train": {"train", "load", "root"},
     "observe": {"observe", "train", "load", "prepare", "root"},
 }
-FRONT_DOORS = {"sharded_eden.cli", "sharded_eden.__init__"}
+FRONT_DOORS = {"sharded_eden.__init__", *(name for name in MODULES if name.startswith("sharded_eden.cli"))}
 """These two lead into every room, by imports that wait until they are needed."""
 
 
@@ -100,7 +100,7 @@ def test_who_may_import_the_heavy_packages():
     assert "typer" not in {
         package for module in MODULES if room(module) != "root" for package in packages(MODULES[module])
     }
-    assert by_package["typer"] <= {"sharded_eden.cli"}
+    assert all(name.startswith("sharded_eden.cli") for name in by_package["typer"])
 
 
 PURE = ["sharded_eden.windows", "sharded_eden.seeds", "sharded_eden.train.order", "sharded_eden.load.example"]
@@ -120,7 +120,7 @@ def test_nothing_prints_or_asserts_on_what_a_user_passes():
     for module, path in MODULES.items():
         tree = ast.parse(path.read_text())
         names = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert "print" not in names or module == "sharded_eden.cli", module
+        assert "print" not in names or module.startswith("sharded_eden.cli"), module
 
 
 def test_every_module_says_what_it_is():

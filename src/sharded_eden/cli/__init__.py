@@ -1,0 +1,89 @@
+"""The command line: parse, call one function, render.
+
+Results go to stdout; progress, warnings and errors to stderr. Exit status: 0, 1 after an error, 2 after a wrong command
+line, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, TextIO
+
+import apsw
+import polars as pl
+import typer
+
+from sharded_eden import __version__
+from sharded_eden.cli import observe, prepare
+from sharded_eden.errors import EdenError, EdenWarning
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
+app = typer.Typer(
+    name="sharded-eden",
+    help="Prepare DNA for genomic language models: FASTA to SQLite sequence databases (build), "
+    "splits (split) and window databases (precompute).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def main(argv: Sequence[str] | None = None, prog_name: str = "sharded-eden") -> int:
+    """Run a command line and return its exit status.
+
+    Args:
+        argv: the arguments, without the program's name; those of this process unless given.
+        prog_name: what help texts call the program.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EdenWarning)
+        warnings.showwarning = _show_warning
+        try:
+            typer.main.get_command(app).main(args=argv, prog_name=prog_name)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+            if status == INTERRUPTED:
+                _say("interrupted; nothing half-written is left")
+            return status
+        except (EdenError, OSError, apsw.Error, pl.exceptions.PolarsError) as error:
+            _say(f"error: {error}")
+            return 1
+    return 0
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _say(f"warning: {message}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sharded-eden {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _sharded_eden(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (prepare.build, prepare.split, prepare.precompute, observe.bench):
+    app.command()(command)

@@ -1,0 +1,123 @@
+"""`build`, `split`, `precompute`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sharded_eden.cli.show import progress_bar, quoted, rate, say_next, size
+from sharded_eden.prepare.sequence_dbs import build_sequence_dbs
+from sharded_eden.prepare.splits import write_splits
+from sharded_eden.prepare.window_dbs import precompute_window_database
+
+
+def build(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="FASTA files, plain or compressed (gzip, bgzip, xz, zstd, bzip2); folders that hold such; quoted patterns.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the databases: OUT/<sample>/glm_dataset_<sample>.sqlite.")],
+    tag: Annotated[
+        str, typer.Option(help="What the IDs given begin with; lower-cased, it is also their control tag.")
+    ] = "BCR",
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Put all records into this one sample, not into one for each file."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace samples that OUT holds already.")] = False,
+) -> None:
+    """Turn FASTA files into sequence databases.
+
+    Each sample gets one SQLite database. A record named like BCR__ECT-SAMPLE1__CT1-1 keeps that ID and goes to SAMPLE1.
+    Any other goes to a sample named after its file and gets such an ID; OUT/contigs.parquet lists which.
+    """
+    started = time.monotonic()
+    with progress_bar("reading") as progress:
+        result = build_sequence_dbs(inputs, out, tag=tag, sample=sample, force=force, progress=progress)
+    seconds = time.monotonic() - started
+    print(f"samples  {result.samples:>15,}")
+    print(f"contigs  {result.contigs:>15,}")
+    print(f"bases    {result.bases:>15,}  ({rate(result.bases, seconds)} bases/s)")
+    print(f"on disk  {size(result.bytes_on_disk):>15}  in {out}")
+    print(f"table    {result.contigs_parquet}")
+    say_next(f"sharded-eden split {quoted(out)} --out splits")
+
+
+def split(
+    seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for train_split.parquet, val_split.parquet and test_split.parquet.")
+    ],
+    by: Annotated[
+        Literal["sample", "contig"],
+        typer.Option(help="Keep the contigs of a sample together, so that none leaks, or divide them."),
+    ] = "sample",
+    val: Annotated[float, typer.Option(help="Share of the samples (or contigs) to validate on; 0 for none.")] = 0.05,
+    test: Annotated[float, typer.Option(help="Share of the samples (or contigs) to test on; 0 for none.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Another seed gives another division.")] = 42,
+    val_samples: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Validate on just the samples named in FILE, one a line.")
+    ] = None,
+    test_samples: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Test on just the samples named in FILE, one a line.")
+    ] = None,
+) -> None:
+    """Divide contigs into train, val and test.
+
+    A hash of each name decides, so that samples added later move no other.
+    """
+    result = write_splits(
+        seqdb, out, by=by, val=val, test=test, seed=seed, val_samples=val_samples, test_samples=test_samples
+    )
+    width = max(len(str(part.path)) for part in result.parts.values())
+    print(f"{'split':<{width}}  {'samples':>9}  {'contigs':>12}  {'bases':>18}")
+    for part in result.parts.values():
+        print(f"{part.path!s:<{width}}  {part.samples:>9,}  {part.contigs:>12,}  {part.bases:>18,}")
+    say_next(*(f"sharded-eden precompute {quoted(part.path)} {name}_windows.db" for name, part in result.parts.items()))
+
+
+def precompute(
+    split_file: Annotated[
+        Path, typer.Argument(metavar="SPLIT.parquet", help="A table of contig_id and length, as split writes it.")
+    ],
+    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="The window database to write.")],
+    window_size: Annotated[int, typer.Option(help="Tokens of a training row: the dataset's seq_length.")] = 8192,
+    stride: Annotated[int, typer.Option(help="Bases from the start of one window to the start of the next.")] = 7992,
+    window_min_length_threshold: Annotated[
+        int, typer.Option(metavar="BASES", help="Leave out windows with fewer bases than this.")
+    ] = 0,
+    keep_tail: Annotated[
+        bool, typer.Option("--keep-tail", help="Add windows until the last base of every contig is shown.")
+    ] = False,
+    special_tokens: Annotated[
+        int, typer.Option(help="Tokens of a row that are no bases (BOS, SEP, EOS), which take room from the window.")
+    ] = 3,
+) -> None:
+    """Turn a split into a window database."""
+    started = time.monotonic()
+    with progress_bar("contigs") as progress:
+        result = precompute_window_database(
+            split_file,
+            windows_db,
+            window_size=window_size,
+            stride=stride,
+            window_min_length_threshold=window_min_length_threshold,
+            keep_tail=keep_tail,
+            special_tokens=special_tokens,
+            progress=progress,
+        )
+    seconds = time.monotonic() - started
+    unseen = result.unseen_bases / result.bases if result.bases else 0.0
+    print(f"windows  {result.windows:>15,}  ({rate(result.windows, seconds)} windows/s)")
+    print(f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)")
+    print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
+    print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
+    say_next(
+        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={window_size}, stride={stride}, ...)"
+    )

@@ -26,7 +26,7 @@ import worlds
 from sharded_eden import Stream
 from sharded_eden.errors import DatabaseError
 from sharded_eden.load.access_log import COLUMNS
-from sharded_eden.load.read import LONG_CONTIG_BASES
+from sharded_eden.load.sample_db import LONG_CONTIG_BASES
 from worlds import T, as_lists, expected
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,16 @@ class AccessLog:
         folder: where the file goes; None is the current folder.
         split: for the file name.
         rank: for the file name and the rows.
+        sample_of: sequence ID -> sample ID.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, split: str, rank: int) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, split: str, rank: int, sample_of: Callable[[str], str]
+    ) -> None:
         self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self.split = split
         self.rank = rank
+        self._sample_of = sample_of
         self._pid = -1
         self._descriptor = -1
         # Of this process, and those of its forebears, perhaps held for ever.
@@ -55,7 +59,16 @@ class AccessLog:
         worker = -1 if worker_info is None else worker_info.id
         now = time.time_ns()
         self._append(
-            (v.window_idx, v.sequence_id, v.sample_id, v.window_in_seq_idx, self.rank, now, worker, v.epoch)
+            (
+                v.window_idx,
+                v.sequence_id,
+                self._sample_of(v.sequence_id),
+                v.window_in_seq_idx,
+                self.rank,
+                now,
+                worker,
+                v.epoch,
+            )
             for v in visits
         )
 

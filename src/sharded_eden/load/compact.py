@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sharded_eden.errors import UsageError
 from sharded_eden.load.buffers import RowBuffers
 from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import COMPLEMENT, RowFormat
+from sharded_eden.load.example import COMPLEMENT, RowFormat, letters_within
 from sharded_eden.load.tokenizer import UNKNOWN
 
 PAD, BOS, EOS, SEP, TAG = range(5)
@@ -51,6 +51,7 @@ class CompactEncoder:
             )
         self._known = table != UNKNOWN
         self._known[: TAG + 1] = False
+        self._all_known = letters_within(self._known)
 
     def fill(self, bases: NDArray[np.uint8], reverse: bool, tag_length: int, codes: NDArray[np.uint8]) -> None:
         """Fill one row.
@@ -67,7 +68,9 @@ class CompactEncoder:
         form = self.format
         first = form.include_bos + tag_length + form.include_sep
         end = first + len(bases)
-        if not self._known[bases].all():
+        least, most = self._all_known
+        within = not len(bases) or (np.minimum.reduce(bases) >= least and np.maximum.reduce(bases) <= most)
+        if not within and not self._known[bases].all():
             unknown = bases[~self._known[bases]][0]
             raise UnicodeError(f"byte {unknown} ({chr(unknown)!r}) has no id of its own in the tokenizer")
         codes[:first] = TAG

@@ -36,7 +36,6 @@ class PerThread(Generic[T]):
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self._pid = os.getpid()
         self._local = threading.local()
         self._all: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         _instances[id(self)] = self
@@ -48,8 +47,6 @@ class PerThread(Generic[T]):
 
     def get(self) -> T:
         """Return the `T` of this thread."""
-        if self._pid != os.getpid():
-            self._start_empty()
         try:
             value: T = self._local.value
         except AttributeError:
@@ -59,8 +56,6 @@ class PerThread(Generic[T]):
 
     def close(self) -> None:
         """Close what this process has open, in every thread; what a parent process opened is left alone."""
-        if self._pid != os.getpid():
-            return
         opened = self.opened()
         self._start_empty()
         for value in opened:
@@ -82,11 +77,17 @@ def alive(values: weakref.WeakValueDictionary[int, T]) -> list[T]:
 
 @lru_cache(maxsize=1)
 def _watch_forks() -> None:
-    """Keep alive in every forked child what the parent has open, in any thread: letting go of it would close it."""
+    """Let forked children start with none, and keep alive there what the parent has open: letting go would close it."""
     os.register_at_fork(
         before=lambda: _inherited.append([(each._local, each.opened()) for each in alive(_instances)]),
         after_in_parent=_inherited.pop,
+        after_in_child=_empty_all,
     )
+
+
+def _empty_all() -> None:
+    for each in alive(_instances):
+        each._start_empty()
 
 
 def connection_budget(promised: int = 0) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
 from sharded_eden.load.fetch import Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
-from sharded_eden.load.read import Connections, ReadMode, SequenceReader
+from sharded_eden.load.read import Connections, SequenceReader
+from sharded_eden.load.sample_db import ReadMode
 from sharded_eden.load.tags import ControlTags
 from sharded_eden.load.tokenizer import encoding_of
 from sharded_eden.schema import discover_sample_databases, extract_sample_id
@@ -120,6 +121,7 @@ class ShardedEdenDataset(Dataset[Example]):
         paths = discover_sample_databases(sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
         self._index = WindowIndex(window_db_path, io=io)
+        self._length = self._index.total_windows
         self._reader = SequenceReader(paths, io=io, read_with=read_with)
         try:
             self._index.check_geometry(
@@ -157,7 +159,11 @@ class ShardedEdenDataset(Dataset[Example]):
             self.close()
             raise
 
-        self._access_log = AccessLog(log_dir, split, _rank() if rank is None else rank) if log_windows else None
+        self._access_log = (
+            AccessLog(log_dir, split, _rank() if rank is None else rank, self._reader.sample_of)
+            if log_windows
+            else None
+        )
         if not skip_stats:
             logger.info(
                 "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
@@ -220,28 +226,28 @@ class ShardedEdenDataset(Dataset[Example]):
         windows = self.fetch_many(indices)
         if self._access_log is None:
             return self._rows.many(windows, len(indices))
-        visited = list(windows)
+        visited: list[Window] = []
+        rows = self._rows.many(_noted(windows, visited), len(indices))
         self._access_log.write(visited)
-        return self.encode(visited)
+        return rows
 
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
         return [row[:2] for row in self._index.locate_many(window_indices)]
 
     def fetch(self, index: Index) -> Window:
-        """Return the bases of a window, as they are in the database."""
+        """Return a window as it is in the database; its bases are overwritten by the next one that this thread fetches."""
         return self._fetcher.fetch(*self._resolve(index))
 
     def fetch_many(self, indices: Sequence[Index]) -> Iterator[Window]:
-        """Yield the bases of many windows, located by one query."""
+        """Yield many windows, located by one query; the bases of each are overwritten by the next."""
         resolved = [self._resolve(index) for index in indices]
         rows = self._index.locate_many([window_idx for _, window_idx in resolved])
-        return (
-            self._fetcher.read(epoch, window_idx, row) for (epoch, window_idx), row in zip(resolved, rows, strict=True)
-        )
+        read = self._fetcher.read
+        return (read(epoch, window_idx, row) for (epoch, window_idx), row in zip(resolved, rows, strict=True))
 
     def encode(self, windows: Sequence[Window]) -> Rows:
-        """Return the items of windows that were fetched, over one buffer."""
+        """Return the items of windows with bases of their own, over one buffer."""
         return self._rows.many(windows, len(windows))
 
     def expander(self) -> Expander:
@@ -254,14 +260,16 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def _resolve(self, index: Index) -> tuple[int, int]:
         """Return (epoch, window index >= 0)."""
+        if type(index) is int and 0 <= index < self._length:
+            return 0, index
         try:
-            epoch, window_idx = index if isinstance(index, tuple | list) else (0, index)
+            epoch, window_idx = index if isinstance(index, (tuple, list)) else (0, index)
             epoch, window_idx = operator.index(epoch), operator.index(window_idx)
         except (TypeError, ValueError):
             raise IndexError(f"{index!r} is neither a window index nor (epoch, window index)") from None
-        if not -self.length <= window_idx < self.length or epoch < 0:
-            raise IndexError(f"{index!r} is out of range: the {self.split} split has {self.length} windows")
-        return epoch, window_idx % self.length
+        if not -self._length <= window_idx < self._length or epoch < 0:
+            raise IndexError(f"{index!r} is out of range: the {self.split} split has {self._length} windows")
+        return epoch, window_idx % self._length
 
     # ---- checks at the start ----
 
@@ -318,6 +326,12 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _noted(windows: Iterable[Window], visited: list[Window]) -> Iterator[Window]:
+    for window in windows:
+        visited.append(window)
+        yield window
 
 
 def _rank() -> int:

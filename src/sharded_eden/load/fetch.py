@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, MissingSequence
+from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat, is_reversed
 from sharded_eden.load.locate import Row, WindowIndex
-from sharded_eden.load.read import Contig, SequenceReader
+from sharded_eden.load.read import SequenceReader
+from sharded_eden.load.sample_db import Contig
 from sharded_eden.load.tags import ControlTags
-from sharded_eden.schema import extract_sample_id
 from sharded_eden.sqlite import unreadable
 
 
@@ -24,14 +25,13 @@ class Window(NamedTuple):
     """A window as it was read, and where it came from."""
 
     bases: NDArray[np.uint8]
-    """(n,) uint8: the letters, in the case and on the strand of the database."""
+    """(n,) uint8: the letters, in the case and on the strand of the database. Overwritten by the thread's next window."""
     reverse: bool
     """Show the reverse complement."""
     header: NDArray[np.int64]
     """(H,) int64: BOS, control tag, SEP."""
     window_idx: int
     sequence_id: str
-    sample_id: str
     window_in_seq_idx: int
     epoch: int
 
@@ -68,9 +68,12 @@ class WindowFetcher:
         self._rc_aug = rc_aug
         header = row_format.header([])
         self._untagged = header, row_format.room(header)
-        self._only_sample = next(iter(reader.paths)) if len(reader.paths) == 1 else None
         self._stride = index.geometry.stride
         self._window_size = index.geometry.window_size
+        self._letters = PerThread(self._make_letters, _forget)
+
+    def _make_letters(self) -> NDArray[np.uint8]:
+        return np.empty(self._window_size, dtype=np.uint8)
 
     @property
     def least_room(self) -> int:
@@ -89,19 +92,22 @@ class WindowFetcher:
     def read(self, epoch: int, window_idx: int, row: Row) -> Window:
         """Return a window that was located already; raises as `fetch`."""
         sequence_id, window_in_seq_idx, contig_length = row
-        sample_id = self._only_sample or extract_sample_id(sequence_id)
-        contig = self._reader.contig(sample_id, sequence_id)
+        contig = self._reader.contig(sequence_id)
         start = window_in_seq_idx * self._stride
-        if contig is None or start < 0 or contig.length < self._needed_bases(start, contig_length):
-            raise self._missing(window_idx, sequence_id, sample_id, start, contig_length, contig)
+        if contig is None or start < 0:
+            raise self._missing(window_idx, sequence_id, start, contig_length, contig)
+        remaining = contig.length - start
+        # Where the whole window is there, it does not matter where its contig should end.
+        if remaining < self._window_size and contig.length < self._needed_bases(start, contig_length):
+            raise self._missing(window_idx, sequence_id, start, contig_length, contig)
         header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
-        bases = np.empty(min(self._window_size, contig.length - start, room), dtype=np.uint8)
+        bases = self._letters.get()[: room if room < remaining else remaining]
         try:
             contig.read(start, bases)
         except apsw.Error as error:
-            raise unreadable(self._reader.paths[sample_id], error) from error
+            raise unreadable(self._reader.paths[contig.sample_id], error) from error
         reverse = self._rc_aug and is_reversed(self._seed, epoch, window_idx)
-        return Window(bases, reverse, header, window_idx, sequence_id, sample_id, window_in_seq_idx, epoch)
+        return Window(bases, reverse, header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
     def _needed_bases(self, start: int, contig_length: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
@@ -116,13 +122,12 @@ class WindowFetcher:
         self,
         window_idx: int,
         sequence_id: str,
-        sample_id: str,
         start: int,
         contig_length: int | None,
         contig: Contig | None,
     ) -> MissingSequence:
         needed = self._needed_bases(start, contig_length)
-        path = self._reader.paths[sample_id]
+        path = self._reader.paths[self._reader.sample_of(sequence_id)]
         return MissingSequence(
             f"{self._split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; {path} has "
             + ("no such contig" if contig is None else f"{contig.length} bases of it")
@@ -132,7 +137,12 @@ class WindowFetcher:
 
     def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:
         """Return the error to raise where the letters of a window cannot be encoded."""
+        path = self._reader.paths[self._reader.sample_of(window.sequence_id)]
         return DatabaseError(
-            f"{self._reader.paths[window.sample_id]}: contig {window.sequence_id!r} holds characters that are no letters "
+            f"{path}: contig {window.sequence_id!r} holds characters that are no letters "
             f"near base {window.window_in_seq_idx * self._stride}: {error}"
         )
+
+
+def _forget(letters: NDArray[np.uint8]) -> None:
+    """Memory needs no closing."""

@@ -1,11 +1,7 @@
-"""(sample, contig) -> bases: the pool of sequence databases. Flat cost in contig length.
+"""contig ID -> the contig, ready to be read: the pool of sequence databases, one for each thread.
 
-Enters: a sample ID, a contig ID, a 0-based start and a buffer. Leaves: the bases, as the bytes that the database holds.
-Costs: SQLite's incremental BLOB I/O reads just the bytes asked for (on TEXT values too), about 5 µs a window. The first read
-of a contig walks its chain of overflow pages; a handle that stays open remembers the pages, so long contigs keep theirs.
-
-`substr()`, which loads the whole value first, is the fallback where BLOB I/O cannot serve: WITHOUT ROWID tables, views,
-UTF-16 databases. Source: https://www.sqlite.org/c3ref/blob_open.html
+Databases stay open up to a budget of file descriptors, handles of long contigs up to one of memory; beyond these the least
+recently used goes. Costs nothing but a look where the contig is open, 2 µs where only its database is.
 """
 
 from __future__ import annotations
@@ -19,182 +15,51 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import apsw
-import numpy as np
-from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.load.connections import PerThread, alive, connection_budget
-from sharded_eden.sqlite import (
-    IOMode,
-    attach_read_only,
-    descriptors_are_exhausted,
-    open_read_only,
-    table_columns,
-    unreadable,
-)
+from sharded_eden.load.sample_db import Contig, ReadMode, SampleDatabase
+from sharded_eden.schema import extract_sample_id
+from sharded_eden.sqlite import IOMode, attach_read_only, descriptors_are_exhausted, unreadable
 
-ReadMode = Literal["auto", "blob", "substr"]
 T = TypeVar("T")
 
-LONG_CONTIG_BASES = 1 << 17
-"""Contigs from here on keep a handle of their own: 128 kb are 32 pages, whose walk costs as much as a lookup."""
 MAX_LONG_HANDLES = 1024
 MAX_PAGE_LIST_BYTES = 32 << 20
 """SQLite keeps 4 bytes for each overflow page of an open handle: 146 KB for a contig of 150 Mb."""
-
-
-class Contig(Protocol):
-    """One contig, ready to be read; valid until the next one is asked for in the same thread."""
-
-    length: int
-    """Bases."""
-
-    def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bases from `start` on; all of them must exist."""
-
-
-class BlobContig:
-    """A contig behind an open BLOB handle."""
-
-    __slots__ = ("_blob", "length")
-
-    def __init__(self, blob: apsw.Blob) -> None:
-        self._blob = blob
-        self.length = blob.length()
-
-    def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bases from `start` on."""
-        self._blob.seek(start)
-        self._blob.read_into(out)  # type: ignore[arg-type]  # any writable buffer will do
-
-
-class SubstrContig:
-    """A contig that is read with `substr`: O(length of the contig) a window."""
-
-    __slots__ = ("_cursor", "_key", "_unit", "length")
-
-    def __init__(self, cursor: apsw.Cursor, key: str, length_bytes: int, encoding: str) -> None:
-        self._cursor = cursor
-        self._key = key
-        self._unit = np.dtype({"UTF-16le": "<u2", "UTF-16be": ">u2"}.get(encoding, "u1"))
-        self.length = length_bytes // self._unit.itemsize
-
-    def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bases from `start` on."""
-        # The one place with SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
-        data: bytes = self._cursor.execute(
-            "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ?",
-            (start * self._unit.itemsize + 1, len(out) * self._unit.itemsize, self._key),
-        ).get
-        # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
-        out[:] = np.minimum(np.frombuffer(data, dtype=self._unit), 0xFF)
-
-
-class SampleDatabase:
-    """One open sequence database, in one thread."""
-
-    def __init__(self, sample_id: str, path: Path, io: IOMode, read_with: ReadMode) -> None:
-        self.sample_id = sample_id
-        self.path = path
-        self.connection = open_read_only(path, io=io)
-        self.has_windows = False
-        try:
-            columns = table_columns(self.connection, "sequences")
-            if not {"contig_id", "nt_sequence"} <= set(columns):
-                raise DatabaseError(
-                    f"{path}: expected a table sequences(contig_id, nt_sequence), found "
-                    + (f"sequences({', '.join(columns)})" if columns else "none")
-                )
-            # A column may bear the name rowid; SQLite has two more names for the real one.
-            self._rowid = next(name for name in ("rowid", "_rowid_", "oid") if name not in {c.lower() for c in columns})
-            self._cursor = self.connection.cursor()
-            self._scratch: apsw.Blob | None = None
-            self._encoding = str(self.connection.pragma("encoding"))
-            self._page_bytes = int(self.connection.pragma("page_size"))
-            obstacle = self._what_rules_out_blobs()
-            if obstacle and read_with == "blob":
-                raise DatabaseError(f"{path}: BLOB reads were asked for, but {obstacle}. Leave read_with at 'auto'")
-            self._by_substr = read_with == "substr" or bool(obstacle)
-        except BaseException:
-            self.connection.close()
-            raise
-
-    def _what_rules_out_blobs(self) -> str:
-        if self._encoding != "UTF-8":
-            return f"its encoding is {self._encoding}"
-        kind = self.connection.execute("SELECT type, wr FROM pragma_table_list('sequences') WHERE schema = 'main'").get
-        if kind[0] != "table":
-            return f"sequences is a {kind[0]}"
-        return "sequences is a WITHOUT ROWID table" if kind[1] else ""
-
-    def open_contig(self, contig_id: str, long_contigs: LongContigs) -> Contig | None:
-        """Return a contig of this database, None where it has no such one."""
-        if self._by_substr:
-            found = self._cursor.execute(
-                "SELECT length(CAST(nt_sequence AS BLOB)), typeof(nt_sequence) FROM sequences WHERE contig_id = ?",
-                (contig_id,),
-            ).get
-            if found is None:
-                return None
-            length_bytes, kind = found
-            if kind not in {"text", "blob"}:
-                raise self._no_text(contig_id, f"it is {kind}")
-            return SubstrContig(self._cursor, contig_id, length_bytes, self._encoding if kind == "text" else "UTF-8")
-        rowid = self._cursor.execute(f"SELECT {self._rowid} FROM sequences WHERE contig_id = ?", (contig_id,)).get
-        if rowid is None:
-            return None
-        try:
-            if self._scratch is None:
-                self._scratch = self.connection.blob_open("main", "sequences", "nt_sequence", rowid, False)
-            else:
-                self._scratch.reopen(rowid)
-        except apsw.SQLError as error:  # the value is NULL or a number
-            self._scratch = None
-            raise self._no_text(contig_id, str(error)) from error
-        contig = BlobContig(self._scratch)
-        if contig.length >= LONG_CONTIG_BASES:
-            long_contigs.keep(self, contig_id, contig, 4 * (contig.length // self._page_bytes))
-            self._scratch = None
-        return contig
-
-    def _no_text(self, contig_id: str, why: str) -> DatabaseError:
-        return DatabaseError(
-            f"{self.path}: nt_sequence of contig {contig_id!r} is no text ({why}). Build that sample again"
-        )
 
 
 class LongContigs:
     """The handles that stay open: least recently used first out, bounded in number and in bytes of page lists."""
 
     def __init__(self) -> None:
-        self._handles: OrderedDict[tuple[str, str], tuple[BlobContig, int]] = OrderedDict()
+        self._handles: OrderedDict[str, Contig] = OrderedDict()
         self._page_list_bytes = 0
 
-    def find(self, sample_id: str, contig_id: str) -> BlobContig | None:
+    def find(self, contig_id: str) -> Contig | None:
         """Return the open handle of a contig, if there is one."""
-        found = self._handles.get((sample_id, contig_id))
-        if found is None:
-            return None
-        self._handles.move_to_end((sample_id, contig_id))
-        return found[0]
+        found = self._handles.get(contig_id)
+        if found is not None:
+            self._handles.move_to_end(contig_id)
+        return found
 
-    def keep(self, database: SampleDatabase, contig_id: str, contig: BlobContig, page_list_bytes: int) -> None:
+    def keep(self, contig_id: str, contig: Contig) -> None:
         """Take a handle in, and let go of the least recently used ones beyond the bounds."""
-        self._handles[database.sample_id, contig_id] = (contig, page_list_bytes)
-        self._page_list_bytes += page_list_bytes
+        self._handles[contig_id] = contig
+        self._page_list_bytes += contig.page_list_bytes
         while len(self._handles) > 1 and (
             len(self._handles) > MAX_LONG_HANDLES or self._page_list_bytes > MAX_PAGE_LIST_BYTES
         ):
-            _, (_, freed) = self._handles.popitem(last=False)
-            self._page_list_bytes -= freed
+            _, freed = self._handles.popitem(last=False)
+            self._page_list_bytes -= freed.page_list_bytes
 
     def forget(self, sample_id: str) -> None:
         """Let go of every handle of a database that is about to be closed."""
-        for key in [key for key in self._handles if key[0] == sample_id]:
-            self._page_list_bytes -= self._handles.pop(key)[1]
+        for contig_id in [key for key, contig in self._handles.items() if contig.sample_id == sample_id]:
+            self._page_list_bytes -= self._handles.pop(contig_id).page_list_bytes
 
 
 _pools: weakref.WeakValueDictionary[int, OpenDatabases] = weakref.WeakValueDictionary()
@@ -290,6 +155,7 @@ class SequenceReader:
         if read_with not in get_args(ReadMode):
             raise UsageError(f"read_with must be 'auto', 'blob' or 'substr', not {read_with!r}")
         self.paths = dict(paths)
+        self._only_sample = next(iter(self.paths)) if len(self.paths) == 1 else None
         self.io: IOMode = io
         self.read_with: ReadMode = read_with
         self._databases = PerThread(partial(OpenDatabases, self), OpenDatabases.close)
@@ -300,27 +166,33 @@ class SequenceReader:
         for sample_id in itertools.islice(self.paths, opened.limit):
             opened.get(sample_id)
 
-    def contig(self, sample_id: str, contig_id: str) -> Contig | None:
-        """Return a contig ready to be read, None where the sample has no such one.
+    def sample_of(self, contig_id: str) -> str:
+        """Return the sample of a contig: what its ID says, or the only one there is."""
+        return self._only_sample or extract_sample_id(contig_id)
+
+    def contig(self, contig_id: str) -> Contig | None:
+        """Return a contig ready to be read until the next one is asked for in this thread; None where there is no such one.
 
         Raises:
-            MissingDatabase: there is no such sample.
+            MissingDatabase: its sample has no database.
             DatabaseError: SQLite cannot read the database.
         """
         opened = self._databases.get()
-        try:
-            path = self.paths[sample_id]
-        except KeyError:
+        found = opened.long_contigs.find(contig_id)
+        if found is not None:
+            return found
+        sample_id = self._only_sample or extract_sample_id(contig_id)
+        if sample_id not in self.paths:
             raise MissingDatabase(
                 f"contig {contig_id!r} belongs to sample {sample_id!r}, which has no sequence database"
-            ) from None
-        kept = opened.long_contigs.find(sample_id, contig_id)
-        if kept is not None:
-            return kept
+            )
         try:
-            return opened.get(sample_id).open_contig(contig_id, opened.long_contigs)
+            found = opened.get(sample_id).open_contig(contig_id)
         except apsw.Error as error:
-            raise unreadable(path, error) from error
+            raise unreadable(self.paths[sample_id], error) from error
+        if found is not None and found.page_list_bytes:
+            opened.long_contigs.keep(contig_id, found)
+        return found
 
     def connection(self, sample_id: str) -> apsw.Connection:
         """Return this thread's connection to a sample's database; KeyError where there is no such sample."""

@@ -10,6 +10,7 @@ import itertools
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -209,29 +210,39 @@ def _time_stages(stream: Stream, batch_size: int, seconds: float) -> tuple[dict[
     begun = time.perf_counter()
     for positions in _positions(batch_size):
         windows = stream.windows_at(positions)
-        marks = [time.perf_counter()]
-        dataset.locate_many([window_idx for _, window_idx in windows])
-        marks.append(time.perf_counter())
-        fetched = list(dataset.fetch_many(windows))
-        marks.append(time.perf_counter())
-        rows = dataset.encode(fetched)
-        marks.append(time.perf_counter())
-        batch = dataset.collate_fn(rows)
-        marks.append(time.perf_counter())
-        if torch.cuda.is_available():
-            for tensor in batch.values():
-                tensor.to("cuda")
-            torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-        spent = [after - before for before, after in itertools.pairwise(marks)]
-        spent[1] -= spent[0]  # fetching locates once more
+        spent, shown = _time_batch(dataset, windows)
+        bases += shown
         for stage, one in zip(STAGES, spent, strict=False):
             times[stage].append(one / batch_size * 1e6)
-        bases += [len(window.bases) for window in fetched]
-        if len(times["locate"]) >= 3 and marks[-1] - begun >= seconds:
+        if len(times["locate"]) >= 3 and time.perf_counter() - begun >= seconds:
             break
     measured = {stage: max(0.0, statistics.median(values)) for stage, values in times.items() if values}
     return measured, statistics.fmean(bases)
+
+
+def _time_batch(dataset: ShardedEdenDataset, windows: list[tuple[int, int]]) -> tuple[list[float], list[int]]:
+    """Return the seconds that each stage takes for one batch, and the bases of each of its windows."""
+    located = _seconds(lambda: dataset.locate_many([window_idx for _, window_idx in windows]))
+    read = _seconds(lambda: deque(dataset.fetch_many(windows), maxlen=0)) - located  # fetching locates once more
+    fetched = [window._replace(bases=window.bases.copy()) for window in dataset.fetch_many(windows)]
+    spent = [located, read, _seconds(lambda: dataset.encode(fetched))]
+    rows = dataset.encode(fetched)
+    spent.append(_seconds(lambda: dataset.collate_fn(rows)))
+    if torch.cuda.is_available():
+        spent.append(_seconds(lambda: _to_device(dataset.collate_fn(rows))))
+    return spent, [len(window.bases) for window in fetched]
+
+
+def _to_device(batch: dict[str, torch.Tensor]) -> None:
+    for tensor in batch.values():
+        tensor.to("cuda")
+    torch.cuda.synchronize()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def _loader_rate(dataset: ShardedEdenDataset, batch_size: int, workers: int, method: str, seconds: float) -> float:

@@ -26,8 +26,10 @@ IOMode = Literal["auto", "mmap", "read"]
 MMAP_BYTES = 1 << 40
 """More than any file: SQLite lowers it to what its build allows (2 GB by default); beyond that it reads."""
 
-READER_CACHE_KIB = 64
-"""Page cache of one read-only connection. With mmap pages are not copied, so only their headers live here."""
+READER_CACHE_KIB = 32
+"""Page cache of one read-only connection whose file is not mapped as a whole."""
+MAPPED_CACHE_PAGES = 2
+"""Page cache where it is: mapped pages are not copied, and for fewer than 3 pages SQLite reserves nothing beforehand."""
 
 NETWORK_FILE_SYSTEMS = frozenset({
     "9p", "afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
@@ -52,7 +54,7 @@ def open_read_only(
     Args:
         path: the database.
         io: `mmap` maps the file, `read` uses positioned reads, `auto` maps on local disks only.
-        cache_kib: page cache of this connection, in KiB.
+        cache_kib: page cache of this connection where the file is not mapped as a whole, in KiB.
 
     Raises:
         MissingDatabase: there is no such file.
@@ -70,11 +72,13 @@ def open_read_only(
         raise unreadable(path, error) from error
     try:
         connection.set_busy_timeout(10_000)
-        mapped = MMAP_BYTES if io == "mmap" or (io == "auto" and not on_network_file_system(path)) else 0
-        connection.execute(f"PRAGMA mmap_size = {mapped}; PRAGMA cache_size = -{cache_kib}")
+        wanted = MMAP_BYTES if io == "mmap" or (io == "auto" and not on_network_file_system(path)) else 0
+        size_bytes = path.stat().st_size
+        mapped = size_bytes <= int(connection.pragma("mmap_size", wanted))
+        connection.execute(f"PRAGMA cache_size = {MAPPED_CACHE_PAGES if mapped else -cache_kib}; PRAGMA shrink_memory")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         # SQLite itself notices when whole pages are missing, but reads zeros behind the end of a page that was cut.
-        if path.stat().st_size % int(connection.pragma("page_size")):
+        if size_bytes % int(connection.pragma("page_size")):
             raise apsw.CorruptError("the file ends inside a page")
     except apsw.Error as error:
         connection.close()

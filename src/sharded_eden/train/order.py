@@ -21,7 +21,7 @@ MAX_LENGTH = 1 << 62
 ROUNDS = 12
 
 FEW = 6
-"""Up to so many values at once, plain integers are faster than numpy, whose calls cost the same for one value as for a hundred."""
+"""So few values are faster in plain integers: numpy calls cost the same for one value as for a hundred."""
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _SECOND = 0xD6E8FEB86659FD93

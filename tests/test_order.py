@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharded_eden.errors import UsageError
-from sharded_eden.train.order import MAX_LENGTH, Order
+from sharded_eden.train.order import FEW, MAX_LENGTH, Order
 
 LIMIT = 4.5
 """Standard deviations that a fixed-seed statistic may lie off: a chance of 1 in 150,000 for each."""
@@ -38,6 +38,19 @@ def test_any_length_at_any_position_alone_or_in_a_vector(length, seed, positions
     assert all(0 <= window < length for window in together)
     assert together == [int(order([p])[0]) for p in positions]
     assert len(set(together)) == len(set(positions))
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(1, 61), beyond=st.integers(-2, 2), seed=st.integers(0, 2**40), data=st.data())
+def test_few_values_in_plain_integers_are_the_values_of_vectors(bits, beyond, seed, data):
+    """Lengths around the powers of two: there the walks are longest."""
+    length = max(1, 2**bits + beyond)
+    order = Order(length, seed, 0)
+    positions = data.draw(st.lists(st.integers(0, length - 1), min_size=40, max_size=60))
+    together = order(positions).tolist()
+    for size in (1, 2, FEW, FEW + 1, 3 * FEW):
+        parts = [order(positions[k : k + size]).tolist() for k in range(0, len(positions), size)]
+        assert [window for part in parts for window in part] == together
 
 
 def test_the_ends_of_the_range():

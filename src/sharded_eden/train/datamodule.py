@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from sharded_eden.errors import MissingExtra, UsageError
@@ -28,23 +27,19 @@ from sharded_eden.load.compact import Expander
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.accumulation import Accumulation, micro_batches_of_an_epoch
-from sharded_eden.train.megatron import DataParallel, data_parallel_position
+from sharded_eden.train.megatron import (
+    DataParallel,
+    DataSampler,
+    data_parallel_of,
+    plan_of_job,
+    steps_are_global_batches,
+)
 from sharded_eden.train.progress import Position, restate_progress
 from sharded_eden.train.sampler import BatchPlan, MicroBatches, evaluation_positions
 from sharded_eden.train.state import consumed_samples_of, make_state
 from sharded_eden.train.stream import EvaluationStream, Stream
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DataSampler:
-    """The sizes of a training step, under the names that Megatron-style strategies read."""
-
-    seq_len: int
-    micro_batch_size: int
-    global_batch_size: int
-    rampup_batch_size: list[int] | None = None
 
 
 class ShardedEdenDataModule(pl.LightningDataModule):
@@ -63,7 +58,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         tokenizer: None for the built-in `NucleotideTokenizer`.
         micro_batch_size: examples of one forward pass on one rank.
         global_batch_size: examples of one optimizer step on all ranks together.
-        rampup_batch_size: Megatron's [start, increment, samples]; a plain Lightning Trainer cannot ramp up.
+        rampup_batch_size: Megatron's [start, increment, samples]; a Trainer without Megatron cannot ramp up.
         num_workers: worker processes of each dataloader.
         pin_memory: pin batches where there is a GPU to copy them to.
         persistent_workers: keep the workers between epochs.
@@ -129,6 +124,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
+        self.rampup_batch_size = rampup_batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
@@ -144,7 +140,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.multiprocessing_context = multiprocessing_context
         self.accept_other_data = accept_other_data
         self.compact = compact
-        self.data_sampler = DataSampler(seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
+        self.data_sampler = DataSampler(self, seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
 
         self._leave_undefined()
         self._streams: dict[str, Stream] = {}
@@ -183,13 +179,14 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         for split in wanted:
             if split not in self._streams:
                 self._open(split)
-        if stage == "fit" and self.trainer is not None:
-            if self.data_sampler.rampup_batch_size is not None:
+        if stage == "fit" and self.trainer is not None and not steps_are_global_batches(self.trainer):
+            plan = self.batch_plan()
+            if plan.global_batch_size_at(0) != plan.global_batch_size:
                 raise UsageError(
                     "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer "
                     "cannot: leave it None here, or train with Megatron"
                 )
-            self._accumulation = Accumulation.set_on(self.trainer, self.batch_plan())
+            self._accumulation = Accumulation.set_on(self.trainer, plan)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved position.
@@ -253,23 +250,18 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         return self._position.consumed_samples
 
     def batch_plan(self) -> BatchPlan:
-        """Return the sizes of a step on the ranks of this job."""
-        return BatchPlan(
+        """Return the sizes of a step on the ranks of this job: from Megatron's calculator, where one is initialized."""
+        rampup = self.rampup_batch_size
+        return plan_of_job(
             micro_batch_size=self.micro_batch_size,
             global_batch_size=self.global_batch_size,
             data_parallel_size=self.data_parallel().size,
+            rampup_batch_size=None if rampup is None else (rampup[0], rampup[1], rampup[2]),
         )
 
     def data_parallel(self) -> DataParallel:
         """Return the data-parallel rank and size: from Megatron, else the Trainer, else torch.distributed."""
-        if (from_megatron := data_parallel_position()) is not None:
-            return from_megatron
-        if self.trainer is not None:
-            ranks = self.trainer.distributed_sampler_kwargs
-            return DataParallel(0, 1) if ranks is None else DataParallel(int(ranks["rank"]), int(ranks["num_replicas"]))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return DataParallel(torch.distributed.get_rank(), torch.distributed.get_world_size())
-        return DataParallel(0, 1)
+        return data_parallel_of(self.trainer)
 
     def _window_db_path(self, split: str) -> str | os.PathLike[str] | None:
         return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[
@@ -309,12 +301,15 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         Raises:
             UsageError: its `limit_train_batches` would end an epoch inside of a global batch.
         """
-        epoch_loop = trainer.fit_loop.epoch_loop
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        if steps_are_global_batches(trainer):
+            self._position.follow(progress, plan, whole_steps=True)
+            return
         if trainer.lightning_module.automatic_optimization:
             epoch = micro_batches_of_an_epoch(trainer, plan.num_microbatches, steps_per_epoch)
             if trainer.fit_loop.restarting:
                 restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)
-        self._position.follow(epoch_loop.batch_progress.total, plan)
+        self._position.follow(progress, plan)
 
     def _expander(self) -> Expander:
         if self._expand is None:
@@ -331,7 +326,10 @@ class ShardedEdenDataModule(pl.LightningDataModule):
 
     def _evaluation_dataloader(self, split: str) -> DataLoader[Example]:
         stream = self._stream(split)
-        return self._dataloader(stream, _EvaluationSampler(stream, self.micro_batch_size, self.data_parallel()))
+        rows = len(stream)
+        if self.trainer is not None and steps_are_global_batches(self.trainer):
+            rows = -(-rows // self.global_batch_size) * self.global_batch_size
+        return self._dataloader(stream, _EvaluationSampler(stream, rows, self.micro_batch_size, self.data_parallel()))
 
     def _dataloader(self, stream: Stream, sampler: DistributedSampler[Any]) -> DataLoader[Example]:
         workers: dict[str, Any] = {}
@@ -373,23 +371,26 @@ class _TrainSampler(DistributedSampler[Any]):
         super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
         self._data_module = data_module
         self._plan = plan
-        self._steps = data_module._steps_per_epoch(stream)
+        self._samples = len(stream.dataset) * data_module.num_epochs
 
     def __iter__(self) -> Iterator[int]:
-        micro_batches = MicroBatches(self._plan, rank=self.rank, consumed_samples=self._data_module.consumed_samples)
-        return chain.from_iterable(islice(micro_batches, self._steps * self._plan.num_microbatches))
+        begin = self._data_module.consumed_samples
+        return chain.from_iterable(
+            MicroBatches(self._plan, rank=self.rank, consumed_samples=begin, end=begin + self._samples)
+        )
 
     def __len__(self) -> int:
-        return self._steps * self._plan.num_microbatches * self._plan.micro_batch_size
+        micro_steps = self._plan.micro_steps_within(self._data_module.consumed_samples, self._samples)
+        return micro_steps * self._plan.micro_batch_size
 
 
 class _EvaluationSampler(DistributedSampler[Any]):
     """One pass of positions for one rank, the same at each call."""
 
-    def __init__(self, stream: Stream, micro_batch_size: int, ranks: DataParallel) -> None:
+    def __init__(self, stream: Stream, rows: int, micro_batch_size: int, ranks: DataParallel) -> None:
         super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
         self._positions = evaluation_positions(
-            len(stream), micro_batch_size=micro_batch_size, rank=ranks.rank, data_parallel_size=ranks.size
+            rows, micro_batch_size=micro_batch_size, rank=ranks.rank, data_parallel_size=ranks.size
         )
 
     def __iter__(self) -> Iterator[int]:

@@ -1,13 +1,28 @@
-"""What Megatron knows about ranks. The only file that names Megatron's modules; it never loads them.
+"""What Megatron and NeMo know and ask: ranks, the micro batches of a step, `data_sampler`.
 
-Tensor-, pipeline- and context-parallel peers must get the same batches, data-parallel ranks different ones. Once a job has
-initialized Megatron's `parallel_state`, only that knows which is which.
+Their modules are looked up, not loaded, where a job may do without. Tensor-, pipeline- and context-parallel peers must get the
+same batches, data-parallel ranks different ones: once a job has initialized Megatron's `parallel_state`, only that knows which
+is which. Once it has initialized the `num_microbatches_calculator`, only that knows how many micro batches a step has.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from typing import NamedTuple
+from copy import copy
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from sharded_eden.errors import UsageError
+from sharded_eden.train.sampler import BatchPlan, StreamBatchSampler
+from sharded_eden.train.stream import Stream
+
+_CALCULATOR = "megatron.core.num_microbatches_calculator"
+_NEMO_STRATEGY = "nemo.lightning.pytorch.strategies.megatron_strategy"
+_ALL_SAMPLES = 1 << 62
 
 
 class DataParallel(NamedTuple):
@@ -26,3 +41,238 @@ def data_parallel_position() -> DataParallel | None:
         rank=parallel_state.get_data_parallel_rank(with_context_parallel=False),
         size=parallel_state.get_data_parallel_world_size(with_context_parallel=False),
     )
+
+
+def data_parallel_of(trainer: Any) -> DataParallel:
+    """Return the data-parallel rank and size: from Megatron, else a Lightning Trainer (or None), else torch.distributed."""
+    if (from_megatron := data_parallel_position()) is not None:
+        return from_megatron
+    if trainer is not None:
+        ranks = trainer.distributed_sampler_kwargs
+        return DataParallel(0, 1) if ranks is None else DataParallel(int(ranks["rank"]), int(ranks["num_replicas"]))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return DataParallel(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return DataParallel(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronPlan(BatchPlan):
+    """The sizes of a step as Megatron's calculator has them, its ramp-up included.
+
+    A copy of the calculator is asked: Megatron's own stays where the job has brought it.
+    """
+
+    calculator: Any
+
+    def global_batch_size_at(self, consumed_samples: int) -> int:
+        """Return the size of the global batch that begins at a position.
+
+        Raises:
+            UsageError: that size is no multiple of micro batch times ranks; lists sizes that fit.
+        """
+        at = _at(self.calculator, consumed_samples)
+        self._check_fits(at.running)
+        return at.running
+
+
+def plan_of_job(
+    *,
+    micro_batch_size: int,
+    global_batch_size: int,
+    data_parallel_size: int,
+    rampup_batch_size: tuple[int, int, int] | None = None,
+) -> BatchPlan:
+    """Return the sizes of a step: from Megatron's calculator where this process has initialized it, else those given.
+
+    A ramp-up that only the calculator has is followed. Its `decrease_batch_size_if_needed` too.
+
+    Raises:
+        UsageError: the sizes do not fit, or the calculator has others; names both.
+    """
+    calculator = getattr(sys.modules.get(_CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
+    if calculator is None:
+        return BatchPlan(
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            data_parallel_size=data_parallel_size,
+            rampup_batch_size=rampup_batch_size,
+        )
+    full = _at(calculator, _ALL_SAMPLES)
+    _check_same("micro_batch_size", micro_batch_size, calculator.get_micro_batch_size())
+    _check_same("global_batch_size", global_batch_size, full.nominal)
+    plan = MegatronPlan(
+        micro_batch_size=micro_batch_size,
+        global_batch_size=full.running,
+        data_parallel_size=data_parallel_size,
+        calculator=calculator,
+    )
+    _check_same("the data-parallel size", data_parallel_size, full.running // (full.micro_batches * micro_batch_size))
+    if rampup_batch_size is not None:
+        first, increment, samples = rampup_batch_size
+        own = BatchPlan(micro_batch_size=1, global_batch_size=global_batch_size, rampup_batch_size=rampup_batch_size)
+        steps = (global_batch_size - first) // increment
+        # Both only grow: where they agree on either side of each of our increases, they agree everywhere.
+        turns = {-(-k * samples // steps) for k in range(steps + 1)} if steps else {0}
+        for position in sorted(p for turn in turns for p in (turn - 1, turn, turn + 1) if p >= 0):
+            _check_same(
+                f"rampup_batch_size={list(rampup_batch_size)}: the global batch at consumed_samples={position}",
+                own.global_batch_size_at(position),
+                _at(calculator, position).nominal,
+            )
+    return plan
+
+
+class _Sizes(NamedTuple):
+    nominal: int
+    running: int
+    micro_batches: int
+
+
+def _at(calculator: Any, consumed_samples: int) -> _Sizes:
+    asked = copy(calculator)
+    asked.update(consumed_samples, consistency_check=False)
+    return _Sizes(asked.get_current_global_batch_size(), asked.get_current_running_global_batch_size(), asked.get())
+
+
+def _check_same(what: str, here: int, calculators: int) -> None:
+    if here != calculators:
+        raise UsageError(
+            f"{what} is {here} here, but {calculators} in Megatron's num_microbatches_calculator: give both the same"
+        )
+
+
+class MegatronBatchSampler(StreamBatchSampler):
+    """The micro batches of this process, with all sizes and ranks from Megatron, for a loop of Megatron core's own.
+
+    Args:
+        stream: what is sampled.
+        consumed_samples: where the job stands.
+        drop_last: see `StreamBatchSampler`.
+        accept_other_data: see `StreamBatchSampler`.
+
+    Raises:
+        UsageError: `parallel_state` or `num_microbatches_calculator` is not initialized.
+    """
+
+    def __init__(
+        self, stream: Stream, *, consumed_samples: int = 0, drop_last: bool = True, accept_other_data: bool = False
+    ) -> None:
+        place = data_parallel_position()
+        calculator = getattr(sys.modules.get(_CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
+        if place is None or calculator is None:
+            raise UsageError(
+                "Megatron is not initialized: call parallel_state.initialize_model_parallel and "
+                "init_num_microbatches_calculator first, or use StreamBatchSampler, which takes ranks and sizes as arguments"
+            )
+        plan = plan_of_job(
+            micro_batch_size=calculator.get_micro_batch_size(),
+            global_batch_size=_at(calculator, _ALL_SAMPLES).nominal,
+            data_parallel_size=place.size,
+        )
+        super().__init__(
+            stream,
+            micro_batch_size=plan.micro_batch_size,
+            global_batch_size=plan.global_batch_size,
+            rank=place.rank,
+            data_parallel_size=place.size,
+            consumed_samples=consumed_samples,
+            drop_last=drop_last,
+            accept_other_data=accept_other_data,
+        )
+        self.plan = plan
+
+
+def steps_are_global_batches(trainer: Any) -> bool:
+    """Tell whether one batch of a Lightning Trainer is a whole global batch, as under NeMo, which pulls its micro batches.
+
+    Raises:
+        UsageError: NeMo's strategy was given a `data_sampler` of its own, which would sample the stream once more.
+    """
+    strategies = sys.modules.get(_NEMO_STRATEGY)
+    if strategies is None or not isinstance(trainer.strategy, strategies.MegatronStrategy):
+        return False
+    given = trainer.strategy.data_sampler
+    if not isinstance(given, DataSampler | None):
+        raise UsageError(
+            f"MegatronStrategy(data_sampler={type(given).__name__}(...)) would sample the stream again, and from its start "
+            "after each restart: leave data_sampler out, the data module has one"
+        )
+    return True
+
+
+class Job(Protocol):
+    """What a data sampler asks of its data module."""
+
+    @property
+    def consumed_samples(self) -> int:
+        """Examples that the whole job has trained on."""
+
+    def batch_plan(self) -> BatchPlan:
+        """Return the sizes of a step on the ranks of this job."""
+
+
+class DataSampler:
+    """What NeMo's strategies ask of a data module's `data_sampler`, and the sizes of a step under the names they have there.
+
+    The loaders of this package are sharded by data-parallel rank as they are, so nothing is transformed.
+
+    Args:
+        job: the data module.
+        seq_len: tokens of a row.
+        micro_batch_size: examples of one forward pass on one rank.
+        global_batch_size: examples of one optimizer step on all ranks together.
+        rampup_batch_size: [first size, increment, samples], or None.
+    """
+
+    dataloader_type = "single"
+
+    def __init__(
+        self,
+        job: Job,
+        seq_len: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        rampup_batch_size: list[int] | None = None,
+    ) -> None:
+        self._job = job
+        self.seq_len = seq_len
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.rampup_batch_size = rampup_batch_size
+
+    def connect(self, trainer: Any) -> None:
+        """Take nothing: the data module knows its Trainer."""
+
+    def setup(self, global_rank: int) -> None:
+        """Initialize Megatron's calculator, where nobody has.
+
+        Raises:
+            UsageError: the sizes do not fit, or somebody has, with others.
+        """
+        calculators = import_module(_CALCULATOR)
+        plan = self._job.batch_plan()
+        if not isinstance(plan, MegatronPlan):
+            calculators.init_num_microbatches_calculator(
+                rank=global_rank,
+                rampup_batch_size=self.rampup_batch_size,
+                global_batch_size=plan.global_batch_size,
+                micro_batch_size=plan.micro_batch_size,
+                data_parallel_size=plan.data_parallel_size,
+            )
+
+    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
+        """Return the loader as it is."""
+        del consumed_samples
+        return dataloader
+
+    def on_megatron_step_start(self, step: Any) -> Any:
+        """Return NeMo's step with its sizes; Megatron's calculator is first told where a training job stands."""
+        calculators = import_module(_CALCULATOR)
+        if not step.forward_only:
+            calculators.update_num_microbatches(self._job.consumed_samples, consistency_check=False)
+        return dataclasses.replace(
+            step,
+            seq_length=self.seq_len,
+            micro_batch_size=self.micro_batch_size,
+            num_microbatches=calculators.get_num_microbatches(),
+        )

@@ -50,21 +50,28 @@ class Position:
         self._progress: Any = None
         self._processed_before = 0
         self._plan: BatchPlan | None = None
+        self._per_step = 1
 
-    def follow(self, progress: Any, plan: BatchPlan) -> None:
+    def follow(self, progress: Any, plan: BatchPlan, *, whole_steps: bool = False) -> None:
         """Count on from here, by the micro batches that `progress.processed` says were trained on.
 
         `processed` is counted before the callbacks that save checkpoints run, `completed` after them.
+
+        Args:
+            progress: of the trainer.
+            plan: the sizes of a step.
+            whole_steps: it counts global batches, not micro batches.
         """
         self._base = self.consumed_samples
         self._progress = progress
         self._processed_before = progress.processed
         self._plan = plan
+        self._per_step = 1 if whole_steps else plan.num_microbatches
 
     @property
     def consumed_samples(self) -> int:
         """Examples that the whole job has trained on."""
         if self._plan is None:
             return self._base
-        micro_batches = int(self._progress.processed) - self._processed_before
-        return self._base + micro_batches // self._plan.num_microbatches * self._plan.global_batch_size
+        batches = int(self._progress.processed) - self._processed_before
+        return self._plan.after(self._base, batches // self._per_step)

@@ -91,6 +91,21 @@ class BatchPlan:
             return self.global_batch_size
         return min(first + int(consumed_samples / (samples / steps)) * increment, self.global_batch_size)
 
+    def after(self, consumed_samples: int, steps: int) -> int:
+        """Return the position that so many global batches from a position lead to."""
+        while steps and (size := self.global_batch_size_at(consumed_samples)) != self.global_batch_size:
+            consumed_samples, steps = consumed_samples + size, steps - 1
+        return consumed_samples + steps * self.global_batch_size
+
+    def micro_steps_within(self, consumed_samples: int, samples: int) -> int:
+        """Return the micro steps of all whole global batches in the samples that follow a position."""
+        end, micro_steps = consumed_samples + samples, 0
+        while (size := self.global_batch_size_at(consumed_samples)) != self.global_batch_size:
+            if consumed_samples + size > end:
+                return micro_steps
+            consumed_samples, micro_steps = consumed_samples + size, micro_steps + size // self.per_micro_step
+        return micro_steps + (end - consumed_samples) // self.global_batch_size * self.num_microbatches
+
 
 class MicroBatches(Iterator[list[int]]):
     """The micro batches of one rank, each a list of positions; knows where it stands.

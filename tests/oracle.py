@@ -6,7 +6,9 @@ The fast one must agree with it, bit for bit.
 from __future__ import annotations
 
 import sqlite3
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 PAD, BOS, EOS, SEP = 0, 1, 2, 3
 COMPLEMENT = {
@@ -120,3 +122,23 @@ def item(
         "loss_mask": [float(b) for b in [*is_base[1:], False]],
         "position_ids": list(range(seq_length)),
     }
+
+
+def packed_item(windows: list[dict[str, list[float]]], seq_length: int) -> dict[str, Any]:
+    """One packed row, of items that `item` made with a seq_length of just their own tokens."""
+    row: dict[str, Any] = {"tokens": [], "labels": [], "loss_mask": [], "position_ids": [], "cu_seqlens": [0]}
+    padding = seq_length - sum(len(window["tokens"]) for window in windows)
+    assert padding >= 0
+    for window in windows:
+        for name in ("tokens", "labels", "loss_mask", "position_ids"):
+            row[name] += window[name]
+        row["cu_seqlens"].append(len(row["tokens"]))
+    if padding:
+        row["tokens"] += [PAD] * padding
+        row["labels"] += [PAD] * padding
+        row["loss_mask"] += [0.0] * padding
+        row["position_ids"] += range(padding)
+        row["cu_seqlens"].append(seq_length)
+    ends = row["cu_seqlens"]
+    row["max_seqlen"] = max(b - a for a, b in pairwise(ends))
+    return row

@@ -103,7 +103,13 @@ def test_who_may_import_the_heavy_packages():
     assert all(name.startswith("sharded_eden.cli") for name in by_package["typer"])
 
 
-PURE = ["sharded_eden.windows", "sharded_eden.seeds", "sharded_eden.train.order", "sharded_eden.load.example"]
+PURE = [
+    "sharded_eden.windows",
+    "sharded_eden.seeds",
+    "sharded_eden.permutation",
+    "sharded_eden.train.order",
+    "sharded_eden.load.example",
+]
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharded_eden.errors import UsageError
-from sharded_eden.train.order import FEW, MAX_LENGTH, Order
+from sharded_eden.permutation import FEW
+from sharded_eden.train.order import MAX_LENGTH, Order
 
 LIMIT = 4.5
 """Standard deviations that a fixed-seed statistic may lie off: a chance of 1 in 150,000 for each."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sharded_eden.load.dataset import ShardedEdenDataset
     from sharded_eden.load.tokenizer import NucleotideTokenizer
     from sharded_eden.observe.bench import bench
+    from sharded_eden.prepare.packs import pack_window_database
     from sharded_eden.prepare.sequence_dbs import build_sequence_dbs, create_sample_database
     from sharded_eden.prepare.splits import write_splits
     from sharded_eden.prepare.window_dbs import precompute_window_database
@@ -36,6 +37,7 @@ _HOME = {
     "compute_num_windows": "sharded_eden.windows",
     "create_sample_database": "sharded_eden.prepare.sequence_dbs",
     "extract_sample_id": "sharded_eden.schema",
+    "pack_window_database": "sharded_eden.prepare.packs",
     "precompute_window_database": "sharded_eden.prepare.window_dbs",
     "write_splits": "sharded_eden.prepare.splits",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "compute_num_windows",
     "create_sample_database",
     "extract_sample_id",
+    "pack_window_database",
     "precompute_window_database",
     "write_splits",
 ]

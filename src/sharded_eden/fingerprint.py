@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 import apsw
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from sharded_eden.schema import CONTIG_ID, LENGTH
 from sharded_eden.windows import WindowGeometry
@@ -30,6 +32,10 @@ class Fingerprint:
         """Take in a chunk of contigs with the columns `contig_id` and `length`."""
         text = contigs.select(CONTIG_ID, LENGTH).write_csv(include_header=False, separator="\t", quote_style="never")
         self._hash.update(text.encode())
+
+    def update_left_out(self, contig_id: str, windows: NDArray[np.int64]) -> None:
+        """Take in that some windows of a contig are left out, (n,) int64 window_in_seq_idx."""
+        self._hash.update(f"\0{contig_id}\t".encode() + windows.astype("<i8").tobytes())
 
     def value(self) -> int:
         """Return the fingerprint of what was fed so far, an integer in [0, 2**63)."""

@@ -48,6 +48,13 @@ CREATE TABLE contig_lengths (
     length INTEGER NOT NULL
 )"""
 
+CREATE_PACKS = """
+CREATE TABLE packs (
+    pack_idx INTEGER PRIMARY KEY,
+    windows BLOB NOT NULL
+)"""
+"""`windows` holds the indices of the windows of one row, in their order: little-endian int64."""
+
 NUCLEOTIDES = "ACGTURYSWKMBDHVN"
 """The IUPAC nucleotide letters that a sequence may hold, in either case.
 

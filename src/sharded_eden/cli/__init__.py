@@ -85,5 +85,5 @@ def _sharded_eden(
     pass
 
 
-for command in (prepare.build, prepare.split, prepare.precompute, observe.bench):
+for command in (prepare.build, prepare.split, prepare.precompute, prepare.pack, observe.bench):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""`build`, `split`, `precompute`."""
+"""`build`, `split`, `precompute`, `pack`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from sharded_eden.cli.show import progress_bar, quoted, rate, say_next, size
+from sharded_eden.prepare.packs import PackResult, pack_window_database
 from sharded_eden.prepare.sequence_dbs import build_sequence_dbs
 from sharded_eden.prepare.splits import write_splits
 from sharded_eden.prepare.window_dbs import precompute_window_database
@@ -98,6 +99,15 @@ def precompute(
     special_tokens: Annotated[
         int, typer.Option(help="Tokens of a row that are no bases (BOS, SEP, EOS), which take room from the window.")
     ] = 3,
+    max_ambiguous: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Leave out windows with a larger share of letters other than A, C, G, T."),
+    ] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, read for --max-ambiguous.")
+    ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Add packs: rows filled with several whole windows.")] = False,
+    pack_seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
 ) -> None:
     """Turn a split into a window database."""
     started = time.monotonic()
@@ -110,14 +120,53 @@ def precompute(
             window_min_length_threshold=window_min_length_threshold,
             keep_tail=keep_tail,
             special_tokens=special_tokens,
+            max_ambiguous=max_ambiguous,
+            sequences=sequences,
+            pack=pack,
+            pack_seed=pack_seed,
             progress=progress,
         )
     seconds = time.monotonic() - started
     unseen = result.unseen_bases / result.bases if result.bases else 0.0
     print(f"windows  {result.windows:>15,}  ({rate(result.windows, seconds)} windows/s)")
+    if max_ambiguous is not None:
+        print(f"         {result.ambiguous_windows:>15,}  left out, too many ambiguous letters")
     print(f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)")
     print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
+    if result.packs is not None:
+        _print_packs(result.packs)
+    print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
+    packed = ", packed=True" if pack else ""
+    say_next(
+        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={window_size}, stride={stride}"
+        f"{packed}, ...)"
+    )
+
+
+def pack(
+    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="A window database; packs are added to it.")],
+    seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
+    lengths: Annotated[
+        Path | None,
+        typer.Option(metavar="SPLIT.parquet", help="The split, where the database lacks the table contig_lengths."),
+    ] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, for the same purpose.")
+    ] = None,
+) -> None:
+    """Fill rows with several whole windows each, so that short contigs waste nothing."""
+    started = time.monotonic()
+    with progress_bar("windows") as progress:
+        result = pack_window_database(windows_db, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+    print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
+    _print_packs(result)
     print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
     say_next(
-        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={window_size}, stride={stride}, ...)"
+        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={result.window_size}, packed=True, ...)"
+    )
+
+
+def _print_packs(result: PackResult) -> None:
+    print(
+        f"packs    {result.packs:>15,}  ({result.useful:.2%} of their tokens useful; padded {result.useful_padded:.2%})"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -44,6 +44,9 @@ class Rows(Sequence[Example]):
     def __getitem__(self, k: int | slice) -> Example | list[Example]:
         if isinstance(k, slice):
             return [self[i] for i in range(*k.indices(len(self)))]
+        return self._item(k)
+
+    def _item(self, k: int) -> Example:
         return {**{name: rows[k] for name, rows in self.stacked.items()}, **self.shared}
 
     def __iter__(self) -> Iterator[Example]:
@@ -57,8 +60,25 @@ class Rows(Sequence[Example]):
 
 
 def collate(batch: Any) -> Any:
-    """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`."""
-    return batch.collate() if isinstance(batch, Rows) else default_collate(batch)
+    """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`.
+
+    Packed rows that come as a list get `cu_seqlens` of one length, filled up with T.
+    """
+    if isinstance(batch, Rows):
+        return batch.collate()
+    if batch and isinstance(batch[0], Mapping) and "cu_seqlens" in batch[0]:
+        batch = _with_as_many_boundaries(batch)
+    return default_collate(batch)
+
+
+def _with_as_many_boundaries(items: Sequence[Example]) -> list[Example]:
+    segments = max(len(item["cu_seqlens"]) for item in items)
+    filled = []
+    for item in items:
+        cu_seqlens = item["cu_seqlens"]
+        rest = cu_seqlens[-1:].expand(segments - len(cu_seqlens))
+        filled.append({**item, "cu_seqlens": torch.cat([cu_seqlens, rest])})
+    return filled
 
 
 class RowMaker(Protocol):
@@ -67,8 +87,11 @@ class RowMaker(Protocol):
     def one(self, window: Window) -> Example:
         """Return the item of a window."""
 
-    def many(self, windows: Iterable[Window], count: int) -> Rows:
-        """Return the items of `count` windows, over one buffer; each is encoded as it comes, while it is in the cache."""
+    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
+        """Return the items of rows with so many windows each, over one buffer.
+
+        Each window is encoded as it comes, while it is in the cache.
+        """
 
 
 class FullRows:
@@ -83,6 +106,7 @@ class FullRows:
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, shared: Example) -> None:
         self._encoder = RowEncoder(row_format)
         self._seq_length = row_format.seq_length
+        self._weighs_letters = row_format.weighs_letters
         self._fetcher = fetcher
         self._shared = shared
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
@@ -94,6 +118,8 @@ class FullRows:
         """Return the item of a window."""
         tokens, labels, loss_mask = self._buffers.get().get(None)
         self._fill(window, tokens, labels, loss_mask)
+        if self._weighs_letters:
+            self._fetcher.check_loss(bool(loss_mask.any()))
         return {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
@@ -109,11 +135,13 @@ class FullRows:
         except UnicodeError as error:
             raise self._fetcher.unreadable_letters(window, error) from error
 
-    def many(self, windows: Iterable[Window], count: int) -> Rows:
-        """Return the items of `count` windows, over one buffer; each is encoded as it comes, while it is in the cache."""
-        tokens, labels, loss_mask = self._buffers.get().get(count)
+    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
+        """Return the items of rows with one window each, over one buffer."""
+        tokens, labels, loss_mask = self._buffers.get().get(len(sizes))
         for k, window in enumerate(windows):
             self._fill(window, tokens[k], labels[k], loss_mask[k])
+        if self._weighs_letters:
+            self._fetcher.check_loss(bool(loss_mask.any()))
         stacked = {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
@@ -139,13 +167,13 @@ class CompactRows:
 
     def one(self, window: Window) -> Example:
         """Return the item of a window."""
-        return self.many([window], 1)[0]
+        return self.many([window], [1])[0]
 
-    def many(self, windows: Iterable[Window], count: int) -> Rows:
-        """Return the items of `count` windows, over one buffer; each is encoded as it comes, while it is in the cache."""
+    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
+        """Return the items of rows with one window each, over one buffer."""
         bos, sep = int(self._format.include_bos), int(self._format.include_sep)
-        codes = np.empty((count, self._format.seq_length), dtype=np.uint8)
-        tags = np.full((count, self._tag_length), -1, dtype=np.int64)
+        codes = np.empty((len(sizes), self._format.seq_length), dtype=np.uint8)
+        tags = np.full((len(sizes), self._tag_length), -1, dtype=np.int64)
         for k, window in enumerate(windows):
             tag = window.header[bos : len(window.header) - sep]
             if len(tag) > tags.shape[1]:
@@ -156,6 +184,8 @@ class CompactRows:
                 raise self._fetcher.unreadable_letters(window, error) from error
             if len(tag):
                 tags[k, : len(tag)] = tag
+        if self._format.weighs_letters:
+            self._fetcher.check_loss(self._encoder.any_loss(codes))
         stacked = {"codes": torch.from_numpy(codes)}
         if tags.shape[1]:
             stacked["tags"] = torch.from_numpy(tags)

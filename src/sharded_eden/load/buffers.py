@@ -8,8 +8,10 @@ it: tensors made of it, views of them and whatever was collated without a copy a
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from math import prod
 from sys import getrefcount
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,36 +24,45 @@ LOOKS = 4
 
 PAGE_BYTES = 4096
 LABELS_OFFSET_BYTES = 2048
-"""How far labels lie from tokens, modulo a page.
+"""How far each array lies from the one before it, modulo a page.
 
 Labels are tokens moved by one. Where a load follows a store to the same place in another page, processors take the one for the
 other and wait: copying a row then costs 34 us instead of 2. Half a page lies between them, whatever the allocator gives.
 Source: Intel 64 and IA-32 Architectures Optimization Reference Manual, "4-KByte aliasing".
 """
 
-Arrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
-"""Tokens, labels and loss mask, over memory of their own."""
+DTYPES = (np.int64, np.int64, np.float32)
+"""Of tokens, labels and loss mask."""
+
+Arrays = tuple[NDArray[Any], ...]
+"""Arrays over memory of their own."""
 
 
 class RowBuffers:
-    """Hands out tokens, labels and loss masks for rows of `seq_length` tokens. For one thread."""
+    """Hands out arrays for rows of `seq_length` tokens. For one thread.
 
-    def __init__(self, seq_length: int) -> None:
+    Args:
+        seq_length: T.
+        dtypes: of the arrays; unless given, of tokens, labels and loss mask.
+    """
+
+    def __init__(self, seq_length: int, dtypes: tuple[type[np.generic], ...] = DTYPES) -> None:
         self._seq_length = seq_length
+        self._dtypes = dtypes
+        self._unused = _references_of_unused_arrays(len(dtypes))
         self._pool: dict[tuple[int, ...], deque[Arrays]] = {}
         self._pooled_bytes = 0
 
     def get(self, rows: int | None) -> Arrays:
-        """Return uninitialised tokens and labels, int64, and loss mask, float32: (rows, T) each, (T,) where rows is None."""
+        """Return uninitialised arrays, one for each dtype: (rows, T) each, (T,) where rows is None."""
         shape = (self._seq_length,) if rows is None else (rows, self._seq_length)
         pool = self._pool.setdefault(shape, deque())
         # The oldest first: those are the ones that their users are done with. A few looks, whatever the pool holds.
         for _ in range(min(LOOKS, len(pool))):
             pool.rotate(-1)
-            tokens, labels, loss_mask = pool[-1]
-            if getrefcount(tokens) + getrefcount(labels) + getrefcount(loss_mask) <= _UNUSED:
+            if _references(pool[-1]) <= self._unused:
                 return pool[-1]
-        arrays, size_bytes = _allocate(shape)
+        arrays, size_bytes = _allocate(shape, self._dtypes)
         if self._pooled_bytes + size_bytes <= MAX_POOLED_BYTES:
             pool.append(arrays)
             self._pooled_bytes += size_bytes
@@ -63,28 +74,31 @@ class RowBuffers:
         self._pooled_bytes = 0
 
 
-def _allocate(shape: tuple[int, ...]) -> tuple[Arrays, int]:
+def _allocate(shape: tuple[int, ...], dtypes: tuple[type[np.generic], ...]) -> tuple[Arrays, int]:
     """Return new arrays, and how many bytes they take."""
     cells = prod(shape)
-    labels_at = _round_up(8 * cells) + LABELS_OFFSET_BYTES
-    loss_mask_at = _round_up(labels_at + 8 * cells)
-    size_bytes = loss_mask_at + 4 * cells + PAGE_BYTES
-    memory = np.empty(size_bytes, dtype=np.uint8)
+    starts, end = [], 0
+    for number, dtype in enumerate(dtypes):
+        starts.append(_round_up(end) + LABELS_OFFSET_BYTES * (number % 2))
+        end = starts[-1] + np.dtype(dtype).itemsize * cells
+    memory = np.empty(end + PAGE_BYTES, dtype=np.uint8)
     memory = memory[-memory.ctypes.data % PAGE_BYTES :]
-    tokens = memory[: 8 * cells].view(np.int64).reshape(shape)
-    labels = memory[labels_at : labels_at + 8 * cells].view(np.int64).reshape(shape)
-    loss_mask = memory[loss_mask_at : loss_mask_at + 4 * cells].view(np.float32).reshape(shape)
-    return (tokens, labels, loss_mask), size_bytes
+    arrays = (
+        memory[start : start + np.dtype(dtype).itemsize * cells].view(dtype).reshape(shape)
+        for start, dtype in zip(starts, dtypes, strict=True)
+    )
+    return tuple(arrays), end + PAGE_BYTES
 
 
 def _round_up(size_bytes: int) -> int:
     return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
-def _references_of_unused_arrays() -> int:
-    pool = deque([(np.empty(1), np.empty(1), np.empty(1))])
-    tokens, labels, loss_mask = pool[-1]
-    return getrefcount(tokens) + getrefcount(labels) + getrefcount(loss_mask)
+def _references(arrays: Arrays) -> int:
+    return sum(map(getrefcount, arrays))
 
 
-_UNUSED = _references_of_unused_arrays()
+@lru_cache
+def _references_of_unused_arrays(count: int) -> int:
+    pool = deque([tuple(np.empty(1) for _ in range(count))])
+    return _references(pool[-1])

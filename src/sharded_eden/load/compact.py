@@ -28,7 +28,9 @@ PAD, BOS, EOS, SEP, TAG = range(5)
 """Codes of what is no base. They are control characters, which no sequence holds."""
 
 CompactBatch = Mapping[str, torch.Tensor]
-"""`codes` (B, T) uint8; with control tags `tags` (B, G) int64, -1 behind shorter ones; whatever else is passed on."""
+"""`codes` (B, T) uint8; with control tags `tags` (B, G) int64, -1 behind shorter ones; whatever else is passed on.
+
+Packed rows have `cu_seqlens` (B, S) int32 too, and tags of each window: (B, windows of a row, G)."""
 
 
 class CompactEncoder:
@@ -52,9 +54,13 @@ class CompactEncoder:
         self._known = table != UNKNOWN
         self._known[: TAG + 1] = False
         self._all_known = letters_within(self._known)
+        weights = row_format.loss_weights()
+        self._earning = np.ones(256, dtype=np.bool_) if weights is None else weights > 0
+        self._earning[: TAG + 1] = False
+        self._earning[EOS] = row_format.loss_on_eos
 
     def fill(self, bases: NDArray[np.uint8], reverse: bool, tag_length: int, codes: NDArray[np.uint8]) -> None:
-        """Fill one row.
+        """Fill one row with one window.
 
         Args:
             bases: (n,) uint8, the letters of the window.
@@ -65,23 +71,34 @@ class CompactEncoder:
         Raises:
             UnicodeError: a letter that the tokenizer's table does not know.
         """
+        codes[self.add(0, bases, reverse, tag_length, codes) :] = PAD
+
+    def add(
+        self, start: int, bases: NDArray[np.uint8], reverse: bool, tag_length: int, codes: NDArray[np.uint8]
+    ) -> int:
+        """Write one window into a row from `start` on, and return where it ends; see `fill` for the rest."""
         form = self.format
-        first = form.include_bos + tag_length + form.include_sep
+        first = start + form.include_bos + tag_length + form.include_sep
         end = first + len(bases)
         least, most = self._all_known
         within = not len(bases) or (np.minimum.reduce(bases) >= least and np.maximum.reduce(bases) <= most)
         if not within and not self._known[bases].all():
             unknown = bases[~self._known[bases]][0]
             raise UnicodeError(f"byte {unknown} ({chr(unknown)!r}) has no id of its own in the tokenizer")
-        codes[:first] = TAG
+        codes[start:first] = TAG
         if form.include_bos:
-            codes[0] = BOS
+            codes[start] = BOS
         if form.include_sep:
             codes[first - 1] = SEP
         codes[first:end] = COMPLEMENT[bases[::-1]] if reverse else bases
-        codes[end:] = PAD
         if form.include_eos:
             codes[end] = EOS
+            return end + 1
+        return end
+
+    def any_loss(self, codes: NDArray[np.uint8]) -> bool:
+        """Tell whether any label of these rows, (B, T) uint8, earns a loss."""
+        return bool(self._earning[codes[:, 1:]].any())
 
 
 class Expander:
@@ -100,9 +117,10 @@ class Expander:
         for code, token in ((PAD, encoding.pad), (BOS, encoding.bos), (EOS, encoding.eos), (SEP, encoding.sep)):
             ids[code] = encoding.pad if token is None else token
         ids[TAG] = encoding.pad
-        weights = np.ones(256, dtype=np.float32)
-        weights[np.isin(ids, list(encoding.special))] = 0
+        letter_weights = row_format.loss_weights()
+        weights = np.ones(256, dtype=np.float32) if letter_weights is None else letter_weights.copy()
         weights[: TAG + 1] = 0
+        weights[EOS] = row_format.loss_on_eos
         self._format = row_format
         self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self._ids, self._weights = ids, weights
@@ -118,15 +136,23 @@ class Expander:
         codes = batch["codes"]  # (B, T) uint8
         rows, length = codes.shape
         tokens, labels, loss_mask = self._on_cpu(codes) if codes.device.type == "cpu" else self._on_device(codes)
+        segments = batch.get("cu_seqlens")  # (B, S) int32
         if "tags" in batch:
-            self._put_tags(batch["tags"], tokens)
+            self._put_tags(batch["tags"], tokens, segments)
         labels[:, :-1] = tokens[:, 1:]
         labels[:, -1] = self._format.encoding.pad
-        position_ids = torch.arange(length, device=codes.device).repeat(rows, 1)
+        if segments is None:
+            position_ids = torch.arange(length, device=codes.device).repeat(rows, 1)
+        else:
+            position_ids, is_last = positions_in_windows(segments, length)
+            labels.masked_fill_(is_last, self._format.encoding.pad)
+            loss_mask.masked_fill_(is_last, 0)
         expanded = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         if self._attention_mask is not None:
-            mask = self._attention_mask.to(codes.device)
-            expanded["attention_mask"] = mask.repeat(rows, 1, 1, 1)
+            mask = self._attention_mask.to(codes.device).repeat(rows, 1, 1, 1)
+            if segments is not None:
+                mask |= across_windows(segments, length)[:, None]
+            expanded["attention_mask"] = mask
         return expanded | passed_on
 
     def _on_cpu(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -151,10 +177,47 @@ class Expander:
         loss_mask[:, :-1] = weights[index[:, 1:]]
         return tokens, torch.empty_like(tokens), loss_mask
 
-    def _put_tags(self, tags: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _put_tags(self, tags: torch.Tensor, tokens: torch.Tensor, segments: torch.Tensor | None) -> None:
+        """Write the ids of control tags behind each BOS: (B, G), or (B, windows of a row, G) in packed rows."""
         first = int(self._format.include_bos)
-        place = tokens[:, first : first + tags.shape[1]]
-        place.copy_(torch.where(tags >= 0, tags, place))
+        if segments is None:
+            place = tokens[:, first : first + tags.shape[1]]
+            place.copy_(torch.where(tags >= 0, tags, place))
+            return
+        starts = segments[:, : tags.shape[1], None].long() + first
+        row, window, k = torch.nonzero(tags >= 0, as_tuple=True)
+        tokens[row, starts[row, window, 0] + k] = tags[row, window, k]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tables": {}}
+
+
+def positions_in_windows(cu_seqlens: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where each token stands in its window of a packed row, and which tokens are the last of theirs.
+
+    Args:
+        cu_seqlens: (B, S) integers: where each window begins, and T from the end of the last one on.
+        length: T.
+
+    Returns:
+        (B, T) int64 and (B, T) bool, on the same device.
+    """
+    starts = cu_seqlens.long()
+    begun = torch.zeros((len(starts), length + 1), dtype=torch.int64, device=starts.device)
+    begun = begun.scatter_(1, starts, starts)[:, :-1].cummax(1).values
+    is_last = torch.zeros((len(starts), length), dtype=torch.bool, device=starts.device)
+    is_last.scatter_(1, starts[:, 1:] - 1, True)
+    return torch.arange(length, device=starts.device) - begun, is_last
+
+
+def across_windows(cu_seqlens: torch.Tensor, length: int) -> torch.Tensor:
+    """Return which pairs of tokens belong to different windows of a packed row: (B, T, T) bool.
+
+    Args:
+        cu_seqlens: (B, S) integers, see `positions_in_windows`.
+        length: T.
+    """
+    starts = cu_seqlens.long()
+    window = torch.zeros((len(starts), length + 1), dtype=torch.int64, device=starts.device)
+    window = window.scatter_(1, starts, 1)[:, :-1].cumsum(1)
+    return window[:, :, None] != window[:, None, :]

@@ -25,6 +25,7 @@ from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
 from sharded_eden.load.fetch import Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.packs import PackedCompactRows, PackedFullRows, PackIndex
 from sharded_eden.load.read import Connections, SequenceReader
 from sharded_eden.load.sample_db import ReadMode
 from sharded_eden.load.tags import ControlTags
@@ -73,6 +74,10 @@ class ShardedEdenDataset(Dataset[Example]):
         read_with: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it.
         rank: for the access log; None asks torch.distributed, then the environment variable RANK.
         compact: items are uint8 codes, which `expander()` turns into the tensors on the device they were sent to.
+        packed: items are packs, rows filled with several windows each; see `sharded_eden.load.packs`.
+        mask_ambiguous: no loss on labels other than A, C, G and T.
+        soft_mask_weight: the weight of labels in lower case (repeats) in the loss mask; Evo 2 was trained with 0.1.
+        loss_on_eos: the label EOS earns a loss.
 
     Raises:
         MissingDatabase: a folder, the window database or the database of a sample is missing.
@@ -105,6 +110,10 @@ class ShardedEdenDataset(Dataset[Example]):
         read_with: ReadMode = "auto",
         rank: int | None = None,
         compact: bool = False,
+        packed: bool = False,
+        mask_ambiguous: bool = False,
+        soft_mask_weight: float = 1.0,
+        loss_on_eos: bool = False,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -116,18 +125,20 @@ class ShardedEdenDataset(Dataset[Example]):
         self.use_control_tags = use_control_tags
         self.split = split
         self.compact = compact
+        self.packed = packed
         self.seed = operator.index(seed)
 
         paths = discover_sample_databases(sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
         self._index = WindowIndex(window_db_path, io=io)
-        self._length = self._index.total_windows
         self._reader = SequenceReader(paths, io=io, read_with=read_with)
         try:
             self._index.check_geometry(
                 window_size=seq_length, stride=self.stride, min_length=window_min_length_threshold
             )
             self.window_min_length_threshold = self._index.geometry.min_length
+            self._packs = PackIndex(self._index) if packed else None
+            self._length = self._index.total_windows if self._packs is None else self._packs.total
             self._check_samples_exist()
             self._reader.open_all()
             self.db_connections = Connections(self._reader, window_db_path)
@@ -138,6 +149,10 @@ class ShardedEdenDataset(Dataset[Example]):
                 include_bos=include_bos,
                 include_sep=include_sep,
                 include_eos=include_eos,
+                packed_bases=self._index.geometry.usable if packed else None,
+                mask_ambiguous=mask_ambiguous,
+                soft_mask_weight=soft_mask_weight,
+                loss_on_eos=loss_on_eos,
             )
             tags = ControlTags(self._index, self._format) if use_control_tags else None
             self.ctrl_ids_map: Mapping[str, list[int]] = {} if tags is None else tags
@@ -149,12 +164,7 @@ class ShardedEdenDataset(Dataset[Example]):
             self.attention_mask = (
                 torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1) if create_attention_mask else None
             )
-            shared = {"position_ids": self.position_ids}
-            if self.attention_mask is not None:
-                shared["attention_mask"] = self.attention_mask
-            self._rows: RowMaker = (
-                CompactRows(self._format, self._fetcher) if compact else FullRows(self._format, self._fetcher, shared)
-            )
+            self._rows = self._row_maker()
         except BaseException:
             self.close()
             raise
@@ -169,15 +179,27 @@ class ShardedEdenDataset(Dataset[Example]):
                 "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
             )
 
+    def _row_maker(self) -> RowMaker:
+        if self._packs is not None:
+            if self.compact:
+                return PackedCompactRows(self._format, self._fetcher)
+            return PackedFullRows(self._format, self._fetcher, self.attention_mask)
+        if self.compact:
+            return CompactRows(self._format, self._fetcher)
+        shared = {"position_ids": self.position_ids}
+        if self.attention_mask is not None:
+            shared["attention_mask"] = self.attention_mask
+        return FullRows(self._format, self._fetcher, shared)
+
     # ---- what it has ----
 
     def __len__(self) -> int:
-        return self._index.total_windows
+        return self._length
 
     @property
     def length(self) -> int:
-        """The number of windows."""
-        return self._index.total_windows
+        """The number of items: windows, or packs."""
+        return self._length
 
     @property
     def distinct_sequences(self) -> int:
@@ -196,8 +218,9 @@ class ShardedEdenDataset(Dataset[Example]):
 
     @property
     def geometry(self) -> dict[str, int]:
-        """How the windows were cut, as the metadata of the window database says."""
-        return self._index.geometry.as_metadata()
+        """How the windows were cut and packed, as the metadata of the window database says."""
+        geometry = self._index.geometry.as_metadata()
+        return geometry if self._packs is None else {**geometry, "pack_fingerprint": self._packs.fingerprint}
 
     @property
     def window_db_conn(self) -> apsw.Connection:
@@ -213,6 +236,8 @@ class ShardedEdenDataset(Dataset[Example]):
     # ---- items ----
 
     def __getitem__(self, index: Index) -> Example:
+        if self._packs is not None:
+            return self.__getitems__([index])[0]
         window = self.fetch(index)
         if self._access_log is not None:
             self._access_log.write([window])
@@ -223,32 +248,47 @@ class ShardedEdenDataset(Dataset[Example]):
 
         PyTorch's `DataLoader` calls this for each batch.
         """
-        windows = self.fetch_many(indices)
+        wanted, sizes = self._windows_of(indices)
+        windows = self._located(wanted)
         if self._access_log is None:
-            return self._rows.many(windows, len(indices))
+            return self._rows.many(windows, sizes)
         visited: list[Window] = []
-        rows = self._rows.many(_noted(windows, visited), len(indices))
+        rows = self._rows.many(_noted(windows, visited), sizes)
         self._access_log.write(visited)
         return rows
+
+    def _windows_of(self, indices: Sequence[Index]) -> tuple[list[tuple[int, int]], list[int]]:
+        """Return (epoch, window index) of every window of these items, and how many each item has."""
+        resolved = [self._resolve(index) for index in indices]
+        if self._packs is None:
+            return resolved, [1] * len(resolved)
+        packs = self._packs.windows([pack_idx for _, pack_idx in resolved])
+        wanted = [(epoch, window) for (epoch, _), windows in zip(resolved, packs, strict=True) for window in windows]
+        return wanted, [len(windows) for windows in packs]
+
+    def _located(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Window]:
+        rows = self._index.locate_many([window_idx for _, window_idx in wanted])
+        read = self._fetcher.read
+        return (read(epoch, window_idx, row) for (epoch, window_idx), row in zip(wanted, rows, strict=True))
 
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
         return [row[:2] for row in self._index.locate_many(window_indices)]
 
     def fetch(self, index: Index) -> Window:
-        """Return a window as it is in the database; its bases are overwritten by the next one that this thread fetches."""
+        """Return a window as it is in the database; its bases are overwritten by the next one that this thread fetches.
+
+        Where items are packs, an index is still that of a window in `fetch`, and that of a pack in `fetch_many`.
+        """
         return self._fetcher.fetch(*self._resolve(index))
 
     def fetch_many(self, indices: Sequence[Index]) -> Iterator[Window]:
-        """Yield many windows, located by one query; the bases of each are overwritten by the next."""
-        resolved = [self._resolve(index) for index in indices]
-        rows = self._index.locate_many([window_idx for _, window_idx in resolved])
-        read = self._fetcher.read
-        return (read(epoch, window_idx, row) for (epoch, window_idx), row in zip(resolved, rows, strict=True))
+        """Yield the windows of many items, located by one query; the bases of each are overwritten by the next."""
+        return self._located(self._windows_of(indices)[0])
 
     def encode(self, windows: Sequence[Window]) -> Rows:
-        """Return the items of windows with bases of their own, over one buffer."""
-        return self._rows.many(windows, len(windows))
+        """Return the items of windows with bases of their own, over one buffer; each has a row to itself."""
+        return self._rows.many(windows, [1] * len(windows))
 
     def expander(self) -> Expander:
         """Return what turns compact batches of this dataset into tensors, on whatever device they are.
@@ -268,7 +308,8 @@ class ShardedEdenDataset(Dataset[Example]):
         except (TypeError, ValueError):
             raise IndexError(f"{index!r} is neither a window index nor (epoch, window index)") from None
         if not -self._length <= window_idx < self._length or epoch < 0:
-            raise IndexError(f"{index!r} is out of range: the {self.split} split has {self._length} windows")
+            what = "windows" if self._packs is None else "packs"
+            raise IndexError(f"{index!r} is out of range: the {self.split} split has {self._length} {what}")
         return epoch, window_idx % self._length
 
     # ---- checks at the start ----

@@ -3,6 +3,8 @@
 tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
 labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
 loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where the label is a base)
+
+A packed row holds several windows one behind the other, each with its own header and EOS.
 """
 
 from __future__ import annotations
@@ -52,13 +54,50 @@ class RowFormat:
     include_bos: bool = True
     include_sep: bool = True
     include_eos: bool = True
+    packed_bases: int | None = None
+    """Bases that a window shows at most in a packed row, where the packs say so; None: as many as fit."""
+    mask_ambiguous: bool = False
+    """No loss on labels other than A, C, G and T."""
+    soft_mask_weight: float = 1.0
+    """What lower-case letters, which are repeats, weigh in the loss."""
+    loss_on_eos: bool = False
+    """The label EOS earns a loss."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.soft_mask_weight < float("inf"):
+            raise UsageError(f"soft_mask_weight must be a number from 0 on, not {self.soft_mask_weight}")
+        if self.loss_on_eos and not self.include_eos:
+            raise UsageError("loss_on_eos=True needs rows with an EOS token: leave include_eos=True")
+        if self.weighs_letters and self.encoding.table is None:
+            raise UsageError(
+                "mask_ambiguous and soft_mask_weight need a tokenizer with one id per letter, so that each label is one letter"
+            )
         for name, wanted in (("bos", self.include_bos), ("sep", self.include_sep), ("eos", self.include_eos)):
             if wanted and getattr(self.encoding, name) is None:
                 raise UsageError(
                     f"the tokenizer has no {name.upper()} id: give it an integer {name}_id, or pass include_{name}=False"
                 )
+
+    @property
+    def weighs_letters(self) -> bool:
+        """Whether some letters weigh less than others in the loss."""
+        return self.mask_ambiguous or self.soft_mask_weight != 1
+
+    def loss_weights(self) -> NDArray[np.float32] | None:
+        """Return what each letter weighs as a label, (256,) float32; None where every letter weighs 1.
+
+        Source of the weight of repeats: Brixi et al., "Genome modeling and design across all domains of life with Evo 2",
+        2025, where it is 0.1.
+        """
+        table = self.encoding.table
+        if table is None:
+            return None
+        weights = np.ones(256, dtype=np.float32)
+        weights[ord("a") : ord("z") + 1] = self.soft_mask_weight
+        if self.mask_ambiguous:
+            weights[[byte for byte in range(256) if byte not in b"ACGTacgt"]] = 0
+        weights[np.isin(table, list(self.encoding.special))] = 0
+        return None if (weights == 1).all() else weights
 
     def header(self, tag_ids: list[int]) -> NDArray[np.int64]:
         """Return BOS, the ids of the control tag, SEP: (H,) int64."""
@@ -73,6 +112,14 @@ class RowFormat:
             UsageError: none does.
         """
         room = self.seq_length - len(header) - self.include_eos
+        if self.packed_bases is not None:
+            if room < self.packed_bases:
+                taken, counted = self.seq_length - room, self.seq_length - self.packed_bases
+                raise UsageError(
+                    f"the windows were packed for {counted} special tokens each, but header and EOS take {taken}. Pack "
+                    f"them for as many: sharded-eden precompute SPLIT.parquet WINDOWS.db --special-tokens {taken} --pack"
+                )
+            return self.packed_bases
         if room < 1:
             raise UsageError(
                 f"seq_length={self.seq_length} leaves no room for a base beside {len(header)} header tokens"
@@ -104,8 +151,7 @@ class RowEncoder:
         if encoding.table is not None:
             self._table_of_complement = encoding.table[COMPLEMENT]
             self._as_it_is = letters_within(encoding.table == np.arange(256))
-            if np.isin(encoding.table, self._specials).any():
-                self._weights = (~np.isin(encoding.table, self._specials)).astype(np.float32)
+            self._weights = row_format.loss_weights()
 
     def fill(
         self,
@@ -158,14 +204,19 @@ class RowEncoder:
         labels[stop - 1] = self._pad
         earning = max(first - 1, start)
         loss_mask[start:earning] = 0
-        if not by_table:
-            loss_mask[earning : end - 1] = ~np.isin(labels[earning : end - 1], self._specials)
-        elif self._weights is None:
+        by_letter = by_table or self.format.weighs_letters
+        if by_letter and end != first + len(bases):
+            raise UnicodeError("the tokenizer gives them another number of ids, so that no label is one letter")
+        if by_letter and self._weights is None:
             loss_mask[earning : end - 1] = 1
-        else:
+        elif by_letter:
             shown = COMPLEMENT[bases[::-1]] if reverse else bases
-            loss_mask[earning : end - 1] = self._weights[shown[earning + 1 - first :]]
+            loss_mask[earning : end - 1] = self._weights[shown[earning + 1 - first :]]  # type: ignore[index]
+        else:
+            loss_mask[earning : end - 1] = ~np.isin(labels[earning : end - 1], self._specials)
         loss_mask[max(end - 1, start) : stop] = 0
+        if self.format.loss_on_eos and end > start:
+            loss_mask[end - 1] = 1
         return stop
 
     def pad(

@@ -11,7 +11,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, MissingSequence
+from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat, is_reversed
 from sharded_eden.load.locate import Row, WindowIndex
@@ -134,6 +134,22 @@ class WindowFetcher:
             + f". {self._index.path} belongs to other sequence databases. Make the splits and windows of these anew: "
             f"sharded-eden split {path.parent.parent} --out DIR, then {self._index.rebuild_command(self._index.geometry)}"
         )
+
+    def overfull_pack(self, tokens: int, seq_length: int) -> DatabaseError:
+        """Return the error to raise where the windows of a pack do not fit into a row."""
+        return DatabaseError(
+            f"{self._index.path}: the windows of a pack need {tokens} tokens, a row has {seq_length}. The packs belong to "
+            f"other windows. Pack again: sharded-eden pack {self._index.path}"
+        )
+
+    def check_loss(self, any_loss: bool) -> None:
+        """Say so where no label of a batch earns a loss: the mean over none is NaN."""
+        if not any_loss:
+            warn(
+                f"{self._split} split: no label of a batch earns a loss, all of its letters are masked: the mean over them is "
+                f"NaN. Leave such windows out: {self._index.rebuild_command(self._index.geometry)} --max-ambiguous 0.5 "
+                f"--sequences {next(iter(self._reader.paths.values())).parent.parent}"
+            )
 
     def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:
         """Return the error to raise where the letters of a window cannot be encoded."""

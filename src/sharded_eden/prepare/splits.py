@@ -15,23 +15,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import apsw
 import polars as pl
 
 from sharded_eden import schema
 from sharded_eden.errors import DatabaseError, UsageError
+from sharded_eden.prepare.lengths import contigs_of_database
 from sharded_eden.schema import CONTIG_ID, LENGTH
-from sharded_eden.sqlite import open_read_only, publishing, table_columns, unreadable
+from sharded_eden.sqlite import publishing
 
 SAMPLE = "sample"
-ROWS_PER_FETCH = 100_000
 
 By = Literal["sample", "contig"]
 Lists: TypeAlias = Mapping[str, str | os.PathLike[str] | None]
@@ -207,7 +205,11 @@ def _contigs(folder: Path) -> pl.DataFrame:
                 f"{table} lists contigs of {_some(missing)}, which {'have' if len(missing) > 1 else 'has'} no sequence "
                 f"database in {folder}. Build them again, or remove {table}: it is not needed"
             )
-    parts += [_read_database(sample, path) for sample, path in databases.items() if sample not in listed]
+    parts += [
+        contigs_of_database(path).with_columns(pl.lit(sample).alias(SAMPLE))
+        for sample, path in databases.items()
+        if sample not in listed
+    ]
     contigs = pl.concat(parts)
     if len(databases) > 1:
         _check_samples(contigs, folder)
@@ -223,31 +225,6 @@ def _read_table(table: Path) -> pl.DataFrame:
     if dict(contigs.schema) != _COLUMNS or contigs.null_count().sum_horizontal().item():
         raise DatabaseError(f"{table}: expected {_COLUMNS} without nulls, found {found}. Remove it: it is not needed")
     return contigs
-
-
-def _read_database(sample: str, path: Path) -> pl.DataFrame:
-    """Return (contig_id, length, sample) of one sequence database, without loading a sequence."""
-    with closing(open_read_only(path)) as database:
-        columns = table_columns(database, "sequences")
-        if not {"contig_id", "nt_sequence"}.issubset(columns):
-            found = f"columns {columns}" if columns else "no such table"
-            raise DatabaseError(f"{path}: expected a table sequences(contig_id, nt_sequence), found {found}")
-        # octet_length() does not load the value; it counts bases only where a base is a byte.
-        length = "octet_length" if database.pragma("encoding") == "UTF-8" else "length"
-        parts = []
-        query = f"SELECT iif(typeof(contig_id) = 'text', contig_id, NULL), {length}(nt_sequence) FROM sequences"
-        try:
-            rows = database.execute(query)
-            while chunk := list(islice(rows, ROWS_PER_FETCH)):
-                parts.append(pl.DataFrame(chunk, schema={CONTIG_ID: pl.String, LENGTH: pl.Int64}, orient="row"))
-        except apsw.Error as error:
-            raise unreadable(path, error) from error
-    if not parts:
-        raise DatabaseError(f"{path}: its table sequences is empty")
-    contigs = pl.concat(parts)
-    if contigs.null_count().sum_horizontal().item():
-        raise DatabaseError(f"{path}: a row of its table sequences has no text as contig_id, or no nt_sequence")
-    return contigs.with_columns(pl.lit(sample).alias(SAMPLE))
 
 
 def _check_samples(contigs: pl.DataFrame, folder: Path) -> None:

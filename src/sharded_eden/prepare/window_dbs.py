@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from sharded_eden import schema
 from sharded_eden.errors import InputError, UsageError, warn
 from sharded_eden.fingerprint import Fingerprint
+from sharded_eden.prepare.ambiguity import AmbiguityFilter
+from sharded_eden.prepare.packs import PackResult, write_packs
 from sharded_eden.progress import Progress
 from sharded_eden.schema import CONTIG_ID, LENGTH
 from sharded_eden.sqlite import create_database, publishing
@@ -72,7 +74,11 @@ class PrecomputeResult:
     bases: int
     """Bases of all contigs of the split."""
     unseen_bases: int
-    """Bases that no window shows: tails, gaps between windows, contigs left out."""
+    """Bases that no window shows: tails, gaps between windows, contigs and windows left out."""
+    ambiguous_windows: int = 0
+    """Windows left out because too many of their letters are ambiguous."""
+    packs: PackResult | None = None
+    """What packing them came to, where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,10 @@ def precompute_window_database(
     *,
     keep_tail: bool = False,
     special_tokens: int = 3,
+    max_ambiguous: float | None = None,
+    sequences: str | os.PathLike[str] | None = None,
+    pack: bool = False,
+    pack_seed: int = 42,
     progress: Progress | None = None,
 ) -> PrecomputeResult:
     """Write the window database of a split.
@@ -106,10 +116,15 @@ def precompute_window_database(
         window_min_length_threshold: windows with fewer bases than this are left out.
         keep_tail: add windows until the last base of every contig is shown.
         special_tokens: tokens of a row that are no bases (BOS, SEP, EOS), which take room from `window_size`.
+        max_ambiguous: leave out windows of whose bases a larger share than this are letters other than A, C, G, T.
+        sequences: the folder of sequence databases, which only `max_ambiguous` reads.
+        pack: add packs, see `sharded_eden.prepare.packs`.
+        pack_seed: another seed mixes other windows in a pack.
         progress: called with the contigs done and their total.
 
     Raises:
         UsageError: a size that cannot be meant, or an output that cannot be written.
+        DatabaseError: a contig of the split is not in `sequences`, or has another length there.
         InputError: the split file is not such a table, or holds nulls, negative lengths or a contig twice.
 
     Warns:
@@ -123,18 +138,31 @@ def precompute_window_database(
         special_tokens=special_tokens,
         keep_tail=keep_tail,
     )
+    if (max_ambiguous is None) != (sequences is None):
+        raise UsageError(
+            "--max-ambiguous must read the bases (--sequences SEQDB)"
+            if sequences is None
+            else "--sequences is only read to leave out windows (--max-ambiguous 0.5)"
+        )
     contigs = _scan(split)
     if output.exists() and output.samefile(split):
         raise UsageError(f"{output} is the split file itself; give the window database another name")
-    with _explaining(split):
+    with ExitStack() as stack:
+        ambiguity = None
+        if max_ambiguous is not None and sequences is not None:
+            ambiguity = stack.enter_context(closing(AmbiguityFilter(sequences, max_ambiguous, geometry)))
+        stack.enter_context(_explaining(split))
         survey = _survey(contigs, split)
-        with publishing(output) as unfinished, closing(create_database(unfinished, page_size=PAGE_BYTES)) as database:
-            writer = _Writer(database, geometry)
-            for batch in _without_duplicates(_in_order(contigs, survey), split):
-                writer.add(batch)
-                if progress is not None:
-                    progress(writer.contigs, survey.contigs)
-            writer.finish()
+        unfinished = stack.enter_context(publishing(output))
+        database = stack.enter_context(closing(create_database(unfinished, page_size=PAGE_BYTES)))
+        writer = _Writer(database, geometry, ambiguity)
+        for batch in _without_duplicates(_in_order(contigs, survey), split):
+            writer.add(batch)
+            if progress is not None:
+                progress(writer.contigs, survey.contigs)
+        writer.finish(max_ambiguous)
+        packs = write_packs(database, output, seed=pack_seed, progress=progress) if pack else None
+        database.execute("COMMIT")
     result = PrecomputeResult(
         path=output,
         windows=writer.windows,
@@ -142,9 +170,14 @@ def precompute_window_database(
         contigs_left_out=writer.contigs - writer.sequences,
         bases=writer.bases,
         unseen_bases=writer.unseen_bases,
+        ambiguous_windows=writer.ambiguous_windows,
+        packs=packs,
     )
     if result.windows == 0:
-        warn(f"{output} holds no window: none of {survey.contigs:,} contigs has {geometry.min_length:,} bases or more")
+        many = f", or all have more ambiguous letters than {max_ambiguous:.0%}" if result.ambiguous_windows else ""
+        warn(
+            f"{output} holds no window: none of {survey.contigs:,} contigs has {geometry.min_length:,} bases or more{many}"
+        )
     if stride > geometry.usable:
         warn(
             f"stride={stride} is more than the {geometry.usable} bases that a window shows (window_size={window_size} less "
@@ -253,10 +286,12 @@ def _without_duplicates(batches: Iterator[pl.DataFrame], split: Path) -> Iterato
 class _Writer:
     """Fills a new window database, batch by batch."""
 
-    def __init__(self, database: apsw.Connection, geometry: WindowGeometry) -> None:
-        self._database, self._geometry = database, geometry
+    def __init__(
+        self, database: apsw.Connection, geometry: WindowGeometry, ambiguity: AmbiguityFilter | None = None
+    ) -> None:
+        self._database, self._geometry, self._ambiguity = database, geometry, ambiguity
         self._fingerprint = Fingerprint(geometry)
-        self.contigs = self.sequences = self.windows = self.bases = self.unseen_bases = 0
+        self.contigs = self.sequences = self.windows = self.bases = self.unseen_bases = self.ambiguous_windows = 0
         # IDs come sorted, so that the index grows at its end: cheaper than sorting them again, and in no temporary file.
         for statement in (
             schema.CREATE_METADATA,
@@ -275,7 +310,7 @@ class _Writer:
         lengths = contigs[LENGTH].to_numpy()
         self.contigs += contigs.height
         self.bases += int(lengths.sum())
-        self.unseen_bases += self._geometry.unseen_bases(lengths)
+        self.unseen_bases += int(lengths.sum())
         counts = self._geometry.counts(lengths)
         with_windows = contigs.filter(pl.Series(counts > 0))
         self._fingerprint.update(with_windows)
@@ -291,24 +326,63 @@ class _Writer:
             self._insert(contigs[:half], counts[:half])
             self._insert(contigs[half:], counts[half:])
             return
-        starts = ends - counts
-        execute = self._database.execute
-        execute("DELETE FROM temp.batch")
-        execute(_INSERT_BATCH, (apsw.carray(tuple(contigs[CONTIG_ID].to_list())),))
-        execute(_INSERT_LENGTHS, (self.windows, apsw.carray(starts << LENGTH_BITS | contigs[LENGTH].to_numpy())))
+        lengths = contigs[LENGTH].to_numpy()
+        self._database.execute("DELETE FROM temp.batch")
+        self._database.execute(_INSERT_BATCH, (apsw.carray(tuple(contigs[CONTIG_ID].to_list())),))
+        last_row = -1
         for first in range(0, total, BATCH_WINDOWS):
             window = np.arange(first, min(first + BATCH_WINDOWS, total))
             row = np.searchsorted(ends, window, side="right")
-            execute(_INSERT_WINDOWS, (self.windows + first, apsw.carray(row << LENGTH_BITS | window - starts[row])))
-        self.windows += total
-        self.sequences += contigs.height
+            in_contig = window - (ends - counts)[row]
+            if self._ambiguity is not None:
+                kept = self._unambiguous(contigs, row, in_contig)
+                row, in_contig = row[kept], in_contig[kept]
+            if len(row):
+                self._write(row, in_contig, lengths, last_row)
+                last_row = int(row[-1])
 
-    def finish(self) -> None:
-        """Write the metadata and close the transaction."""
-        metadata = self._geometry.as_metadata() | {
+    def _unambiguous(
+        self, contigs: pl.DataFrame, row: NDArray[np.int64], in_contig: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Tell which windows to keep, and note the others."""
+        assert self._ambiguity is not None  # noqa: S101 - narrows the type
+        kept = np.ones(len(row), dtype=np.bool_)
+        for k in np.unique(row).tolist():
+            contig_id, length = contigs.row(k)
+            of_contig = row == k
+            kept[of_contig] = self._ambiguity.keep(contig_id, length, in_contig[of_contig])
+            left_out = in_contig[of_contig & ~kept]
+            if len(left_out):
+                self._fingerprint.update_left_out(contig_id, left_out)
+                self.ambiguous_windows += len(left_out)
+        return kept
+
+    def _write(
+        self, row: NDArray[np.int64], in_contig: NDArray[np.int64], lengths: NDArray[np.int64], last_row: int
+    ) -> None:
+        """Write windows: contig and number within it of each; the contig `last_row` has its length written already."""
+        execute = self._database.execute
+        is_first = np.diff(row, prepend=last_row) > 0
+        firsts = np.flatnonzero(is_first)
+        if len(firsts):
+            execute(_INSERT_LENGTHS, (self.windows, apsw.carray(firsts << LENGTH_BITS | lengths[row[firsts]])))
+        execute(_INSERT_WINDOWS, (self.windows, apsw.carray(row << LENGTH_BITS | in_contig)))
+        starts = in_contig * self._geometry.stride
+        ends = np.minimum(starts + self._geometry.usable, lengths[row])
+        # What a window shows begins where the one before it ended, if that one is of the same contig.
+        before = np.concatenate(([0], ends[:-1]))
+        self.unseen_bases -= int((ends - np.maximum(starts, np.where(is_first, 0, before))).sum())
+        self.windows += len(row)
+        self.sequences += len(firsts)
+
+    def finish(self, max_ambiguous: float | None) -> None:
+        """Write the metadata; the transaction stays open."""
+        metadata: dict[str, float] = {
+            **self._geometry.as_metadata(),
             "total_windows": self.windows,
             "distinct_sequences": self.sequences,
             "fingerprint": self._fingerprint.value(),
         }
+        if max_ambiguous is not None:
+            metadata["max_ambiguous"] = max_ambiguous
         self._database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
-        self._database.execute("COMMIT")

@@ -75,6 +75,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
         accept_other_data: take the position of a checkpoint that was saved for other data, another seed or by the original.
         compact: send 8 KB a window from the workers to the device, and make the same tensors there.
+        packed: each row is a pack of several windows; the window databases need packs.
+        mask_ambiguous, soft_mask_weight, loss_on_eos: what labels weigh, see `ShardedEdenDataset`.
 
     Raises:
         UsageError: sizes that do not fit, or `vocab_file` or `merges_file`.
@@ -109,6 +111,10 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         multiprocessing_context: str | None = None,
         accept_other_data: bool = False,
         compact: bool = False,
+        packed: bool = False,
+        mask_ambiguous: bool = False,
+        soft_mask_weight: float = 1.0,
+        loss_on_eos: bool = False,
     ) -> None:
         super().__init__()
         if vocab_file is not None or merges_file is not None:
@@ -140,6 +146,10 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.multiprocessing_context = multiprocessing_context
         self.accept_other_data = accept_other_data
         self.compact = compact
+        self.packed = packed
+        self.mask_ambiguous = mask_ambiguous
+        self.soft_mask_weight = soft_mask_weight
+        self.loss_on_eos = loss_on_eos
         self.data_sampler = DataSampler(self, seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
 
         self._leave_undefined()
@@ -287,6 +297,10 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             log_dir=self.log_dir,
             seed=self.seed,
             compact=self.compact,
+            packed=self.packed,
+            mask_ambiguous=self.mask_ambiguous,
+            soft_mask_weight=self.soft_mask_weight,
+            loss_on_eos=self.loss_on_eos,
             rank=None if self.trainer is None else self.trainer.global_rank,
         )
         self._streams[split] = Stream(dataset) if split == "train" else EvaluationStream(dataset)

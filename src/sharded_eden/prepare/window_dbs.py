@@ -329,7 +329,7 @@ class _Writer:
         lengths = contigs[LENGTH].to_numpy()
         self._database.execute("DELETE FROM temp.batch")
         self._database.execute(_INSERT_BATCH, (apsw.carray(tuple(contigs[CONTIG_ID].to_list())),))
-        last_row = -1
+        last = (-1, 0)
         for first in range(0, total, BATCH_WINDOWS):
             window = np.arange(first, min(first + BATCH_WINDOWS, total))
             row = np.searchsorted(ends, window, side="right")
@@ -338,8 +338,7 @@ class _Writer:
                 kept = self._unambiguous(contigs, row, in_contig)
                 row, in_contig = row[kept], in_contig[kept]
             if len(row):
-                self._write(row, in_contig, lengths, last_row)
-                last_row = int(row[-1])
+                last = self._write(row, in_contig, lengths, last)
 
     def _unambiguous(
         self, contigs: pl.DataFrame, row: NDArray[np.int64], in_contig: NDArray[np.int64]
@@ -358,11 +357,18 @@ class _Writer:
         return kept
 
     def _write(
-        self, row: NDArray[np.int64], in_contig: NDArray[np.int64], lengths: NDArray[np.int64], last_row: int
-    ) -> None:
-        """Write windows: contig and number within it of each; the contig `last_row` has its length written already."""
+        self, row: NDArray[np.int64], in_contig: NDArray[np.int64], lengths: NDArray[np.int64], last: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Write windows: contig and number within it of each.
+
+        Args:
+            row: (n,) int64, the contig of each window.
+            in_contig: (n,) int64, its number within the contig.
+            lengths: (C,) int64, of the contigs, in bases.
+            last: the contig of the window written before, and where in it that ended: returned for the next call.
+        """
         execute = self._database.execute
-        is_first = np.diff(row, prepend=last_row) > 0
+        is_first = np.diff(row, prepend=last[0]) > 0
         firsts = np.flatnonzero(is_first)
         if len(firsts):
             execute(_INSERT_LENGTHS, (self.windows, apsw.carray(firsts << LENGTH_BITS | lengths[row[firsts]])))
@@ -370,10 +376,11 @@ class _Writer:
         starts = in_contig * self._geometry.stride
         ends = np.minimum(starts + self._geometry.usable, lengths[row])
         # What a window shows begins where the one before it ended, if that one is of the same contig.
-        before = np.concatenate(([0], ends[:-1]))
+        before = np.concatenate(([last[1]], ends[:-1]))
         self.unseen_bases -= int((ends - np.maximum(starts, np.where(is_first, 0, before))).sum())
         self.windows += len(row)
         self.sequences += len(firsts)
+        return int(row[-1]), int(ends[-1])
 
     def finish(self, max_ambiguous: float | None) -> None:
         """Write the metadata; the transaction stays open."""

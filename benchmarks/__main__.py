@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, loading, machine, peers, precompute, report, startup, workers
+from benchmarks import data, loading, machine, packing, peers, precompute, report, startup, workers
 
-PARTS = ("loading", "alternating", "workers", "startup", "precompute")
+PARTS = ("loading", "alternating", "workers", "startup", "precompute", "packing")
 SHAPES = ("short", "5mb", "150mb")
 
 
@@ -74,6 +74,8 @@ def _results(options: argparse.Namespace) -> Iterator[report.Result]:
         yield startup.run(quick, say)
     if "precompute" in parts:
         yield precompute.run(quick, say)
+    if "packing" in parts:
+        yield packing.run(world("short"), quick, say)
 
 
 if __name__ == "__main__":

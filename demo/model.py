@@ -28,9 +28,17 @@ from torch import Tensor, nn
 Batch = dict[str, Tensor]
 
 
-def shift(x: Tensor, steps: int) -> Tensor:
-    """Move the last axis (positions) `steps` to the right and fill with zeros: position t then sees t - steps."""
-    return F.pad(x, (steps, 0))[..., : x.shape[-1]]
+def shift(x: Tensor, steps: int, positions: Tensor) -> Tensor:
+    """Move the last axis `steps` to the right: each place then sees what stood `steps` before it in its own window, or zero.
+
+    Args:
+        x: (B, ..., T).
+        steps: bases.
+        positions: (B, T) int64, places within a window; they restart where a packed row goes on to the next one.
+    """
+    moved = F.pad(x, (steps, 0))[..., : x.shape[-1]]
+    inside = positions >= steps
+    return moved * (inside if x.dim() == 2 else inside[:, None]).to(x.dtype)
 
 
 class TinyGenomeModel(pl.LightningModule):
@@ -66,28 +74,33 @@ class TinyGenomeModel(pl.LightningModule):
         for weight in self.words.parameters():
             nn.init.normal_(weight, std=0.02)
         self.mean = nn.Conv1d(width, width, 1)
-        self.layers = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=d) for d in dilations)
+        self.layers = nn.ModuleList(nn.Conv1d(2 * width, 2 * width, 1) for _ in dilations)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Give (B, T, 5) logits of the token after each of `tokens` (B, T) int64; none depends on a later token."""
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Give (B, T, 5) logits of the token after each of `tokens` (B, T) int64.
+
+        None depends on a later token, nor on another window of a packed row: `positions` (B, T) int64 restart at each window.
+        """
         letters = self.classes[tokens]  # (B, T) int64
         bases = letters.clamp(max=3)
         x = self.letter(letters)
         for k, table in zip(self.kmers, self.words, strict=True):
-            x = x + table(sum(shift(bases, j) * 4**j for j in range(k)))
+            x = x + table(sum(shift(bases, j, positions) * 4**j for j in range(k)))
         x = x.transpose(1, 2)  # (B, width, T)
-        seen = torch.arange(1, x.shape[-1] + 1, device=x.device)
-        x = x + self.mean(x.cumsum(-1) / (seen + 20))
+        # The sum over a window so far: that over the row, less what it was before the window began.
+        total = x.cumsum(-1)
+        begun = (torch.arange(x.shape[-1], device=x.device) - positions)[:, None].expand_as(x)
+        x = x + self.mean((total - (total - x).gather(-1, begun)) / (positions[:, None] + 21))
         for dilation, layer in zip(self.dilations, self.layers, strict=True):
-            x = x + F.glu(layer(F.pad(x, (dilation, 0))), dim=1)
+            x = x + F.glu(layer(torch.cat([x, shift(x, dilation, positions)], dim=1)), dim=1)
         logits: Tensor = self.head(self.norm(x.transpose(1, 2)))
         return logits
 
     def losses(self, batch: Batch) -> Tensor:
         """Give (B, T) float32: -ln p(label) in nats where `loss_mask` is 1, else 0."""
-        logits = self(batch["tokens"])
+        logits = self(batch["tokens"], batch["position_ids"])
         nats = F.cross_entropy(logits.transpose(1, 2), self.classes[batch["labels"]], reduction="none")
         return nats * batch["loss_mask"]
 

@@ -31,7 +31,7 @@ WORK = HERE.parent / ".demo"
 SEQUENCES, SPLITS = WORK / "sequences", WORK / "splits"
 WINDOW_SIZE, STRIDE = 1024, 1021
 MICRO_BATCH, GLOBAL_BATCH = 8, 8
-STEPS = 800
+STEPS = 700
 MAX_SECONDS = 110
 NUM_WORKERS = 1
 
@@ -58,7 +58,7 @@ def prepare() -> None:
     for split in ("train", "val", "test"):
         command(
             f"precompute {relative(SPLITS / f'{split}_split.parquet')} {relative(windows(split))} "
-            f"--window-size {WINDOW_SIZE} --stride {STRIDE} --keep-tail"
+            f"--window-size {WINDOW_SIZE} --stride {STRIDE} --keep-tail --pack"
         )
 
 

@@ -26,6 +26,7 @@ class Fingerprint:
 
     def __init__(self, geometry: WindowGeometry) -> None:
         self._hash = blake2b(digest_size=8, person=b"eden contigs")
+        self._left_out: blake2b | None = None
         self._hash.update(repr(sorted(geometry.as_metadata().items())).encode())
 
     def update(self, contigs: pl.DataFrame) -> None:
@@ -35,11 +36,15 @@ class Fingerprint:
 
     def update_left_out(self, contig_id: str, windows: NDArray[np.int64]) -> None:
         """Take in that some windows of a contig are left out, (n,) int64 window_in_seq_idx."""
-        self._hash.update(f"\0{contig_id}\t".encode() + windows.astype("<i8").tobytes())
+        self._left_out = self._left_out or blake2b(digest_size=8, person=b"eden left out")
+        self._left_out.update("".join(f"{contig_id}\t{k}\n" for k in windows.tolist()).encode())
 
     def value(self) -> int:
         """Return the fingerprint of what was fed so far, an integer in [0, 2**63)."""
-        return int.from_bytes(self._hash.digest(), "big") >> 1
+        whole = self._hash.copy()
+        if self._left_out is not None:
+            whole.update(self._left_out.digest())
+        return int.from_bytes(whole.digest(), "big") >> 1
 
 
 def fingerprint_of_rows(window_db: apsw.Connection, metadata: Mapping[str, int], total_windows: int) -> int:

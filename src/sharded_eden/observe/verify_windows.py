@@ -55,10 +55,10 @@ class WindowsReport:
     """What to join with: the database itself, or an indexed copy of it."""
     findings: list[Finding] = field(default_factory=list)
     geometry: WindowGeometry | None = None
-    """None where the database cannot be used at all."""
+    """None where nothing says how its windows were cut."""
     windows: int = 0
     is_open: bool = False
-    """Whether the loader opens it."""
+    """Whether the loader opens it, as far as was seen."""
     has_lengths: bool = False
     ranges: dict[str, list[Range]] = field(default_factory=dict)
     """{sample: where its IDs are}; {'': everything} where there is just one sequence database."""
@@ -103,10 +103,10 @@ class _Check:
         geometry = self._geometry()
         if geometry is None:
             return
+        self._report.geometry = geometry
         has_index = self._indices()
         if not self._numbering():
             return
-        self._report.geometry = geometry
         self._report.has_lengths = self._has_lengths()
         with self._findings.checking("sample", self._path, self._report.mend):
             self._samples(has_index)
@@ -234,6 +234,7 @@ class _Check:
             )
             if found != end - start:
                 self._error("gap", f"of the windows {start} to {end - 1} there are {found}, not {end - start}")
+                self._report.is_open = False
                 return
             if not ordered:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -34,9 +35,10 @@ from faults import (
     write_windows,
 )
 from sharded_eden import cli, verify
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenError, UsageError
 from sharded_eden.observe import digests
 from sharded_eden.observe.findings import CHECKS
+from sharded_eden.observe.verify import _each
 from worlds import execute, random_sequence, sample_db
 
 # ---- nothing on clean data ----
@@ -54,12 +56,12 @@ def test_clean_data(clean_world):
 def lengths() -> st.SearchStrategy[int]:
     """Around every boundary of windows of 64 bases at a stride of 50."""
     near = st.sampled_from([64, 114, 164, 214]).flatmap(lambda n: st.integers(n - 4, n + 4))
-    return st.one_of(near, st.integers(10, 400))
+    return st.one_of(near, st.integers(64, 400), st.integers(10, 70))
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    contig_lengths=st.lists(lengths(), min_size=1, max_size=8),
+    contig_lengths=st.lists(lengths(), max_size=7).map(lambda found: [64, *found]),
     samples=st.integers(1, 3),
     threshold=st.sampled_from([0, 1, 30, 64]),
     keep_tail=st.booleans(),
@@ -159,6 +161,13 @@ def test_any_number_of_processes_finds_the_same(world):
     alone = world.verify(full=True)
     assert len(alone.findings) >= 4
     assert world.verify(full=True, jobs=3) == alone
+
+
+def test_a_process_that_dies_is_said_to_have_died():
+    with pytest.raises(
+        EdenError, match="one of 2 processes was killed, most likely for want of memory: give fewer --jobs"
+    ):
+        list(_each(os._exit, [1, 1], jobs=2, at_once=1))
 
 
 def test_special_databases_are_checked_like_others(world):

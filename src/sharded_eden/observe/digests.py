@@ -30,8 +30,8 @@ _BACKWARD = bytes(COMPLEMENT[np.frombuffer(_FORWARD, dtype=np.uint8)])
 _RECORD = struct.Struct("<16sQIH")
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("ordinal", "<u8"), ("sample", "<u4"), ("split", "<u2")])
 """A digest, and whose it is: the contig's place in its database, the sample's number and the split's."""
-CHUNK_RECORDS = 1 << 20
-BUCKET_RECORDS = 1 << 22
+CHUNK_RECORDS = 1 << 18
+BUCKET_RECORDS = 1 << 20
 """Records that are sorted in memory at once, about."""
 
 

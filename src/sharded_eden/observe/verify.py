@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -26,7 +27,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import polars as pl
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenError, UsageError
 from sharded_eden.observe.digests import find_copies
 from sharded_eden.observe.findings import EXAMPLES, Finding, Findings, Tally, build_command
 from sharded_eden.observe.verify_reading import read_windows
@@ -116,32 +117,40 @@ def verify(
     if scratch is not None and not Path(scratch).is_dir():
         raise UsageError(f"scratch folder {scratch}: no such folder")
     with tempfile.TemporaryDirectory(prefix="sharded-eden-verify-", dir=scratch) as temporary:
-        return _Run(folder, splits, Path(temporary), full, by, jobs, windows_read, seed, progress).result()
+        return _Run(
+            folder=folder,
+            splits=splits,
+            scratch=Path(temporary),
+            full=full,
+            by=by,
+            jobs=jobs,
+            windows_read=windows_read,
+            seed=seed,
+            progress=progress,
+        ).result()
 
 
+@dataclass(kw_only=True)
 class _Run:
-    """One run of `verify`."""
+    """One run of `verify`; see there."""
 
-    def __init__(
-        self,
-        folder: Path,
-        splits: Sequence[Path],
-        scratch: Path,
-        full: bool,
-        by: By,
-        jobs: int,
-        windows_read: int,
-        seed: int,
-        progress: Progress | None,
-    ) -> None:
-        self._folder, self._splits, self._scratch = folder, splits, scratch
-        self._full, self._by, self._jobs, self._windows_read, self._seed = full, by, jobs, windows_read, seed
+    folder: Path
+    splits: Sequence[Path]
+    scratch: Path
+    full: bool
+    by: By
+    jobs: int
+    windows_read: int
+    seed: int
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
         self._findings = Findings()
         self._paths: dict[str, Path] = {}
-        with self._findings.checking("file", folder, build_command(folder)):
-            self._paths = discover_sample_databases(folder)
+        with self._findings.checking("file", self.folder, build_command(self.folder)):
+            self._paths = discover_sample_databases(self.folder)
         self._done = 0
-        self._meter = Meter(progress, sum(map(_size, [*splits, *self._paths.values()])))
+        self._meter = Meter(self.progress, sum(map(_size, [*self.splits, *self._paths.values()])))
 
     def result(self) -> VerifyResult:
         """Run everything."""
@@ -149,18 +158,18 @@ class _Run:
         samples = self._check_samples(windows)
         broken = {report.task.sample_id for report in samples if Findings(report.findings).has_errors}
         read = sum(
-            read_windows(self._findings, report, self._paths, broken, self._windows_read, self._seed)
+            read_windows(self._findings, report, self._paths, broken, self.windows_read, self.seed)
             for report in windows
             if report.is_open and self._paths
         )
-        if self._by == "sample" and len(self._paths) > 1:
+        if self.by == "sample" and len(self._paths) > 1:
             self._shared_samples(windows)
-        if self._full and len(windows) > 1:
-            with self._findings.checking("copied-contig", self._folder, "give --scratch a folder with room"):
+        if self.full and len(windows) > 1:
+            with self._findings.checking("copied-contig", self.folder, "give --scratch a folder with room"):
                 self._copied_contigs(samples)
         self._meter.finish()
         return VerifyResult(
-            full=self._full,
+            full=self.full,
             samples=len(self._paths),
             window_databases=len(windows),
             windows=sum(report.windows for report in windows),
@@ -174,9 +183,7 @@ class _Run:
         self, check: Callable[[Task], Report], tasks: Sequence[Task], path_of: Callable[[Task], Path]
     ) -> Iterator[Report]:
         """Run tasks, in this process or in several, and count them as done."""
-        for task, report in zip(
-            tasks, _each(check, tasks, self._jobs, 1 if self._full else TASKS_AT_ONCE), strict=True
-        ):
+        for task, report in zip(tasks, _each(check, tasks, self.jobs, 1 if self.full else TASKS_AT_ONCE), strict=True):
             yield report
             size = _size(path_of(task))
             self._meter.reach(self._done, size)
@@ -188,12 +195,12 @@ class _Run:
         tasks = [
             WindowsTask(
                 path=path,
-                full=self._full,
+                full=self.full,
                 by_sample=len(self._paths) != 1,
-                seed=self._seed,
-                copy=self._scratch / f"windows{number}",
+                seed=self.seed,
+                copy=self.scratch / f"windows{number}",
             )
-            for number, path in enumerate(self._splits)
+            for number, path in enumerate(self.splits)
         ]
         reports = list(self._reports(verify_windows, tasks, lambda task: task.path))
         for report in reports:
@@ -206,9 +213,9 @@ class _Run:
                         check="sample",
                         severity="error",
                         file=str(report.path),
-                        what=f"{missing.count} samples that it names have no sequence database in {self._folder}: {missing}",
-                        mend=f"sharded-eden build INPUT --out {quote(str(self._folder))}, or make splits and windows without "
-                        f"them: sharded-eden split {quote(str(self._folder))} --out DIR, then {report.mend}",
+                        what=f"{missing.count} samples that it names have no sequence database in {self.folder}: {missing}",
+                        mend=f"sharded-eden build INPUT --out {quote(str(self.folder))}, or make splits and windows without "
+                        f"them: sharded-eden split {quote(str(self.folder))} --out DIR, then {report.mend}",
                     )
                 )
             self._findings.found += report.findings
@@ -221,10 +228,10 @@ class _Run:
                 number=number,
                 sample_id=sample,
                 path=path,
-                full=self._full,
+                full=self.full,
                 windows=tuple(_windows_of(sample, windows)),
                 listed=listed.get(sample),
-                digests=self._scratch / f"digests{number}" if self._full and len(windows) > 1 else None,
+                digests=self.scratch / f"digests{number}" if self.full and len(windows) > 1 else None,
             )
             for number, (sample, path) in enumerate(self._paths.items())
         ]
@@ -235,7 +242,7 @@ class _Run:
 
     def _listed(self) -> dict[str, tuple[int, int]]:
         """Return {sample: (contigs, bases)} as `contigs.parquet` has it."""
-        table = self._folder / CONTIGS_FILE
+        table = self.folder / CONTIGS_FILE
         if not table.exists() or not self._paths:
             return {}
         mend = f"rm {quote(str(table))}, which only split reads, to save time"
@@ -244,7 +251,7 @@ class _Run:
             listed = {sample: (n, bases) for sample, n, bases in sums.collect(engine="streaming").rows()}
             if missing := sorted(map(str, listed.keys() - self._paths.keys())):
                 what = f"it lists {len(missing)} samples that have no sequence database, such as {missing[0]!r}"
-                self._findings.error("table", table, what, f"{build_command(self._folder)}; or {mend}")
+                self._findings.error("table", table, what, f"{build_command(self.folder)}; or {mend}")
             return listed
         return {}
 
@@ -260,24 +267,24 @@ class _Run:
                     "shared-sample",
                     other.path,
                     f"{shared.count} samples are in {one.path} as well: {shared}",
-                    f"sharded-eden split {quote(str(self._folder))} --out DIR, then {other.mend} and the same for the others; "
+                    f"sharded-eden split {quote(str(self.folder))} --out DIR, then {other.mend} and the same for the others; "
                     "where contigs were divided on purpose (split --by contig): sharded-eden verify --by contig",
                 )
 
     def _copied_contigs(self, samples: Sequence[SampleReport]) -> None:
         paths = list(self._paths.values())
         files = [report.task.digests for report in samples if report.task.digests is not None]
-        for (one, other), copies in sorted(find_copies(files, self._scratch, EXAMPLES).items()):
+        for (one, other), copies in sorted(find_copies(files, self.scratch, EXAMPLES).items()):
             tally = Tally(count=copies.count)
             for first, second in copies.examples:
                 names = [repr(_contig_at(paths[number], ordinal)) for number, ordinal in (first, second)]
                 tally.examples.append(" is ".join(names))
             self._findings.error(
                 "copied-contig",
-                self._splits[other],
-                f"{copies.count} contigs, or their other strands, are in {self._splits[one]} as well: {tally}",
+                self.splits[other],
+                f"{copies.count} contigs, or their other strands, are in {self.splits[one]} as well: {tally}",
                 f"leave them out of one of the two split files, then sharded-eden precompute SPLIT.parquet "
-                f"{quote(str(self._splits[other]))}",
+                f"{quote(str(self.splits[other]))}",
             )
 
 
@@ -301,8 +308,13 @@ def _each(check: Callable[[Task], Report], tasks: Sequence[Task], jobs: int, at_
     if jobs == 1 or len(tasks) < 2:
         yield from map(check, tasks)
         return
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(check, tasks, chunksize=at_once)
+    try:
+        with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+            yield from pool.map(check, tasks, chunksize=at_once)
+    except BrokenProcessPool as error:
+        raise EdenError(
+            f"one of {jobs} processes was killed, most likely for want of memory: give fewer --jobs"
+        ) from error
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.load.example import COMPLEMENT
-from sharded_eden.load.read import Contig
+from sharded_eden.load.sample_db import Contig
 
 PIECE_BASES = 1 << 24
 """Bases of a long contig that are in memory at once, twice."""

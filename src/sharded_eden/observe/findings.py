@@ -52,6 +52,7 @@ UNREADABLE = (
     ValueError,  # text that is no UTF-8 among them
     TypeError,  # a value of another type than its column declares
     OverflowError,
+    MemoryError,  # a size that only damage can have made
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
 )

@@ -20,7 +20,6 @@ from sharded_eden.load.tokenizer import encoding_of
 from sharded_eden.observe.findings import UNREADABLE, Findings, Tally, build_command
 from sharded_eden.observe.verify_sample import strange_letter
 from sharded_eden.observe.verify_windows import WindowsReport
-from sharded_eden.schema import extract_sample_id
 
 
 def read_windows(
@@ -54,7 +53,6 @@ class _Reading:
             index.geometry.window_size, encoding_of(None), include_bos=False, include_sep=False, include_eos=False
         )
         self._fetcher = WindowFetcher(index, reader, row, tags=None, split=str(report.path), seed=0, rc_aug=False)
-        self._only_sample = next(iter(reader.paths)) if len(reader.paths) == 1 else None
 
     def read(self, window_indices: Sequence[int], findings: Findings) -> int:
         """Read windows and add what goes wrong; return how many were read."""
@@ -65,7 +63,7 @@ class _Reading:
             rows = self._index.locate_many(window_indices)
         for window_idx, row in zip(window_indices, rows, strict=False):
             try:
-                sample = self._only_sample or extract_sample_id(row[0])
+                sample = self._reader.sample_of(row[0])
             except InputError:
                 continue  # said already, as are samples that are not there or broken
             if sample in self._broken or sample not in self._reader.paths:
@@ -76,7 +74,7 @@ class _Reading:
                 bases = self._fetcher.read(0, window_idx, row).bases.tobytes()
                 check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} behind its start"
             except MissingSequence:
-                contig = self._reader.contig(sample, row[0])
+                contig = self._reader.contig(row[0])
                 check = "contig" if contig is None else "length"
                 what = "is not here" if contig is None else f"has only {contig.length} bases"
             except UNREADABLE as error:

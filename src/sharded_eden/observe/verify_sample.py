@@ -273,7 +273,7 @@ class _Check:
             elif data is not None:
                 yield contig_id, kind, self._as_letters(data) if kind == "text" and self._unit == 2 else data
             else:
-                contig = reader.contig(self._task.sample_id, contig_id)
+                contig = reader.contig(contig_id)
                 yield contig_id, "an ID that finds nothing", None if contig is None else Pieces(contig)
 
     def _as_letters(self, data: bytes) -> bytes:

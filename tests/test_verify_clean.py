@@ -280,6 +280,8 @@ def damage_and_verify(clean_world: World, tmp_path: Path, seeds: range) -> int:
         full, quick = world.verify(full=True), world.verify()
         assert {finding.check for finding in full.findings + quick.findings} <= CHECKS.keys()
         assert full.findings or not quick.findings
+        if path.is_relative_to(world.seqs):
+            assert {finding.file for finding in full.findings + quick.findings} <= {str(path)}
         json.dumps(full.as_dict())
         count += bool(full.findings)
     return count

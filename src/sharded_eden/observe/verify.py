@@ -289,9 +289,11 @@ class _Run:
 
 
 def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[WindowsOfSample]:
+    """Yield where a sample's windows are in each window database that is sound enough to be joined with."""
     for split, report in enumerate(reports):
         ranges = report.ranges.get("") or report.ranges.get(sample)
-        if ranges and report.geometry is not None:
+        is_sound = not any(finding.check in {"file", "integrity"} for finding in report.findings)
+        if ranges and report.geometry is not None and is_sound:
             yield WindowsOfSample(
                 split=split,
                 path=report.path,

@@ -120,7 +120,8 @@ class _Check:
         if not self._tables() or not self._task.full:
             return
         for windows in self._task.windows:
-            with self._findings.checking("file", windows.path, windows.mend):
+            # The window database was found sound before: what cannot be read now is this one.
+            with self._findings.checking("file", self._path, self._mend):
                 self._join(windows)
         with self._findings.checking("file", self._path, self._mend):
             self._read()

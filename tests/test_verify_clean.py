@@ -178,6 +178,8 @@ def test_special_databases_are_checked_like_others(world):
     execute(sample_db(world.folder, "S1"), "UPDATE sequences SET nt_sequence = substr(nt_sequence, 2)")
     checks = {check for check, _ in found(world.verify(full=True))}
     assert checks == {"encoding", "index", "contig", "length"}
+    shutil.rmtree(world.seqs / "S0")
+    assert found(world.verify()) >= {("index", "train.db"), ("sample", "train.db"), ("encoding", S1)}
 
 
 def test_a_utf16_window_database(world):
@@ -273,10 +275,8 @@ def damage_and_verify(clean_world: World, tmp_path: Path, seeds: range) -> int:
         shutil.rmtree(tmp_path / "world", ignore_errors=True)
         shutil.copytree(clean_world.folder, tmp_path / "world")
         world = World(tmp_path / "world")
-        damage(
-            choose.choice([world.train, world.val, sample_db(world.folder, "S1"), sample_db(world.folder, "V0")]),
-            choose,
-        )
+        path = choose.choice([world.train, world.val, sample_db(world.folder, "S1"), sample_db(world.folder, "V0")])
+        damage(path, choose)
         full, quick = world.verify(full=True), world.verify()
         assert {finding.check for finding in full.findings + quick.findings} <= CHECKS.keys()
         assert full.findings or not quick.findings

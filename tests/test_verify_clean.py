@@ -288,7 +288,7 @@ def damage_and_verify(clean_world: World, tmp_path: Path, seeds: range) -> int:
 
 
 def test_garbage_is_a_finding_never_a_traceback(clean_world, tmp_path):
-    assert damage_and_verify(clean_world, tmp_path, range(30)) > 15
+    assert damage_and_verify(clean_world, tmp_path, range(20)) > 10
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from faults import (
     utf16,
     window_index_dropped,
     write_windows,
+    write_world,
 )
 from sharded_eden import cli, verify
 from sharded_eden.errors import EdenError, UsageError
@@ -121,6 +122,25 @@ def test_what_the_commands_make_is_clean(tmp_path, monkeypatch, capsys):
     shutil.rmtree("db/s3")
     assert cli.main(["verify", "db"]) == 1
     assert "it lists 1 samples that have no sequence database, such as 's3'" in capsys.readouterr().out
+
+
+def test_windows_may_be_left_out_for_their_letters(tmp_path):
+    """With --max-ambiguous windows are missing within contigs, and contigs among them; that is no fault."""
+    letters = ("NNNNA", "ACGTN", "N")
+    contigs = {
+        f"BCR__ECT-A{i % 3}__CT1-{i}": "N" * (30 * i)
+        + random_sequence(300, i, letters[i % 3])
+        + random_sequence(200, i)
+        for i in range(12)
+    }
+    world = write_world(tmp_path, contigs)
+    whole = world.verify().windows
+    write_windows(world.train, contigs, max_ambiguous=0.3, sequences=world.seqs)
+    assert 0 < world.verify().windows < whole
+    for full in (False, True):
+        assert world.verify(full=full).findings == []
+    execute(world.train, "UPDATE window_mappings SET window_in_seq_idx = 99 WHERE window_idx = 2")
+    assert "length" in {finding.check for finding in world.verify(full=True).findings}
 
 
 def test_windows_of_other_tools_may_stand_in_any_order(world):

@@ -301,6 +301,7 @@ def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[Windo
                 ranges=tuple(ranges),
                 geometry=report.geometry,
                 has_lengths=report.has_lengths,
+                has_holes=report.max_ambiguous is not None,
                 mend=report.mend,
             )
 

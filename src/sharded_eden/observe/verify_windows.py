@@ -32,6 +32,10 @@ _FOLLOWS = """
  OR b.sequence_id > a.sequence_id AND b.window_in_seq_idx = 0)"""
 """Whether window b may stand directly behind window a."""
 
+_FOLLOWS_WITH_HOLES = """
+(b.sequence_id = a.sequence_id AND b.window_in_seq_idx > a.window_in_seq_idx OR b.sequence_id > a.sequence_id)"""
+"""The same where ambiguous windows were left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowsTask:
@@ -56,6 +60,8 @@ class WindowsReport:
     findings: list[Finding] = field(default_factory=list)
     geometry: WindowGeometry | None = None
     """None where nothing says how its windows were cut."""
+    max_ambiguous: object = None
+    """The share of ambiguous letters from which on windows were left out; None where none were."""
     windows: int = 0
     is_open: bool = False
     """Whether the loader opens it, as far as was seen."""
@@ -66,7 +72,10 @@ class WindowsReport:
     @property
     def mend(self) -> str:
         """The command that makes it anew."""
-        return _rebuild(self.path, self.geometry)
+        again = _rebuild(self.path, self.geometry)
+        return (
+            again if self.max_ambiguous is None else f"{again} --max-ambiguous {self.max_ambiguous} --sequences SEQDB"
+        )
 
 
 def _rebuild(path: Path, geometry: WindowGeometry | None) -> str:
@@ -94,6 +103,7 @@ class _Check:
         self._task, self._report, self._findings, self._db = task, report, findings, connection
         self._path = task.path
         self._metadata: dict[str, int] = {}
+        self._follows = _FOLLOWS
 
     def run(self) -> None:
         if self._task.full:
@@ -104,6 +114,9 @@ class _Check:
         if geometry is None:
             return
         self._report.geometry = geometry
+        left_out = self._db.execute("SELECT value FROM metadata WHERE key = 'max_ambiguous'").get
+        if left_out is not None:
+            self._report.max_ambiguous, self._follows = left_out, _FOLLOWS_WITH_HOLES
         has_index = self._indices()
         if not self._numbering():
             return
@@ -240,7 +253,7 @@ class _Check:
                 continue
             astray = self._db.execute(
                 "SELECT b.window_idx FROM window_mappings AS b JOIN window_mappings AS a ON a.window_idx = b.window_idx - 1 "
-                f"WHERE b.window_idx > ? AND b.window_idx < ? AND NOT {_FOLLOWS} LIMIT 1",
+                f"WHERE b.window_idx > ? AND b.window_idx < ? AND NOT {self._follows} LIMIT 1",
                 (start, end),
             ).get
             if astray is not None:
@@ -261,7 +274,7 @@ class _Check:
             return
         count, astray = self._db.execute(
             "SELECT count(*), min(b.window_idx) FROM window_mappings AS b JOIN window_mappings AS a "
-            f"ON a.window_idx = b.window_idx - 1 WHERE NOT {_FOLLOWS}"
+            f"ON a.window_idx = b.window_idx - 1 WHERE NOT {self._follows}"
         ).get
         if count:
             self._disorder(astray, f"{count:,} such places in all")
@@ -297,6 +310,7 @@ class _Check:
                 geometry=geometry,
                 windows=self._report.windows,
                 fingerprint=stated,
+                has_holes=self._report.max_ambiguous is not None,
             )
         elif stated is not None:
             self._error("fingerprint", f"metadata has fingerprint={stated}, but no contig_lengths to compute it from")

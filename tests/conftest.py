@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import oracle
+from faults import World, write_world
 from sharded_eden import ShardedEdenDataset
 
 
@@ -37,3 +39,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     oracle.write_sequence_dbs(folder / "sequences", contigs)
     oracle.write_window_db(folder / "windows.db", contigs, 64, 50)
     return Small(folder / "sequences", folder / "windows.db", contigs)
+
+
+@pytest.fixture(scope="session")
+def clean_world(tmp_path_factory) -> World:
+    return write_world(tmp_path_factory.mktemp("clean"))
+
+
+@pytest.fixture
+def world(clean_world, tmp_path) -> World:
+    shutil.copytree(clean_world.folder, tmp_path / "world")
+    return World(tmp_path / "world")

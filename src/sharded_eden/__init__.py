@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sharded_eden.load.dataset import ShardedEdenDataset
     from sharded_eden.load.tokenizer import NucleotideTokenizer
     from sharded_eden.observe.bench import bench
+    from sharded_eden.observe.verify import verify
     from sharded_eden.prepare.packs import pack_window_database
     from sharded_eden.prepare.sequence_dbs import build_sequence_dbs, create_sample_database
     from sharded_eden.prepare.splits import write_splits
@@ -39,6 +40,7 @@ _HOME = {
     "extract_sample_id": "sharded_eden.schema",
     "pack_window_database": "sharded_eden.prepare.packs",
     "precompute_window_database": "sharded_eden.prepare.window_dbs",
+    "verify": "sharded_eden.observe.verify",
     "write_splits": "sharded_eden.prepare.splits",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "extract_sample_id",
     "pack_window_database",
     "precompute_window_database",
+    "verify",
     "write_splits",
 ]
 

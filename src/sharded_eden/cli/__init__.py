@@ -1,7 +1,7 @@
 """The command line: parse, call one function, render.
 
-Results go to stdout; progress, warnings and errors to stderr. Exit status: 0, 1 after an error, 2 after a wrong command
-line, 130 after Ctrl-C.
+Results go to stdout; progress, warnings and errors to stderr. Exit status: 0, 1 after an error (or where `verify` finds
+something), 2 after a wrong command line, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -85,5 +85,5 @@ def _sharded_eden(
     pass
 
 
-for command in (prepare.build, prepare.split, prepare.precompute, prepare.pack, observe.bench):
+for command in (prepare.build, prepare.split, prepare.precompute, prepare.pack, observe.bench, observe.verify):
     app.command()(command)

@@ -1,15 +1,16 @@
-"""`bench`."""
+"""`bench`, `verify`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 import sharded_eden
 from sharded_eden.cli.show import progress_bar
+from sharded_eden.errors import UsageError
 
 
 def bench(
@@ -56,3 +57,57 @@ def bench(
             f"{loader.windows_per_second:>15,.0f}"
         )
     print(result.verdict)
+
+
+def verify(
+    sequence_dbs: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder of sequence databases.")],
+    windows_dbs: Annotated[
+        list[Path] | None, typer.Argument(metavar="WINDOWS.db", help="The window databases of the splits.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Check every window and every base.")] = False,
+    by: Annotated[
+        Literal["sample", "contig"],
+        typer.Option(help="What the splits divide. With 'contig' a sample may be in two of them."),
+    ] = "sample",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    windows_read: Annotated[
+        int, typer.Option(metavar="N", help="Random windows of each split that are read as training reads them.")
+    ] = 512,
+    seed: Annotated[int, typer.Option(help="Another seed looks at other places.")] = 42,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for temporary files: 60 bytes a contig with --full and several splits.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Check what was prepared before it is trained on: exit status 0 where all is well, 1 where something is found."""
+    try:
+        with progress_bar("verifying") as progress:
+            result = sharded_eden.verify(
+                sequence_dbs,
+                windows_dbs or [],
+                full=full,
+                by=by,
+                jobs=jobs,
+                windows_read=windows_read,
+                seed=seed,
+                scratch=scratch,
+                progress=progress,
+            )
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        print(f"samples  {result.samples:>15,}")
+        print(f"windows  {result.windows:>15,}  in {result.window_databases} window databases")
+        print(f"read     {result.windows_read:>15,}  of them, as training reads them")
+        if full:
+            print(f"contigs  {result.contigs:>15,}  read whole")
+            print(f"bases    {result.bases:>15,}")
+        for finding in result.findings:
+            print(f"\n{finding.severity} ({finding.check}) in {finding.file}\n  {finding.what}\n  mend: {finding.mend}")
+        looked = "everything was checked" if full else "a quick look; --full checks everything"
+        count = len(result.findings)
+        print(f"\n{'clean' if result.is_clean else f'{count} finding' + 's' * (count > 1)} ({looked})")
+    if not result.is_clean:
+        raise typer.Exit(1)

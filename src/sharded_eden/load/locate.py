@@ -89,13 +89,7 @@ class WindowIndex:
 
     def rebuild_command(self, geometry: WindowGeometry) -> str:
         """Return the command that makes this window database with another geometry."""
-        extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
-        extra += " --keep-tail" if geometry.keep_tail else ""
-        extra += f" --special-tokens {geometry.special_tokens}" if geometry.special_tokens != 3 else ""
-        return (
-            f"sharded-eden precompute SPLIT.parquet {self.path} --window-size {geometry.window_size} "
-            f"--stride {geometry.stride}{extra}"
-        )
+        return rebuild_command(self.path, geometry)
 
     def _check_tables(self) -> None:
         needed = {
@@ -281,6 +275,17 @@ class WindowIndex:
     def close(self) -> None:
         """Close every connection of this process."""
         self._connections.close()
+
+
+def rebuild_command(path: str | os.PathLike[str], geometry: WindowGeometry) -> str:
+    """Return the command that makes a window database with a geometry."""
+    extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
+    extra += " --keep-tail" if geometry.keep_tail else ""
+    extra += f" --special-tokens {geometry.special_tokens}" if geometry.special_tokens != 3 else ""
+    return (
+        f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
+        f"--stride {geometry.stride}{extra}"
+    )
 
 
 def _next_sequence_id(connection: apsw.Connection, least: str) -> str | None:

@@ -1,7 +1,7 @@
 """Packing: what it fills, what it costs to prepare and to load, and that a model learns the same from it in less time.
 
 Useful tokens are all but padding: bases, headers and EOS. Loading is one process, one core, batches of 32 collated rows,
-packed and padded by turns on the same windows. Training is the demo's model on its draft assemblies, for the same number of bases.
+packed and padded by turns on the same windows. Training is the demo's model on its draft assemblies, for the same bases.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Expander:
         ids = encoding.table.copy()
         for code, token in ((PAD, encoding.pad), (BOS, encoding.bos), (EOS, encoding.eos), (SEP, encoding.sep)):
             ids[code] = encoding.pad if token is None else token
-        ids[TAG] = encoding.pad
+        ids[TAG] = UNKNOWN  # what stands there is in `tags`
         letter_weights = row_format.loss_weights()
         weights = np.ones(256, dtype=np.float32) if letter_weights is None else letter_weights.copy()
         weights[: TAG + 1] = 0
@@ -124,6 +124,9 @@ class Expander:
         self._format = row_format
         self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self._ids, self._weights = ids, weights
+        same = (ids == np.arange(256)) | (ids == UNKNOWN)  # codes without an id are in no row
+        self._are_ids = np.logical_and.accumulate(same)  # (256,) bool: codes up to this one are their own ids
+        self._weighs_plainly = bool((weights[TAG + 1 :] == 1).all() and not weights[: TAG + 1].any())
         self._attention_mask = attention_mask
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
 
@@ -156,11 +159,18 @@ class Expander:
         return expanded | passed_on
 
     def _on_cpu(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = len(codes)
-        tokens, labels, loss_mask = self._buffers.get().get(rows)
-        for k, row in enumerate(codes.numpy()):
-            np.take(self._ids, row, out=tokens[k], mode="clip")
-            np.take(self._weights, row[1:], out=loss_mask[k, :-1], mode="clip")
+        tokens, labels, loss_mask = self._buffers.get().get(len(codes))
+        letters = codes.numpy()
+        # Row by row: each is in the cache while its tokens and its loss mask are made.
+        for k, row in enumerate(letters):
+            if self._are_ids[row.max()]:
+                tokens[k] = row
+            else:
+                np.take(self._ids, row, out=tokens[k], mode="clip")
+            if self._weighs_plainly:
+                np.greater(row[1:], TAG, out=loss_mask[k, :-1])
+            else:
+                np.take(self._weights, row[1:], out=loss_mask[k, :-1], mode="clip")
         loss_mask[:, -1] = 0
         return torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(loss_mask)
 

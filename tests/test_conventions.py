@@ -1,0 +1,186 @@
+"""A batch under other trainers' names: where each label stands is proven by the loss that a real model computes from it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from sharded_eden import NucleotideTokenizer, Stream
+from sharded_eden.errors import UsageError
+from sharded_eden.train.conventions import IGNORED_LABEL, to_hugging_face, to_megatron
+from sharded_eden.train.stream import EvaluationStream
+
+LLAMA = LlamaConfig(
+    vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.5,
+)  # fmt: skip
+GPT2 = GPT2Config(
+    vocab_size=256, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5,
+    resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small lose more than they gain by threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batches(dataset, stream=Stream):
+    expand = dataset.expander() if dataset.compact else dict
+    stream = stream(dataset)
+    return [expand(batch) for batch in DataLoader(stream, batch_size=5, collate_fn=stream.collate_fn)]
+
+
+@pytest.fixture(scope="module", params=[LLAMA, GPT2], ids=["llama", "gpt2"])
+def model(request):
+    torch.manual_seed(0)
+    kinds = {LlamaConfig: LlamaForCausalLM, GPT2Config: GPT2LMHeadModel}
+    return kinds[type(request.param)](request.param).double().eval()
+
+
+def masked_mean(logits, batch, loss_mask):
+    losses = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
+    return (losses * loss_mask.flatten()).sum() / loss_mask.sum()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("options", [{}, {"use_control_tags": True, "create_attention_mask": True, "rc_aug": True}])
+def test_the_loss_of_a_real_model_is_the_masked_mean(small, model, compact, options, monkeypatch):
+    """In float64: the models' own loss otherwise rounds logits to float32, so `Tensor.float` keeps what it is given."""
+    with small.dataset(**options, compact=compact) as dataset, torch.no_grad():
+        for batch in batches(dataset)[:2]:
+            theirs = to_hugging_face(batch)
+            rounded = model(**theirs).loss
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+                found = model(**theirs)
+                shifted_twice = model(**{**theirs, "labels": batch["labels"]}).loss
+            by_hand = masked_mean(found.logits, batch, batch["loss_mask"].double())
+            assert abs(found.loss - by_hand) <= 1e-10
+            assert abs(rounded - by_hand) <= 1e-5
+            assert abs(shifted_twice - by_hand) > 1e-3
+
+
+def test_the_loss_does_not_depend_on_padding(small, model):
+    """Padding is at the end of a row, so causal attention alone already hides it from every token that earns a loss."""
+    with small.dataset() as dataset, torch.no_grad():
+        batch = to_hugging_face(next(b for b in batches(dataset) if (b["tokens"][:, -1] == 0).any()))
+        seen = model(**batch).loss
+        real = batch["attention_mask"].bool()
+        other = {**batch, "input_ids": torch.where(real, batch["input_ids"], 77)}
+        assert model(**other).loss == seen
+        del other["attention_mask"]
+        assert torch.allclose(model(**other).loss, seen, atol=1e-6)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_hugging_face_gets(small, compact):
+    with small.dataset(compact=compact, create_attention_mask=True) as dataset:
+        batch = batches(dataset)[0]
+        before = {name: tensor.clone() for name, tensor in batch.items()}
+        theirs = to_hugging_face(batch)
+        assert list(theirs) == ["input_ids", "labels", "attention_mask", "position_ids"]
+        for name, tensor in theirs.items():
+            assert tensor.dtype == torch.int64, name
+            assert tensor.shape == (5, 64), name
+        assert theirs["input_ids"].data_ptr() == batch["tokens"].data_ptr(), "copied for nothing"
+        assert all(torch.equal(batch[name], tensor) for name, tensor in before.items()), "written to"
+        earning = theirs["labels"] != IGNORED_LABEL
+        assert torch.equal(theirs["labels"][earning], theirs["input_ids"][earning])
+        assert earning.sum() == batch["loss_mask"].sum()
+        assert not earning[:, 0].any()
+        letters = torch.isin(theirs["input_ids"], torch.tensor(list(b"ACGT")))
+        assert torch.equal(earning, letters)
+        assert torch.equal(theirs["attention_mask"], (batch["tokens"] != NucleotideTokenizer.pad_id).long())
+
+
+@given(st.data())
+def test_every_row_that_can_be(data):
+    """Any ids, any padding id, any zeros in the loss mask, padding ids inside of a row too."""
+    pad = data.draw(st.integers(0, 3))
+    length = data.draw(st.integers(2, 12))
+    rows = data.draw(st.lists(st.lists(st.integers(0, 5), max_size=length), min_size=1, max_size=4))
+    rows = [[*row[:-1], row[-1] + 10] if row else row for row in rows]  # what ends a row is no padding
+    tokens = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    labels = torch.cat([tokens[:, 1:], torch.full((len(rows), 1), pad)], 1)
+    loss_mask = torch.zeros(tokens.shape)
+    for k, row in enumerate(rows):
+        for t in range(len(row) - 1):
+            loss_mask[k, t] = data.draw(st.integers(0, 1))
+    counts = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
+    position_ids = torch.arange(length).repeat(len(rows), 1)
+    batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+    theirs = to_hugging_face({**batch, "row_counts": counts, "name": "kept"})
+    assert theirs["name"] == "kept"
+    assert "row_counts" not in theirs
+    for k, row in enumerate(rows):
+        assert theirs["attention_mask"][k].tolist() == [1] * len(row) + [0] * (length - len(row))
+        for i in range(length):
+            earns = i > 0 and loss_mask[k, i - 1] == 1 and counts[k]
+            assert theirs["labels"][k, i] == (tokens[k, i] if earns else IGNORED_LABEL)
+        item = to_hugging_face({name: tensor[k] for name, tensor in batch.items()} | {"row_counts": counts[k]})
+        assert all(torch.equal(tensor, theirs[name][k]) for name, tensor in item.items())
+    megatron = to_megatron({**batch, "row_counts": counts})
+    assert torch.equal(megatron["loss_mask"], loss_mask * counts[:, None])
+
+
+def test_rows_that_do_not_count_earn_no_loss(small, model):
+    """The repeated rows that make every rank's share of a validation equally long."""
+    with small.dataset() as dataset, torch.no_grad():
+        stream = EvaluationStream(dataset)
+        last = len(stream) - 2
+        batch = stream.collate_fn(stream.__getitems__(range(last, last + 4)))
+        assert batch["row_counts"].tolist() == [True, True, False, False]
+        counted = {name: tensor[:2] for name, tensor in batch.items()}
+        assert torch.allclose(model(**to_hugging_face(batch)).loss, model(**to_hugging_face(counted)).loss, atol=1e-6)
+        assert to_megatron(batch)["loss_mask"].sum() == counted["loss_mask"].sum()
+        assert torch.equal(to_megatron(batch)["loss_mask"][:2], counted["loss_mask"])
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_megatron_gets(small, masks, compact):
+    with small.dataset(compact=compact, create_attention_mask=masks) as dataset:
+        batch = batches(dataset)[0]
+        theirs = to_megatron(batch)
+        assert theirs.keys() == {"tokens", "labels", "loss_mask", "position_ids", "attention_mask"}
+        for name in ("tokens", "labels", "position_ids"):
+            assert theirs[name] is batch[name]
+        assert theirs["loss_mask"] is batch["loss_mask"]
+        assert theirs["loss_mask"].dtype == torch.float32
+        assert theirs["attention_mask"] is (batch["attention_mask"] if masks else None)
+
+
+@pytest.mark.parametrize("convert", [to_hugging_face, to_megatron])
+def test_what_is_no_batch_of_ours_is_refused(small, convert):
+    with small.dataset(compact=True) as dataset, pytest.raises(UsageError, match=r"compact.*expander"):
+        convert(dataset[0])
+    with pytest.raises(UsageError, match="lacks labels, loss_mask, position_ids: it has tokens"):
+        convert({"tokens": torch.zeros(1, 3)})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_can_be_part_of_a_collate_function(small, workers):
+    """Picklable, and as good in a worker as in the main process."""
+    with small.dataset() as dataset:
+        stream = Stream(dataset)
+        loader = DataLoader(stream, batch_size=8, num_workers=workers, collate_fn=partial(collate, stream))
+        for theirs, batch in zip(loader, DataLoader(stream, batch_size=8, collate_fn=stream.collate_fn), strict=True):
+            wanted = to_hugging_face(batch)
+            assert theirs.keys() == wanted.keys()
+            assert all(torch.equal(theirs[name], wanted[name]) for name in wanted)
+
+
+def collate(stream, rows):
+    return to_hugging_face(stream.collate_fn(rows))

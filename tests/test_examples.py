@@ -1,0 +1,99 @@
+"""The examples run as they stand, on one process and on two, stop and go on, and their models are fed the one stream."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import worlds
+from resume import assert_same_stream, row_hashes
+from sharded_eden import Stream
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MICRO, GLOBAL = 2, 8
+"""The sizes that the examples train with."""
+
+
+def run(example: str, folder: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example in a folder, watched from outside, as `torchrun` would start it where there are more ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    program = [str(Path(__file__).with_name("watched.py")), "seen", str(ROOT / "examples" / example)]
+    environment = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *launcher, *program, *arguments], cwd=folder, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def global_batches(folder: Path, ranks: int) -> list[list[str]]:
+    """What each optimizer step was fed, in the order of the design: by micro step, then by rank."""
+    told = [(folder / "seen" / f"{rank}.txt").read_text().split("step\n") for rank in range(ranks)]
+    assert all(steps.pop() == "" for steps in told), "fed beyond the last optimizer step"
+    batches = []
+    for shares in zip(*(map(str.split, steps) for steps in told), strict=True):
+        assert {len(rows) for rows in shares} == {GLOBAL // ranks}
+        batches.append(
+            [row for t in range(0, GLOBAL // ranks, MICRO) for rows in shares for row in rows[t : t + MICRO]]
+        )
+    return batches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "history"),
+    [
+        ("plain_loop.py", [(1, 2), (1, 5)]),
+        # On one rank, then on two, then on one: four micro batches, two, four. Six micro batches are no multiple of four.
+        ("accelerate_loop.py", [(1, 2), (2, 5), (1, 6)]),
+        ("transformers_trainer.py", [(1, 2), (2, 5), (1, 6)]),
+    ],
+)
+def test_an_example_trains_on_the_one_stream_however_often_it_is_started(small, tmp_path, example, history):
+    paths = [str(small.sequence_db_dir), str(small.window_db)]
+    trained, done = [], 0
+    for ranks, steps in history:
+        ran = run(example, tmp_path, ranks, *paths, "--steps", str(steps))
+        assert ran.returncode == 0, ran.stderr
+        trained += global_batches(tmp_path, ranks)
+        asked = [int(p) for p in (tmp_path / "seen" / "positions.txt").read_text().split()]
+        assert min(asked) == done * GLOBAL, "resuming loaded what was trained on before"
+        assert len(set(asked)) == len(asked), "ranks loaded the same positions"
+        (tmp_path / "seen" / "positions.txt").unlink()
+        done = steps
+    with small.dataset(rc_aug=True) as dataset:
+        stream = Stream(dataset)
+        expected = [row_hashes(stream[p]["tokens"][None])[0] for p in range(done * GLOBAL)]
+    assert_same_stream(trained, expected)
+
+    again = run(example, tmp_path, 1, *paths, "--steps", str(done))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "seen" / "0.txt").read_text() == "", "trained on although all steps were done"
+
+    choose = random.Random(0)
+    other = worlds.write(tmp_path / "other", {"A__ECT-S0__CT1-1": "".join(choose.choices("ACGT", k=900))})
+    refused = run(example, tmp_path, 1, str(other / "seqs"), str(other / "windows.db"), "--steps", str(done + 1))
+    assert refused.returncode == 1
+    assert re.search("StateError: the checkpoint belongs to another stream: fingerprint was", refused.stderr)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_the_documentation_quotes_it_as_it_is(example):
+    text = example.read_text()
+    quoted = textwrap.dedent(text[text.index("# <docs>\n") + len("# <docs>\n") : text.index("    # </docs>\n")])
+    page = (ROOT / "docs" / "trainers.md").read_text()
+    assert f"```python\n{quoted}```" in page, f"docs/trainers.md quotes another text than {example.name}"
+    assert f"examples/{example.name}" in page
+
+
+def test_each_is_short():
+    assert len(EXAMPLES) >= 3
+    for example in EXAMPLES:
+        assert len(example.read_text().splitlines()) <= 100, example.name

@@ -33,9 +33,14 @@ def free_port() -> int:
 
 def on_two_ranks(function: Callable[[int], Any]) -> list[Any]:
     """Fork two processes; return what each one's function returned."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return on_ranks(2, function)
+
+
+def on_ranks(ranks: int, function: Callable[[int], Any]) -> list[Any]:
+    """Fork a process for each rank; return what each one's function returned."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     pipes, children = [], []
-    for rank in range(2):
+    for rank in range(ranks):
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

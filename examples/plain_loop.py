@@ -24,7 +24,7 @@ def train(sequences: str, windows: str, steps: int, checkpoint: str) -> None:
     # <docs>
     dataset = ShardedEdenDataset(
         None, sequences, windows, geometry["window_size"], stride=geometry["stride"], rc_aug=True
-    )
+    )  # fmt: skip
     stream = Stream(dataset)
     sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8, rank=0, data_parallel_size=1)
     if os.path.exists(checkpoint):

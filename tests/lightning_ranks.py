@@ -2,9 +2,9 @@
 
     python lightning_ranks.py '{"sequences": ..., "windows": ..., "folder": ..., "attempts": [{"strategy": "ddp", ...}, ...]}'
 
-An attempt goes on from the checkpoint that the one before saved after its optimizer step `saved`, trains one step beyond its own,
-and is then gone. Prints one line: for each attempt, for each rank, its data-parallel rank and size and what each step saw. The modules are
-imported once, the ranks forked.
+An attempt goes on from the checkpoint that the one before saved after its optimizer step `saved`, trains one step beyond its
+own, and is then gone. Prints one line: for each attempt, for each rank, its data-parallel rank and size and what each step
+saw. The modules are imported once, the ranks forked.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-from two_processes import on_ranks  # first: it silences what other packages warn of
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
@@ -27,6 +25,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 from sharded_eden import ShardedEdenDataModule
 from test_lightning_resume import GLOBAL_BATCH, Recorder
+from two_processes import on_ranks
 
 
 class Watched(Recorder):

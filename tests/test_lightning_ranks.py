@@ -47,7 +47,9 @@ def trained_on(ranks: list[dict], attempt: dict, first: int) -> list[list[str]]:
     for k in range(attempt["saved"] - first):
         shares = [by_rank[rank][k] for rank in range(size)]
         assert {len(rows) for rows in shares} == {GLOBAL_BATCH // size}
-        batches.append([row for t in range(0, GLOBAL_BATCH // size, micro) for rows in shares for row in rows[t : t + micro]])
+        batches.append(
+            [row for t in range(0, GLOBAL_BATCH // size, micro) for rows in shares for row in rows[t : t + micro]]
+        )
     return batches
 
 

@@ -7,6 +7,7 @@ import random
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from resume import assert_same_stream, row_hashes
 from sharded_eden import ShardedEdenDataModule, Stream
@@ -65,10 +66,7 @@ def test_random_histories(small, tmp_path, model, seed):
         seen += recorder.global_batches
         checkpoint = tmp_path / f"{done}.ckpt"
         fit.save_checkpoint(checkpoint)
-    with small.dataset(rc_aug=True) as dataset:
-        stream = Stream(dataset)
-        expected = [row_hashes(stream[p]["tokens"][None])[0] for p in range(steps * GLOBAL_BATCH)]
-    assert_same_stream(seen, expected)
+    assert_same_stream(seen, expected_rows(small, steps))
 
 
 class CrashInside(Recorder):
@@ -88,10 +86,58 @@ def test_a_half_accumulated_global_batch_is_fed_again(small, tmp_path):
     assert state["consumed_samples"] == 4 * GLOBAL_BATCH
     resumed, module = Recorder(), data_module(small, 4)
     trainer(tmp_path, 9).fit(resumed, module, ckpt_path=tmp_path / "inside.ckpt")
+    assert_same_stream(crashing.global_batches[:4] + resumed.global_batches, expected_rows(small, 9))
+
+
+@pytest.mark.parametrize("limit", [4, 8, 10])
+def test_an_epoch_that_becomes_shorter_than_what_was_trained_of_it_is_over(small, tmp_path, limit):
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(tmp_path, 6, callbacks=[saving]).fit(Recorder(), data_module(small, 8))
+    resumed = Recorder()
+    trainer(tmp_path, 12, limit_train_batches=limit).fit(
+        resumed, data_module(small, 4), ckpt_path=tmp_path / "step=5.ckpt"
+    )
+    assert_same_stream(resumed.global_batches, expected_rows(small, 12)[5 * GLOBAL_BATCH :])
+
+
+class SavesEverywhere(Callback):
+    """Saves a checkpoint in every hook that a user's callback may save in."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.saved: list[tuple[str, int]] = []
+
+    def save(self, trainer, *_) -> None:
+        if not trainer.sanity_checking:
+            path = self.folder / f"{len(self.saved)}.ckpt"
+            trainer.save_checkpoint(path)
+            self.saved.append((path, trainer.global_step))
+
+    on_train_start = on_train_epoch_start = on_train_batch_start = on_train_batch_end = on_train_epoch_end = save
+    on_validation_start = on_validation_batch_end = on_validation_end = on_train_end = save
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("micro", "options"), [(8, {"val_check_interval": 2}), (4, {"val_check_interval": 3})])
+def test_whatever_hook_saved_it_a_checkpoint_goes_on_with_the_stream(small, tmp_path, micro, options):
+    choose, saver, steps = random.Random(micro), SavesEverywhere(tmp_path), 10
+    trainer(tmp_path, steps, callbacks=[saver], limit_val_batches=2, **options).fit(
+        Validating(), data_module(small, micro)
+    )
+    expected = expected_rows(small, steps + 3)
+    assert len(saver.saved) > 4 * steps
+    for path, step in saver.saved:
+        options = choose.choice([{}, {"val_check_interval": 2}, {"limit_train_batches": 8}])
+        resumed, module = Validating(), data_module(small, choose.choice([1, 2, 4, 8]))
+        trainer(tmp_path, step + 3, limit_val_batches=1, **options).fit(resumed, module, ckpt_path=path)
+        assert module.consumed_samples == (step + 3) * GLOBAL_BATCH
+        assert_same_stream(resumed.global_batches, expected[step * GLOBAL_BATCH : (step + 3) * GLOBAL_BATCH])
+
+
+def expected_rows(small, steps: int) -> list[str]:
     with small.dataset(rc_aug=True) as dataset:
         stream = Stream(dataset)
-        expected = [row_hashes(stream[p]["tokens"][None])[0] for p in range(9 * GLOBAL_BATCH)]
-    assert_same_stream(crashing.global_batches[:4] + resumed.global_batches, expected)
+        return [row_hashes(stream[p]["tokens"][None])[0] for p in range(steps * GLOBAL_BATCH)]
 
 
 def data_module(small, micro: int) -> ShardedEdenDataModule:

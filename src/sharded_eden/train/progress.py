@@ -36,6 +36,8 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
         zeroed = getattr(optimizer.zero_grad, span)
         zeroed.ready = zeroed.started = zeroed.completed = steps
     if batches.current.completed >= epoch_micro_batches:
+        # A micro batch that was saved in a callback is completed here, or Lightning counts it in the next epoch.
+        batches.total.completed = batches.total.processed
         batches.reset_on_run()
         optimizer.reset_on_run()
         for epochs in (fit_loop.epoch_progress.current, fit_loop.epoch_progress.total):

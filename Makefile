@@ -33,8 +33,8 @@ test: $(VENV)/.dev ## the tests, without the slow ones
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow --timeout=900
 
-test-distributed: $(VENV)/.dev ## one stream in real processes: ranks, workers, SIGKILL, Megatron
-	$(PYTEST) -m slow --timeout=900 tests/test_distributed.py
+test-distributed: $(VENV)/.dev ## one stream in real processes: ranks, workers, SIGKILL, Lightning, Megatron
+	$(PYTEST) -m slow --timeout=900 tests/test_distributed.py tests/test_lightning_ranks.py
 
 lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .

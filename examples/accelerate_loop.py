@@ -45,12 +45,11 @@ def train(sequences: str, windows: str, steps: int, checkpoint: str) -> None:
     if saved := sorted((path.parent for path in complete), key=lambda folder: int(folder.name)):
         accelerator.load_state(saved[-1])
         accelerator.step = 0  # it counts micro batches, of other ranks perhaps: here a global batch begins
-    loader = DataLoader(stream, batch_sampler=sampler, num_workers=2, collate_fn=stream.collate_fn)
-    if sampler.consumed_samples >= steps * 8:
-        return
-    for batch in loader:
+    batches = iter(DataLoader(stream, batch_sampler=sampler, num_workers=2, collate_fn=stream.collate_fn))
+    while sampler.consumed_samples < steps * 8:
+        batch = send_to_device(next(batches), accelerator.device)
         with accelerator.accumulate(model):
-            loss = model(**to_hugging_face(send_to_device(batch, accelerator.device))).loss
+            loss = model(**to_hugging_face(batch)).loss
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -59,8 +58,6 @@ def train(sequences: str, windows: str, steps: int, checkpoint: str) -> None:
             step = sampler.consumed_samples // 8
             accelerator.save_state(f"{checkpoint}/{step}")
             accelerator.print(f"step {step}   loss {loss.item():.4f}")
-            if step == steps:
-                break
     # </docs>
     accelerator.end_training()
 

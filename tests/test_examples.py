@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import subprocess
 import sys
 import textwrap
@@ -81,7 +80,22 @@ def test_an_example_trains_on_the_one_stream_however_often_it_is_started(small, 
     other = worlds.write(tmp_path / "other", {"A__ECT-S0__CT1-1": "".join(choose.choices("ACGT", k=900))})
     refused = run(example, tmp_path, 1, str(other / "seqs"), str(other / "windows.db"), "--steps", str(done + 1))
     assert refused.returncode == 1
-    assert re.search("StateError: the checkpoint belongs to another stream: fingerprint was", refused.stderr)
+    assert "StateError: the checkpoint belongs to another stream: fingerprint was" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_trainers_checkpoint_of_another_global_batch_size_is_refused(small, tmp_path):
+    """The Trainer itself would multiply its steps by the new size."""
+    paths = [str(small.sequence_db_dir), str(small.window_db)]
+    example = ROOT / "examples" / "transformers_trainer.py"
+    assert run(example.name, tmp_path, 1, *paths, "--steps", "1").returncode == 0
+    text = example.read_text()
+    assert text.count("global_batch_size=8") == text.count("steps * 8") == 1
+    changed = tmp_path / "changed.py"
+    changed.write_text(text.replace("global_batch_size=8", "global_batch_size=4").replace("steps * 8", "steps * 4"))
+    refused = run(str(changed), tmp_path, 1, *paths, "--steps", "3")
+    assert refused.returncode == 1
+    assert "StateError: 8 samples were trained on, not 4" in refused.stderr
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

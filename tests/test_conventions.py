@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron.core.transformer.utils import attention_mask_func
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -160,6 +161,16 @@ def test_what_megatron_gets(small, masks, compact):
         assert theirs["loss_mask"] is batch["loss_mask"]
         assert theirs["loss_mask"].dtype == torch.float32
         assert theirs["attention_mask"] is (batch["attention_mask"] if masks else None)
+
+
+def test_megatron_masks_what_the_mask_forbids(small):
+    """Its own function on attention scores; its GPT model as a whole needs CUDA."""
+    with small.dataset(create_attention_mask=True) as dataset:
+        theirs = to_megatron(batches(dataset)[0])
+    scores = torch.randn(5, 2, 64, 64)
+    weights = attention_mask_func(scores, theirs["attention_mask"]).softmax(-1)
+    assert weights.triu(1).max() == 0, "a token sees what comes after it"
+    assert (weights > 0).sum() == 5 * 2 * 64 * 65 / 2
 
 
 @pytest.mark.parametrize("convert", [to_hugging_face, to_megatron])

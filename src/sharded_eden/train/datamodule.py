@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 from sharded_eden.errors import MissingExtra, UsageError
@@ -27,6 +25,7 @@ from sharded_eden.load.compact import Expander
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.accumulation import Accumulation, micro_batches_of_an_epoch
+from sharded_eden.train.loaders import EvaluationSampler, ResumableLoader, TrainSampler
 from sharded_eden.train.megatron import (
     DataParallel,
     DataSampler,
@@ -35,7 +34,7 @@ from sharded_eden.train.megatron import (
     steps_are_global_batches,
 )
 from sharded_eden.train.progress import Position, restate_progress
-from sharded_eden.train.sampler import BatchPlan, MicroBatches, evaluation_positions
+from sharded_eden.train.sampler import BatchPlan
 from sharded_eden.train.state import consumed_samples_of, make_state
 from sharded_eden.train.stream import EvaluationStream, Stream
 
@@ -223,7 +222,14 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             )
         if self.trainer is not None:
             self._follow(self.trainer, plan, self._steps_per_epoch(stream))
-        return self._dataloader(stream, _TrainSampler(self, stream, plan))
+        sampler = TrainSampler(
+            stream,
+            plan,
+            self.data_parallel(),
+            samples=len(stream.dataset) * self.num_epochs,
+            job=self,
+        )
+        return self._dataloader(stream, sampler)
 
     def val_dataloader(self) -> DataLoader[Example]:
         """Return the validation batches of this rank."""
@@ -343,7 +349,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         rows = len(stream)
         if self.trainer is not None and steps_are_global_batches(self.trainer):
             rows = -(-rows // self.global_batch_size) * self.global_batch_size
-        return self._dataloader(stream, _EvaluationSampler(stream, rows, self.micro_batch_size, self.data_parallel()))
+        return self._dataloader(stream, EvaluationSampler(stream, rows, self.micro_batch_size, self.data_parallel()))
 
     def _dataloader(self, stream: Stream, sampler: DistributedSampler[Any]) -> DataLoader[Example]:
         workers: dict[str, Any] = {}
@@ -352,7 +358,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                 "persistent_workers": self.persistent_workers,
                 "multiprocessing_context": self.multiprocessing_context,
             }
-        return _Loader(
+        return ResumableLoader(
             stream,
             batch_size=self.micro_batch_size,
             sampler=sampler,
@@ -361,54 +367,3 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             collate_fn=stream.collate_fn,
             **workers,
         )
-
-
-class _Loader(DataLoader[Example]):
-    """A `DataLoader` that tells Lightning it can be resumed: where to is the data module's state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position is saved once for the job, not for each rank's loader."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing: the sampler asks the data module."""
-
-
-class _TrainSampler(DistributedSampler[Any]):
-    """One Lightning epoch of positions for one rank, from wherever the job stands when it begins.
-
-    It is a `DistributedSampler` because that is what Lightning leaves alone under DDP.
-    """
-
-    def __init__(self, data_module: ShardedEdenDataModule, stream: Stream, plan: BatchPlan) -> None:
-        ranks = data_module.data_parallel()
-        super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
-        self._data_module = data_module
-        self._plan = plan
-        self._samples = len(stream.dataset) * data_module.num_epochs
-
-    def __iter__(self) -> Iterator[int]:
-        begin = self._data_module.consumed_samples
-        return chain.from_iterable(
-            MicroBatches(self._plan, rank=self.rank, consumed_samples=begin, end=begin + self._samples)
-        )
-
-    def __len__(self) -> int:
-        micro_steps = self._plan.micro_steps_within(self._data_module.consumed_samples, self._samples)
-        return micro_steps * self._plan.micro_batch_size
-
-
-class _EvaluationSampler(DistributedSampler[Any]):
-    """One pass of positions for one rank, the same at each call."""
-
-    def __init__(self, stream: Stream, rows: int, micro_batch_size: int, ranks: DataParallel) -> None:
-        super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
-        self._positions = evaluation_positions(
-            rows, micro_batch_size=micro_batch_size, rank=ranks.rank, data_parallel_size=ranks.size
-        )
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._positions)
-
-    def __len__(self) -> int:
-        return len(self._positions)

@@ -163,6 +163,24 @@ def test_what_megatron_gets(small, masks, compact):
         assert theirs["attention_mask"] is (batch["attention_mask"] if masks else None)
 
 
+def test_windows_of_a_packed_row_do_not_see_one_another(model):
+    """Each window's logits are those that it has in a row of its own; padding behind the last one does not matter."""
+    torch.manual_seed(1)
+    windows = [torch.randint(4, 200, (1, length)) for length in (11, 20, 7)]
+    tokens = torch.cat([*windows, torch.zeros(1, 26, dtype=torch.long)], 1)
+    batch = {
+        "tokens": tokens,
+        "labels": torch.cat([tokens[:, 1:], torch.zeros(1, 1, dtype=torch.long)], 1),
+        "loss_mask": torch.ones(1, 64),
+        "position_ids": torch.cat([torch.arange(n) for n in (11, 20, 7, 26)])[None],
+        "cu_seqlens": torch.tensor([[0, 11, 31, 38, 64]], dtype=torch.int32),
+    }
+    with torch.no_grad():
+        packed = model(**to_hugging_face(batch)).logits
+        alone = torch.cat([model(input_ids=window).logits for window in windows], 1)
+    assert (packed[:, :38] - alone).abs().max() < 1e-9
+
+
 def test_megatron_masks_what_the_mask_forbids(small):
     """Its own function on attention scores; its GPT model as a whole needs CUDA."""
     with small.dataset(create_attention_mask=True) as dataset:

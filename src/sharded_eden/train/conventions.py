@@ -33,6 +33,9 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     `attention_mask` (B, T) int64, 1 for tokens and 0 for the padding that ends a row, in the place of a causal mask of ours;
     `position_ids` (B, T) int64.
 
+    Packed rows (`cu_seqlens`) get `use_cache=False` in the place of `attention_mask`: with neither a mask nor a cache, models
+    keep windows apart where `position_ids` begin again.
+
     Rows that do not count (`row_counts`, of validation and test) have no label. A batch with no label at all has the mean
     loss nan: where that can be, ask for sums (`num_items_in_batch`).
 
@@ -49,13 +52,9 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     labels = torch.full_like(tokens, IGNORED_LABEL)
     labels[..., 1:] = torch.where(parts["loss_mask"][..., :-1] != 0, parts["labels"][..., :-1], IGNORED_LABEL)
     rest.pop("attention_mask", None)
-    return {
-        "input_ids": tokens,
-        "labels": labels,
-        "attention_mask": _is_token(parts).long(),
-        "position_ids": parts["position_ids"],
-        **rest,
-    }
+    is_packed = rest.pop("cu_seqlens", None) is not None
+    attention = {"use_cache": False} if is_packed else {"attention_mask": _is_token(parts).long()}
+    return {"input_ids": tokens, "labels": labels, **attention, "position_ids": parts["position_ids"], **rest}
 
 
 def to_megatron(batch: Mapping[str, Any]) -> dict[str, Any]:

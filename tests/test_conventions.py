@@ -199,6 +199,15 @@ def test_what_is_no_batch_of_ours_is_refused(small, convert):
         convert({"tokens": torch.zeros(1, 3)})
 
 
+def test_weights_that_labels_cannot_say_are_refused(small):
+    with small.dataset() as dataset:
+        batch = batches(dataset)[0]
+    batch["loss_mask"] *= 0.5
+    with pytest.raises(UsageError, match=r"soft_mask_weight.*loss_mask"):
+        to_hugging_face(batch)
+    assert to_megatron(batch)["loss_mask"].max() == 0.5
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_can_be_part_of_a_collate_function(small, workers):
     """Picklable, and as good in a worker as in the main process."""

@@ -45,12 +45,18 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
         batch: `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32, zeros and ones.
 
     Raises:
-        UsageError: it is no such batch, or a compact one.
+        UsageError: it is no such batch, a compact one, or one with other weights.
     """
     parts, rest = _take_apart(batch)
     tokens = parts["tokens"]
+    earning = parts["loss_mask"] != 0
+    if (earning & (parts["loss_mask"] != 1)).any():
+        raise UsageError(
+            "a label of transformers earns its loss or none: weights between, as of soft_mask_weight, cannot be said. Leave them "
+            "out, or compute the loss from the model's logits and this batch's labels and loss_mask"
+        )
     labels = torch.full_like(tokens, IGNORED_LABEL)
-    labels[..., 1:] = torch.where(parts["loss_mask"][..., :-1] != 0, parts["labels"][..., :-1], IGNORED_LABEL)
+    labels[..., 1:] = torch.where(earning[..., :-1], parts["labels"][..., :-1], IGNORED_LABEL)
     rest.pop("attention_mask", None)
     is_packed = rest.pop("cu_seqlens", None) is not None
     attention = {"use_cache": False} if is_packed else {"attention_mask": _is_token(parts).long()}

@@ -52,8 +52,8 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     earning = parts["loss_mask"] != 0
     if (earning & (parts["loss_mask"] != 1)).any():
         raise UsageError(
-            "a label of transformers earns its loss or none: weights between, as of soft_mask_weight, cannot be said. Leave them "
-            "out, or compute the loss from the model's logits and this batch's labels and loss_mask"
+            "a label of transformers earns its loss or none: weights between, as of soft_mask_weight, cannot be said. Leave "
+            "them out, or compute the loss from the model's logits and this batch's labels and loss_mask"
         )
     labels = torch.full_like(tokens, IGNORED_LABEL)
     labels[..., 1:] = torch.where(earning[..., :-1], parts["labels"][..., :-1], IGNORED_LABEL)

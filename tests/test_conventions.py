@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.utils import attention_mask_func
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from sharded_eden import NucleotideTokenizer, Stream
+import worlds
+from sharded_eden import NucleotideTokenizer, Stream, pack_window_database
 from sharded_eden.errors import UsageError
-from sharded_eden.train.conventions import IGNORED_LABEL, to_hugging_face, to_megatron
+from sharded_eden.train.conventions import IGNORED_LABEL, to_flash_attention, to_hugging_face, to_megatron
 from sharded_eden.train.stream import EvaluationStream
 
 LLAMA = LlamaConfig(
@@ -179,6 +182,74 @@ def test_windows_of_a_packed_row_do_not_see_one_another(model):
         packed = model(**to_hugging_face(batch)).logits
         alone = torch.cat([model(input_ids=window).logits for window in windows], 1)
     assert (packed[:, :38] - alone).abs().max() < 1e-9
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    """A packed batch, the lengths of its windows, and these windows each in a row of its own, cut to its tokens."""
+    contigs = {f"BCR__ECT-S{k % 3}__CT1-{k}": worlds.random_sequence(9 + 7 * k % 40, k) for k in range(20)}
+    folder = worlds.write(tmp_path_factory.mktemp("packs"), contigs)
+    pack_window_database(folder / "windows.db", sequences=folder / "seqs")
+    with worlds.dataset(folder, packed=True) as dataset, worlds.dataset(folder) as windows:
+        batch = dataset.collate_fn(dataset.__getitems__(range(len(dataset))))
+        members = [w for pack in range(len(dataset)) for w in dataset._packs.windows([pack])[0]]
+        ends = [row["cu_seqlens"].tolist() for row in dataset.__getitems__(range(len(dataset)))]
+        counts = [len(dataset._packs.windows([pack])[0]) for pack in range(len(dataset))]
+        lengths = [e[k + 1] - e[k] for e, n in zip(ends, counts, strict=True) for k in range(n)]
+        alone = [{name: t[:n] for name, t in windows[w].items()} for w, n in zip(members, lengths, strict=True)]
+    return batch, ends, counts, alone
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_packed_rows_cost_a_real_model_what_their_windows_cost(packs, model, flat, monkeypatch):
+    batch, _, _, alone = packs
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # transformers rounds logits in its loss
+    theirs = to_flash_attention(batch) if flat else to_hugging_face(batch)
+    if flat:
+        theirs = {name: part for name, part in theirs.items() if not name.startswith(("cu_seq_lens", "max_length"))}
+    with torch.no_grad():
+        logits = model(**{name: part for name, part in theirs.items() if name != "labels"}).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), theirs["labels"][:, 1:].flatten())
+        total = count = 0.0
+        for window in alone:
+            losses = cross_entropy(
+                model(input_ids=window["tokens"][None]).logits[0], window["labels"], reduction="none"
+            )
+            total += float((losses * window["loss_mask"]).sum())
+            count += float(window["loss_mask"].sum())
+    assert abs(float(loss) - total / count) < 1e-9
+
+
+def test_what_flash_attention_and_megatron_are_told_of_packs(packs):
+    batch, ends, counts, alone = packs
+    starts = [0]
+    for k, row in enumerate(ends):
+        starts += [k * 64 + end for end in row[1:]]
+    theirs = to_flash_attention(batch)
+    assert theirs["cu_seq_lens_q"].tolist() == theirs["cu_seq_lens_k"].tolist() == starts
+    assert theirs["cu_seq_lens_q"].dtype == torch.int32
+    longest = max(b - a for a, b in pairwise(starts))
+    assert theirs["max_length_q"] == theirs["max_length_k"] == longest
+    assert isinstance(theirs["max_length_q"], int)
+    assert theirs["input_ids"].shape == theirs["labels"].shape == theirs["position_ids"].shape == (1, 64 * len(ends))
+    assert (theirs["labels"][0, starts[:-1]] == IGNORED_LABEL).all()
+    assert theirs.keys() == {
+        "input_ids", "labels", "position_ids", "use_cache",
+        "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    }  # fmt: skip
+    assert int((theirs["labels"] != IGNORED_LABEL).sum()) == int(sum(window["loss_mask"].sum() for window in alone))
+    megatron = to_megatron(batch)
+    params = megatron.pop("packed_seq_params")
+    assert isinstance(params, PackedSeqParams)
+    assert params.qkv_format == "thd"
+    assert params.cu_seqlens_q.tolist() == params.cu_seqlens_kv.tolist() == starts
+    assert params.max_seqlen_q == params.max_seqlen_kv == longest
+    assert megatron.pop("attention_mask") is None
+    assert megatron.keys() == {"tokens", "labels", "loss_mask", "position_ids"}
+    assert all(torch.equal(megatron[name], batch[name].reshape(1, -1)) for name in megatron)
+    assert max(counts) > 1
+    with pytest.raises(UsageError, match="not packed"):
+        to_flash_attention({name: part for name, part in batch.items() if name != "cu_seqlens"})
 
 
 def test_megatron_masks_what_the_mask_forbids(small):

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from sharded_eden.errors import UsageError
+from sharded_eden.load.packs import flatten_rows
+from sharded_eden.train.megatron import packed_seq_params
 
 IGNORED_LABEL = -100
 """The label of a token that earns no loss: what `torch.nn.functional.cross_entropy` leaves out unless told otherwise."""
@@ -34,7 +36,7 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     `position_ids` (B, T) int64.
 
     Packed rows (`cu_seqlens`) get `use_cache=False` in the place of `attention_mask`: with neither a mask nor a cache, models
-    keep windows apart where `position_ids` begin again.
+    keep windows apart where `position_ids` begin again. For flash attention see `to_flash_attention`.
 
     Rows that do not count (`row_counts`, of validation and test) have no label. A batch with no label at all has the mean
     loss nan: where that can be, ask for sums (`num_items_in_batch`).
@@ -59,8 +61,35 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     labels[..., 1:] = torch.where(earning[..., :-1], parts["labels"][..., :-1], IGNORED_LABEL)
     rest.pop("attention_mask", None)
     is_packed = rest.pop("cu_seqlens", None) is not None
+    rest.pop("max_seqlen", None)
     attention = {"use_cache": False} if is_packed else {"attention_mask": _is_token(parts).long()}
     return {"input_ids": tokens, "labels": labels, **attention, "position_ids": parts["position_ids"], **rest}
+
+
+def to_flash_attention(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a packed batch as one row, as models of `transformers` with `attn_implementation="flash_attention_2"` take it.
+
+    `input_ids`, `labels`, `position_ids` (1, B * T) int64, labels as in `to_hugging_face`: -100 on the first token of each
+    window; `cu_seq_lens_q` and `cu_seq_lens_k` (segments + 1,) int32, `max_length_q` and `max_length_k` int, `use_cache` False.
+
+    Args:
+        batch: a batch of packed rows, see `sharded_eden.load.packs`.
+
+    Raises:
+        UsageError: it is no such batch, a compact one, or one with other weights.
+    """
+    boundaries = _flat_boundaries(batch)
+    theirs = to_hugging_face(batch)
+    rows = {name: theirs.pop(name).reshape(1, -1) for name in ("input_ids", "labels", "position_ids")}
+    cu_seqlens, max_seqlen = boundaries["cu_seqlens"], int(boundaries["max_seqlen"])
+    return {
+        **theirs,
+        **rows,
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": max_seqlen,
+        "max_length_k": max_seqlen,
+    }
 
 
 def to_megatron(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,14 +99,34 @@ def to_megatron(batch: Mapping[str, Any]) -> dict[str, Any]:
     attention is forbidden, or None where the model masks by itself. Rows that do not count (`row_counts`) have a loss mask of
     zeros: every tensor then has rows of T, which context parallelism cuts.
 
+    Packed rows become one row, (1, B * T), with `packed_seq_params` (Megatron's `PackedSeqParams`, format `thd`) in the
+    place of a mask: what `GPTModel.forward(..., packed_seq_params=...)` takes.
+
     Args:
         batch: see `to_hugging_face`.
 
     Raises:
         UsageError: it is no such batch, or a compact one.
+        MissingExtra: the batch is packed and Megatron is not installed.
     """
     parts, rest = _take_apart(batch)
-    return {**parts, "attention_mask": None, **rest}
+    if "cu_seqlens" not in rest:
+        return {**parts, "attention_mask": None, **rest}
+    boundaries = _flat_boundaries(batch)
+    for name in ("cu_seqlens", "max_seqlen", "attention_mask"):
+        rest.pop(name, None)
+    return {
+        **{name: part.reshape(1, -1) for name, part in parts.items()},
+        "attention_mask": None,
+        "packed_seq_params": packed_seq_params(boundaries["cu_seqlens"], int(boundaries["max_seqlen"])),
+        **rest,
+    }
+
+
+def _flat_boundaries(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    if "cu_seqlens" not in batch:
+        raise UsageError("this batch is not packed: it has no cu_seqlens. Use packed=True, or to_hugging_face")
+    return flatten_rows({name: batch[name] for name in ("tokens", "cu_seqlens", "max_seqlen") if name in batch})
 
 
 def _take_apart(batch: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

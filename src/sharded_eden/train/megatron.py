@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.train.sampler import BatchPlan, StreamBatchSampler
 from sharded_eden.train.stream import Stream
 
@@ -276,3 +276,26 @@ class DataSampler:
             micro_batch_size=self.micro_batch_size,
             num_microbatches=calculators.get_num_microbatches(),
         )
+
+
+def packed_seq_params(cu_seqlens: torch.Tensor, max_seqlen: int) -> Any:
+    """Return Megatron's `PackedSeqParams` of one flat row.
+
+    Args:
+        cu_seqlens: (segments + 1,) int32, where each window begins, and the end.
+        max_seqlen: the longest segment, in tokens.
+
+    Raises:
+        MissingExtra: Megatron is not installed.
+    """
+    try:
+        module = import_module("megatron.core.packed_seq_params")
+    except ModuleNotFoundError as error:
+        raise MissingExtra("megatron-core", "megatron") from error
+    return module.PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
+    )

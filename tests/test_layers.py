@@ -93,7 +93,8 @@ def test_who_may_import_the_heavy_packages():
             by_package.setdefault(package, set()).add(module)
     assert by_package["lightning"] == {"sharded_eden.train.datamodule", "sharded_eden.train.accumulation"}
     assert "pytorch_lightning" not in by_package
-    assert by_package.get("megatron", set()) <= {"sharded_eden.train.megatron"}
+    assert by_package["megatron"] == {"sharded_eden.train.bridge"}, "train.megatron looks it up, but does not load it"
+    assert not any("sharded_eden.train.bridge" in imports(path) for path in MODULES.values())
     assert "transformers" not in by_package
     torch_users = {room(module) for module in by_package["torch"]}
     assert torch_users <= {"load", "train", "observe"}

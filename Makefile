@@ -68,4 +68,4 @@ docs: $(VENV)/.dev ## the documentation, in site/
 	@echo "site/index.html"
 
 clean: ## remove what the targets made, the environment too
-	rm -rf $(VENV) $(VENV)-* .demo .bench site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bridge .demo .bench site .pytest_cache .mypy_cache .ruff_cache

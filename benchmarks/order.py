@@ -74,7 +74,9 @@ def run(quick: bool, say: Callable[[str], None]) -> Result:
         ["", "ours", f"a permutation of {STORED:,} that is stored"],
     )
     for title, peak in ours.items():
-        memory.rows.append([f"an order of {title}", f"{peak / 1024:,.0f} KiB", small(f"{ratio(stored / peak)} as much")])
+        memory.rows.append(
+            [f"an order of {title}", f"{peak / 1024:,.0f} KiB", small(f"{ratio(stored / peak)} as much")]
+        )
     return Result(
         "order", "The order", [times, memory], {"nanoseconds": nanoseconds, "peak_bytes": ours, "stored_bytes": stored}
     )

@@ -190,3 +190,15 @@ def test_a_missing_extra_names_itself():
         [sys.executable, "-c", program.replace("'lightning'", "'torch'")], capture_output=True, text=True, check=False
     )
     assert "pip install 'sharded-eden[train]'" in done.stdout + done.stderr
+
+
+def test_megatron_bridge_names_its_extra():
+    program = (
+        "import sys; sys.modules['megatron'] = None\n"
+        "from sharded_eden.errors import MissingExtra\n"
+        "try:\n    import sharded_eden.train.bridge\n"
+        "except MissingExtra as error:\n    print(error)"
+    )
+    for code in (program, program.replace("'megatron'", "'megatron.bridge'")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().endswith("Install it: pip install 'sharded-eden[bridge]'")

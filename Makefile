@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed lint format types bench docs clean
+.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -36,6 +37,18 @@ test-slow: $(VENV)/.dev ## the tests that take minutes
 test-distributed: $(VENV)/.dev ## one stream in real processes: ranks, workers, SIGKILL, Lightning, Megatron
 	$(PYTEST) -m slow --timeout=900 tests/test_distributed.py tests/test_lightning_ranks.py
 
+# An environment of its own: Megatron Bridge excludes transformers 5. Its GPU packages are left out, see tests_bridge/gpu_only.py.
+$(VENV)-bridge/.ready: pyproject.toml tests_bridge/requirements.txt
+	@test -x $(VENV)-bridge/bin/python || $(PYTHON) -m venv $(VENV)-bridge
+	@echo "setting up $(VENV)-bridge (some minutes where packages must be downloaded)"
+	@$(BRIDGE) -m pip --quiet --disable-pip-version-check install -c tests_bridge/requirements.txt torch
+	@$(BRIDGE) -m pip --quiet --disable-pip-version-check install -r tests_bridge/requirements.txt
+	@$(BRIDGE) -m pip --quiet --disable-pip-version-check install --no-deps megatron-bridge==0.3.1 -e .
+	@touch $@
+
+test-bridge: $(VENV)-bridge/.ready ## the dataset provider under the real Megatron Bridge
+	$(BRIDGE) -m pytest --timeout=300 tests_bridge
+
 lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +68,4 @@ docs: $(VENV)/.dev ## the documentation, in site/
 	@echo "site/index.html"
 
 clean: ## remove what the targets made, the environment too
-	rm -rf $(VENV) .demo .bench site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bridge .demo .bench site .pytest_cache .mypy_cache .ruff_cache

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, loading, machine, packing, peers, precompute, report, startup, workers
+from benchmarks import data, loading, machine, order, packing, peers, precompute, report, startup, workers
 
-PARTS = ("loading", "alternating", "workers", "startup", "precompute", "packing")
+PARTS = ("loading", "alternating", "workers", "startup", "precompute", "packing", "order")
 SHAPES = ("short", "5mb", "150mb")
 
 
@@ -76,6 +76,8 @@ def _results(options: argparse.Namespace) -> Iterator[report.Result]:
         yield precompute.run(quick, say)
     if "packing" in parts:
         yield packing.run(world("short"), quick, say)
+    if "order" in parts:
+        yield order.run(quick, say)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def test_who_may_import_the_heavy_packages():
             by_package.setdefault(package, set()).add(module)
     assert by_package["lightning"] == {"sharded_eden.train.datamodule", "sharded_eden.train.accumulation"}
     assert "pytorch_lightning" not in by_package
-    assert by_package.get("megatron", set()) <= {"sharded_eden.train.megatron"}
+    assert by_package["megatron"] == {"sharded_eden.train.bridge"}, "train.megatron looks it up, but does not load it"
+    assert not any("sharded_eden.train.bridge" in imports(path) for path in MODULES.values())
     assert "transformers" not in by_package
     torch_users = {room(module) for module in by_package["torch"]}
     assert torch_users <= {"load", "train", "observe"}
@@ -189,3 +190,18 @@ def test_a_missing_extra_names_itself():
         [sys.executable, "-c", program.replace("'lightning'", "'torch'")], capture_output=True, text=True, check=False
     )
     assert "pip install 'sharded-eden[train]'" in done.stdout + done.stderr
+
+
+def test_megatron_bridge_names_its_extra():
+    program = (
+        "import sys; sys.modules['megatron'] = None\n"
+        "from sharded_eden.errors import MissingExtra\n"
+        "try:\n    import sharded_eden.train.bridge\n"
+        "except MissingExtra as error:\n    print(error)"
+    )
+    for code in (
+        program,
+        program.partition("\n")[2],
+    ):  # without Megatron, and as here: with Megatron core, without Bridge
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().endswith("Install it: pip install 'sharded-eden[bridge]'")

@@ -199,7 +199,8 @@ def test_the_data_sampler_that_nemos_strategy_asks_for(small):
 
     assert sampler.on_megatron_step_start(Step(forward_only=False)) == Step(False, small.seq_length, 2, 2)
     module.load_state_dict({**module.state_dict(), "consumed_samples": 40})
-    assert sampler.on_megatron_step_start(Step(forward_only=True)).num_microbatches == 2
+    assert sampler.on_megatron_step_start(Step(forward_only=True)).num_microbatches == 8
+    assert calculators.get_current_global_batch_size() == 4
     assert sampler.on_megatron_step_start(Step(forward_only=False)).num_microbatches == 6
 
     with pytest.raises(UsageError, match="micro_batch_size is 4 here, but 2 in Megatron's"):

@@ -12,7 +12,7 @@ from sharded_eden.errors import UsageError
 from sharded_eden.load.batch import collate
 from sharded_eden.load.example import is_reversed
 from sharded_eden.train.order import Order
-from sharded_eden.train.stream import EvaluationStream
+from sharded_eden.train.stream import EvaluationStream, RepeatedEvaluation
 
 
 def test_positions_run_through_pass_after_pass(small):
@@ -67,3 +67,19 @@ def test_evaluation_is_one_fixed_pass_that_says_which_rows_count(small):
         visited = [window_idx for _, window_idx in stream.windows_at(range(length))]
         assert sorted(visited) == list(range(length))
         assert visited != list(range(length)), "a cut-off pass must not be the first contigs by name"
+
+
+def test_evaluations_that_are_counted_on_and_on_repeat_their_rows(small):
+    with small.dataset() as dataset:
+        length, plain = len(dataset), EvaluationStream(dataset)
+        stream = RepeatedEvaluation(dataset, 100, rows_each=7)
+        assert len(stream) == 100
+        batch = collate(stream.__getitems__([6, 7, 99]))
+        for row, position in enumerate((6, 0, 1)):
+            assert torch.equal(batch["tokens"][row], plain[position]["tokens"])
+        assert batch["row_counts"].all()
+        longer = RepeatedEvaluation(dataset, 10 * length, rows_each=length + 2)
+        assert [longer[p]["row_counts"].item() for p in (length - 1, length, length + 1, length + 2)] == [1, 0, 0, 1]
+        for position in (-1, 100):
+            with pytest.raises(IndexError, match="outside evaluations of 100 rows"):
+                stream[position]

@@ -239,9 +239,24 @@ class DataSampler:
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
         self.rampup_batch_size = rampup_batch_size
+        self._connected_to: Any = None
 
     def connect(self, trainer: Any) -> None:
-        """Take nothing: the data module knows its Trainer."""
+        """Restate the limits of a Trainer, which are meant in global batches, in the micro batches that NeMo pulls, once.
+
+        Raises:
+            UsageError: a limit is a fraction, which would end inside of a global batch.
+        """
+        if trainer is self._connected_to or not steps_are_global_batches(trainer):
+            return
+        self._connected_to = trainer
+        micro_batches = self._job.batch_plan().num_microbatches
+        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "num_sanity_val_steps"):
+            limit = getattr(trainer, name)
+            if isinstance(limit, int):
+                setattr(trainer, name, limit * micro_batches)
+            elif limit not in {0.0, 1.0, float("inf")}:
+                raise UsageError(f"{name}={limit} may end inside of a global batch: give a number of global batches")
 
     def setup(self, global_rank: int) -> None:
         """Initialize Megatron's calculator, where nobody has.
@@ -266,15 +281,18 @@ class DataSampler:
         return dataloader
 
     def on_megatron_step_start(self, step: Any) -> Any:
-        """Return NeMo's step with its sizes; Megatron's calculator is first told where a training job stands."""
-        calculators = import_module(_CALCULATOR)
-        if not step.forward_only:
+        """Return NeMo's step with its sizes; Megatron's calculator is told where a training job stands.
+
+        Evaluation takes global batches of the full size all along.
+        """
+        if step.forward_only:
+            micro_batches = self._job.batch_plan().num_microbatches
+        else:
+            calculators = import_module(_CALCULATOR)
             calculators.update_num_microbatches(self._job.consumed_samples, consistency_check=False)
+            micro_batches = calculators.get_num_microbatches()
         return dataclasses.replace(
-            step,
-            seq_length=self.seq_len,
-            micro_batch_size=self.micro_batch_size,
-            num_microbatches=calculators.get_num_microbatches(),
+            step, seq_length=self.seq_len, micro_batch_size=self.micro_batch_size, num_microbatches=micro_batches
         )
 
 

@@ -122,10 +122,42 @@ class EvaluationStream(Stream):
     """
 
     def __getitem__(self, position: int) -> Example:
-        return {**super().__getitem__(position % len(self)), "row_counts": torch.tensor(position < len(self))}
+        rows = len(self.dataset)
+        return {**super().__getitem__(position % rows), "row_counts": torch.tensor(position < rows)}
 
     def __getitems__(self, positions: Sequence[int]) -> Rows:
         """Return the examples at many positions, over one buffer."""
-        rows = super().__getitems__([position % len(self) for position in positions])
-        rows.stacked["row_counts"] = torch.tensor([position < len(self) for position in positions])
+        total = len(self.dataset)
+        rows = super().__getitems__([position % total for position in positions])
+        rows.stacked["row_counts"] = torch.tensor([position < total for position in positions])
         return rows
+
+
+class RepeatedEvaluation(EvaluationStream):
+    """One evaluation again and again: for trainers that count the rows of all evaluations of a job on and on.
+
+    Args:
+        dataset: the windows of a split.
+        num_samples: rows of all evaluations.
+        rows_each: rows of one, after which the next begins with the same; more than the split has repeat it, and do not count.
+    """
+
+    def __init__(self, dataset: ShardedEdenDataset, num_samples: int, *, rows_each: int) -> None:
+        super().__init__(dataset)
+        self._total = num_samples
+        self._rows_each = rows_each
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, position: int) -> Example:
+        return super().__getitem__(self._within(position))
+
+    def __getitems__(self, positions: Sequence[int]) -> Rows:
+        """Return the examples at many positions, over one buffer."""
+        return super().__getitems__([self._within(position) for position in positions])
+
+    def _within(self, position: int) -> int:
+        if not 0 <= position < self._total:
+            raise IndexError(f"position {position} is outside evaluations of {self._total} rows")
+        return position % self._rows_each

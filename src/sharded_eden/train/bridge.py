@@ -1,0 +1,131 @@
+"""`ShardedEdenDatasetProvider`: the stream as the dataset of a Megatron Bridge job. Needs Bridge, so nothing imports it.
+
+    from sharded_eden.train.bridge import ShardedEdenDatasetProvider
+
+Bridge asks for datasets of exact lengths and counts through them with a sampler of its own, in the order of docs/one-stream.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sharded_eden.errors import MissingExtra, UsageError
+from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.tokenizer import NucleotideTokenizer
+from sharded_eden.train.stream import RepeatedEvaluation, Stream
+
+try:
+    from megatron.bridge.data.base import DatasetProvider
+except ModuleNotFoundError as error:
+    if error.name in {"megatron", "megatron.bridge"}:
+        raise MissingExtra("megatron-bridge", "bridge") from error
+    if error.name != "megatron.bridge.data.base":
+        raise
+    from megatron.bridge.training.config import DatasetProvider  # before Megatron Bridge 0.6
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import DatasetBuildContext
+
+
+@dataclass(kw_only=True)
+class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
+    """The `dataset` of Megatron Bridge's `ConfigContainer`; fields as those of `ShardedEdenDataModule` where they share a name.
+
+    Training data are the stream of `random_seed` and run on through as many passes as the job asks for. Validation and test are
+    a fixed random order of their split, without augmentation. `num_workers` and the other fields of Bridge's `DataloaderConfig`
+    keep their meaning; `dataloader_type` must stay "single": Bridge's sampler then counts positions, and resumes by its own
+    `consumed_train_samples`.
+    """
+
+    sequence_db_dir: str
+    """The folder of per-sample sequence databases."""
+    train_window_db_path: str | None = None
+    """The window database of the training split."""
+    val_window_db_path: str | None = None
+    """That of the validation split, None for no validation."""
+    test_window_db_path: str | None = None
+    """That of the test split, None for no test."""
+    seq_length: int = 8192
+    """Tokens of a row; Bridge compares it with that of the model."""
+    stride: int = 7992
+    """Bases between windows."""
+    window_min_length_threshold: int | None = None
+    """That of the window databases; None accepts what they have."""
+    use_control_tags: bool = False
+    """Begin rows with a control tag."""
+    rc_aug: bool = False
+    """Show half of the training windows as their reverse complement."""
+    random_seed: int = 42
+    """Decides order and strands."""
+    create_attention_mask: bool = False
+    """Add a causal mask to each example."""
+    log_windows: bool = False
+    """Write a CSV of the windows visited."""
+    log_dir: str | None = None
+    """Where it goes."""
+    nucleotide_tokenizer: bool = False
+    """Encode with `NucleotideTokenizer`; Bridge's own tokenizer then only decides the size of the vocabulary, at least 256."""
+    evaluation_samples: int | None = None
+    """Rows of one evaluation, `eval_iters * global_batch_size`, after which the next begins with the same rows. None is
+    `context.test_samples`, which Bridge counts as one evaluation."""
+    dataloader_type: str = "single"
+    """How Bridge samples: "single" is the one that keeps the order."""
+
+    @property
+    def skip_getting_attention_mask_from_dataset(self) -> bool:
+        """What Bridge's step asks: whether batches have no mask."""
+        return not self.create_attention_mask
+
+    def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
+        """Return the training, validation and test streams, of exactly as many samples as are asked for.
+
+        Args:
+            context: `train_samples`, `valid_samples`, `test_samples`, and the `tokenizer`, None for `NucleotideTokenizer`.
+
+        Returns:
+            A stream of each split, None where its count is 0. Validation and test are None without a window database, too.
+
+        Raises:
+            UsageError: another `dataloader_type`, or training samples without a window database.
+            EdenError: a database cannot be taken, see `ShardedEdenDataset`.
+        """
+        if self.dataloader_type != "single":
+            raise UsageError(
+                f'dataloader_type={self.dataloader_type!r} would sample the stream in another order: set "single", with which '
+                "Megatron Bridge counts positions"
+            )
+        train = validation = test = None
+        if context.train_samples > 0:
+            if self.train_window_db_path is None:
+                raise UsageError(f"{context.train_samples} training samples are asked for: set train_window_db_path")
+            dataset = self._dataset(context, self.train_window_db_path, "train", rc_aug=self.rc_aug)
+            train = Stream(dataset, num_samples=context.train_samples)
+        if context.valid_samples > 0 and self.val_window_db_path is not None:
+            dataset = self._dataset(context, self.val_window_db_path, "validation")
+            each = self.evaluation_samples or context.test_samples or len(dataset)
+            validation = RepeatedEvaluation(dataset, context.valid_samples, rows_each=each)
+        if context.test_samples > 0 and self.test_window_db_path is not None:
+            dataset = self._dataset(context, self.test_window_db_path, "test")
+            test = RepeatedEvaluation(dataset, context.test_samples, rows_each=context.test_samples)
+        return train, validation, test
+
+    def _dataset(
+        self, context: DatasetBuildContext, window_db_path: str, split: str, rc_aug: bool = False
+    ) -> ShardedEdenDataset:
+        own = self.nucleotide_tokenizer or context.tokenizer is None
+        return ShardedEdenDataset(
+            NucleotideTokenizer() if own else context.tokenizer,
+            self.sequence_db_dir,
+            window_db_path,
+            self.seq_length,
+            create_attention_mask=self.create_attention_mask,
+            rc_aug=rc_aug,
+            stride=self.stride,
+            window_min_length_threshold=self.window_min_length_threshold,
+            use_control_tags=self.use_control_tags,
+            split=split,
+            log_windows=self.log_windows,
+            log_dir=self.log_dir,
+            seed=self.random_seed,
+        )

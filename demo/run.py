@@ -117,7 +117,7 @@ def show_packing() -> None:
                 tokens += int((batch["tokens"] != NucleotideTokenizer.pad_id).sum())
             rows[packed], useful[packed] = len(dataset), tokens / (len(dataset) * WINDOW_SIZE)
     print(
-        f"packing: {useful[False]:.1%} of the tokens are useful in {rows[False]:,} padded rows, {useful[True]:.1%} in "
+        f"packing: {useful[False]:.2%} of the tokens are useful in {rows[False]:,} padded rows, {useful[True]:.2%} in "
         f"{rows[True]:,} packed ones"
     )
 

@@ -14,7 +14,7 @@ import pytest
 
 from sharded_eden import build_sequence_dbs, create_sample_database
 from sharded_eden.errors import DatabaseError, InputError, UsageError
-from sharded_eden.prepare import sequence_dbs, staging
+from sharded_eden.prepare import mixed, sample_db, staging
 
 SPECIFIED_SCHEMA = [("contig_id", "TEXT", 0, 1), ("nt_sequence", "TEXT", 1, 0)]  # name, type, NOT NULL, primary key
 
@@ -66,11 +66,11 @@ def test_each_record_lies_in_the_database_of_its_sample(tmp_path: Path) -> None:
         "source_file": pl.String,
     }
     assert table.rows() == [
-        ("BCR__ECT-gut.1__CT1-1", "c1", "the first", "gut.1", 4, str(first)),
+        ("EUK__X-S-1__c", "EUK__X-S-1__c", "", "S.1", 1, str(second)),
         ("BCR__ECT-S1__CT1-7", "BCR__ECT-S1__CT1-7", "own", "S1", 4, str(first)),
+        ("BCR__ECT-gut.1__CT1-1", "c1", "the first", "gut.1", 4, str(first)),
         ("BCR__ECT-gut.1__CT1-2", "c2", "", "gut.1", 2, str(first)),
         ("BCR__ECT-soil_2__CT1-1", "c1", "", "soil_2", 2, str(second)),
-        ("EUK__X-S-1__c", "EUK__X-S-1__c", "", "S.1", 1, str(second)),
     ]
     assert not (out / staging.STAGING).exists()
 
@@ -87,7 +87,8 @@ def test_interleaved_samples_and_small_buffers_give_the_same(tmp_path: Path, mon
     contigs = {f"BCR__ECT-S{i % 7}__CT1-{i}": "ACGT" * (1 + i % 5) for i in range(200)}
     path = fasta(tmp_path / "mixed.fa", contigs)
     build_sequence_dbs([path], tmp_path / "whole")
-    monkeypatch.setattr(sequence_dbs, "BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(mixed, "GATHER_SAMPLES", 2)
+    monkeypatch.setattr(sample_db, "ROWS_IN_MEMORY", 7)
     build_sequence_dbs([path], tmp_path / "parts")
     for sample in (f"S{i}" for i in range(7)):
         expected = {name: s for name, s in contigs.items() if f"-{sample}_" in name}
@@ -105,14 +106,14 @@ def test_samples_are_added_and_replaced(tmp_path: Path) -> None:
     assert pl.read_parquet(out / "contigs.parquet")["sample"].to_list() == ["a", "b"]
     before = files(out)
     fasta(tmp_path / "a.fa", {"c1": "GGG", "c2": "T"})
-    with pytest.raises(UsageError, match=r"sample 'a' is there already\. --force replaces it"):
+    with pytest.raises(UsageError, match=r"a\.fa has changed since sample 'a' was built .*\. --force builds it"):
         build_sequence_dbs([a], out)
     assert files(out) == before
     build_sequence_dbs([a], out, force=True)
     assert rows(database(out, "a")) == {"BCR__ECT-a__CT1-1": "GGG", "BCR__ECT-a__CT1-2": "T"}
     assert rows(database(out, "b")) == {"BCR__ECT-b__CT1-1": "C"}
     table = pl.read_parquet(out / "contigs.parquet").select("sample", "length")
-    assert table.rows() == [("b", 1), ("a", 3), ("a", 1)]
+    assert table.rows() == [("a", 3), ("a", 1), ("b", 1)]
 
 
 def test_samples_without_rows_in_the_table_are_left_alone(tmp_path: Path) -> None:
@@ -174,13 +175,16 @@ def test_what_is_refused_leaves_nothing_behind(
     assert not (tmp_path / "used" / staging.STAGING).exists()
 
 
-def test_truncated_input_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_truncated_input_leaves_nothing_behind_but_what_is_whole(tmp_path: Path) -> None:
     good = fasta(tmp_path / "a.fa.gz", {f"c{i}": "ACGT" * 99 for i in range(99)})
     bad = tmp_path / "b.fa.gz"
     bad.write_bytes(good.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"b\.fa\.gz: truncated"):
-        build_sequence_dbs([good, bad], tmp_path / "db")
-    assert not (tmp_path / "db").exists()
+        build_sequence_dbs([bad, good], tmp_path / "db")
+    assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["a", "contigs.parquet", "manifest.sqlite"]
+    with pytest.raises(InputError, match=r"b\.fa\.gz: truncated"):
+        build_sequence_dbs([bad], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -194,15 +198,13 @@ def test_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "db").exists()
 
 
-@pytest.mark.parametrize("fails_at", ["b/glm_dataset_b.sqlite", "contigs.parquet"])
-def test_failure_while_moving_into_place_is_taken_back(
+@pytest.mark.parametrize("fails_at", ["b/glm_dataset_b.sqlite", "contigs.parquet", "manifest.sqlite", ".parquet"])
+def test_failure_while_moving_into_place_is_completed_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
+    inputs = [fasta(tmp_path / f"{name}.fa", {"c": "ACGT"}) for name in "abc"]
+    build_sequence_dbs(inputs, tmp_path / "whole")
     out = tmp_path / "db"
-    inputs = [fasta(tmp_path / "a.fa", {"c": "A"}), fasta(tmp_path / "b.fa", {"c": "C"})]
-    build_sequence_dbs([inputs[0]], out)
-    before = files(out)
-    fasta(inputs[0], {"c": "GGG"})
     replace = staging.os.replace
 
     def failing(source: Path, target: Path) -> None:
@@ -212,10 +214,14 @@ def test_failure_while_moving_into_place_is_taken_back(
         replace(source, target)
 
     monkeypatch.setattr(staging.os, "replace", failing)
-    with pytest.raises(UsageError, match="No space left"):
-        build_sequence_dbs(inputs, out, force=True)
-    assert files(out) == before
-    assert sorted(p.name for p in out.iterdir()) == ["a", "contigs.parquet"]
+    with pytest.raises((UsageError, OSError), match="No space left"):
+        build_sequence_dbs(inputs, out)
+    build_sequence_dbs(inputs, out)
+    assert sorted(p.name for p in out.iterdir()) == ["a", "b", "c", "contigs.parquet", "manifest.sqlite"]
+    assert {p.name: rows(p) for p in out.glob("*/*.sqlite")} == {
+        p.name: rows(p) for p in (tmp_path / "whole").glob("*/*.sqlite")
+    }
+    assert pl.read_parquet(out / "contigs.parquet").equals(pl.read_parquet(tmp_path / "whole/contigs.parquet"))
 
 
 def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
@@ -223,7 +229,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
     left.mkdir(parents=True)
     (left / "glm_dataset_x.sqlite").write_bytes(b"half")
     build_sequence_dbs([fasta(tmp_path / "a.fa", {"c": "A"})], tmp_path / "db")
-    assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["a", "contigs.parquet"]
+    assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["a", "contigs.parquet", "manifest.sqlite"]
 
 
 def test_two_builds_into_one_folder_at_once(tmp_path: Path) -> None:
@@ -259,7 +265,7 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_contig_longer_than_a_value_of_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence_dbs, "MAX_CONTIG_BASES", 5)
+    monkeypatch.setattr(sample_db, "MAX_CONTIG_BASES", 5)
     path = fasta(tmp_path / "a.fa", {"c": "ACGTA", "d": "ACGTAC"})
     with pytest.raises(InputError, match=r"record 2 \(d\): 6 bases are more than SQLite holds"):
         build_sequence_dbs([path], tmp_path / "db")

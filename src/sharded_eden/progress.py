@@ -1,16 +1,19 @@
-"""How long commands tell what they have done: a callback, given by whoever shows it.
+"""How long commands tell what they have done: callbacks, given by whoever shows it.
 
-Nothing here prints. `cli.py` hands in a progress bar where there is a terminal; everyone else may hand in nothing.
+Nothing here prints. `cli/show.py` hands in a progress bar where there is a terminal; everyone else may hand in nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeAlias
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called with what is done and the total, in a unit of the step's own choice (bytes of input, contigs)."""
+
+Note: TypeAlias = Callable[[str], object]
+"""Called with what is being done, in a few words: `1,204 records, 5.2 Gb, 310 Mb/s, SAMPLE1`."""
 
 REPORT_SECONDS = 0.1
 """The least time between two reports of one `Meter`."""
@@ -34,3 +37,77 @@ class Meter:
         """Say that everything is done."""
         if self._progress is not None:
             self._progress(self._total, self._total)
+
+
+class Tick(NamedTuple):
+    """How far one of many tasks has come since it began."""
+
+    task: Hashable
+    done: int
+    """In the unit of the total."""
+    records: int
+    bases: int
+    sample: str
+    """What it works on."""
+
+
+class Ticker:
+    """Tells how far one task has come, five times a second at most.
+
+    Args:
+        say: takes a `Tick`.
+        task: what tells the task from others.
+    """
+
+    INTERVAL_SECONDS = 0.2
+
+    def __init__(self, say: Callable[[Any], object], task: Hashable) -> None:
+        self._say, self._task = say, task
+        self._next = 0.0
+        self.records = self.bases = 0
+
+    def count(self, bases: int, done: int, sample: str) -> None:
+        """Count one record more; `done` is what is behind us of the whole task."""
+        self.records += 1
+        self.bases += bases
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + self.INTERVAL_SECONDS
+            self._say(Tick(self._task, done, self.records, self.bases, sample))
+
+
+class Tally:
+    """Adds up the ticks of all tasks, and what is finished, and tells both callbacks."""
+
+    def __init__(self, progress: Progress | None, note: Note | None, total: int) -> None:
+        self._meter = Meter(progress, total)
+        self._note = note
+        self._running: dict[Hashable, Tick] = {}
+        self._done = self._records = self._bases = 0
+        self._started = time.monotonic()
+
+    def hear(self, tick: Tick) -> None:
+        """Take in how far a task has come."""
+        self._running[tick.task] = tick
+        self._tell(tick.sample)
+
+    def end(self, task: Hashable, done: int, records: int, bases: int) -> None:
+        """Take in that a task has ended, with all it has done."""
+        self._running.pop(task, None)
+        self._done += done
+        self._records += records
+        self._bases += bases
+        self._tell("")
+
+    def finish(self) -> None:
+        """Say that everything is done."""
+        self._meter.finish()
+
+    def _tell(self, sample: str) -> None:
+        running = self._running.values()
+        self._meter.reach(self._done, sum(tick.done for tick in running))
+        if self._note is not None:
+            records = self._records + sum(tick.records for tick in running)
+            bases = self._bases + sum(tick.bases for tick in running)
+            rate = bases / max(time.monotonic() - self._started, 1e-9)
+            words = f"{records:,} records, {bases / 1e6:,.0f} Mb, {rate / 1e6:,.0f} Mb/s"
+            self._note(f"{words}, {sample}" if sample else words)

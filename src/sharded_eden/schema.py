@@ -18,6 +18,8 @@ CONTIG_ID = "contig_id"
 LENGTH = "length"
 CONTIGS_FILE = "contigs.parquet"
 """The table of all contigs that `build` lays beside the sample folders."""
+MANIFEST_FILE = "manifest.sqlite"
+"""What each sample was built from; `build` lays it there too."""
 
 SPLITS = ("train", "val", "test")
 
@@ -169,6 +171,8 @@ def check_folder_name(sample_id: str, source: str) -> None:
         if sample_id.startswith(".")
         else "the table of all contigs bears this name"
         if sample_id == CONTIGS_FILE
+        else "the manifest bears this name"
+        if sample_id == MANIFEST_FILE
         else ""
     )
     if reason:

@@ -1,54 +1,43 @@
-"""From FASTA files to one SQLite sequence database per sample, and the table of all contigs beside them.
+"""From input files to one SQLite sequence database per sample, and the table of all contigs beside them.
 
-Enter: files, folders, patterns. Leave, in the output folder: `<sample>/glm_dataset_<sample>.sqlite` and `contigs.parquet`.
+Enter: files, folders, patterns. Leave, in the output folder: `<sample>/glm_dataset_<sample>.sqlite`, `contigs.parquet` and
+`manifest.sqlite`.
 
-    records ──name──▶ (sample, contig ID) ──▶ buffers, 64 MB ──▶ OUT/.partial-build/ ──rename──▶ OUT/
+    files ──┬─ all records of one sample ──▶ direct.py: one task a sample ────────┬──▶ staging.py ──▶ OUT/<sample>/
+            └─ records name their samples ─▶ mixed.py: scatter, gather ───────────┘
 
-Costs one pass over the input and some 200 MB beside the longest record, however the samples are mixed and however many
-there are: buffers are emptied together, each into its database, and no database stays open. Whatever goes wrong, the
-output folder is left as it was.
+Each sample appears as a whole when it is finished, and stays, whatever becomes of the others: a run that was stopped is
+completed by the same command. What is there, built from the same inputs, is not built again. IDs and rows depend on
+the inputs and their order alone, not on how many tasks run at once, where, or in which order they end.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections import defaultdict
+import re
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import apsw
-import polars as pl
 
 from sharded_eden import schema
-from sharded_eden.errors import DatabaseError, InputError, UsageError
+from sharded_eden.engine import Engine, EngineName
+from sharded_eden.errors import InputError, UsageError
 from sharded_eden.prepare import records
-from sharded_eden.prepare.records import Record, describe
-from sharded_eden.prepare.staging import move_all, workplace
-from sharded_eden.progress import Meter, Progress
-from sharded_eden.sqlite import create_database, is_mutable_now, publishing
-
-BUFFER_BYTES = 64 << 20
-"""Bases, and what Python adds to a record, that wait in memory before they are written."""
-
-RECORD_OVERHEAD_BYTES = 600
-"""What a waiting record costs beside its bases: its strings, its tuple and its row of the contig table."""
-
-MAX_CONTIG_BASES = 999_999_000
-"""SQLite holds values of at most 1,000,000,000 bytes, the row's other column included."""
-
-CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
-    "contig_id": pl.String,
-    "original_id": pl.String,
-    "description": pl.String,
-    "sample": pl.String,
-    "length": pl.Int64,
-    "source_file": pl.String,
-}
-"""The columns of `contigs.parquet`."""
+from sharded_eden.prepare.builder import build
+from sharded_eden.prepare.contig_table import check_contig_table
+from sharded_eden.prepare.direct import Input
+from sharded_eden.prepare.formats import ReadOptions
+from sharded_eden.prepare.job import Job
+from sharded_eden.prepare.source import BLOCK_BYTES, STANDARD_INPUT
+from sharded_eden.prepare.staging import Place, workplace
+from sharded_eden.progress import Note, Progress, Tally
+from sharded_eden.sqlite import create_database, publishing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +49,10 @@ class BuildResult:
     bases: int
     bytes_on_disk: int
     """The size of the sequence databases written, in bytes."""
+    unchanged: int
+    """Samples that were there already, built from the same inputs."""
+    grown: tuple[str, ...]
+    """Samples that were there and were built again, because inputs were added that hold records of them."""
     contigs_parquet: Path
 
 
@@ -116,192 +109,115 @@ def build_sequence_dbs(
     *,
     tag: str = "BCR",
     sample: str | None = None,
+    sample_regex: str | None = None,
+    format: str | None = None,
+    text_field: str | None = None,
+    id_field: str | None = None,
     force: bool = False,
+    jobs: int | None = 1,
+    engine: EngineName = "local",
+    address: str | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    note: Note | None = None,
 ) -> BuildResult:
-    """Write the sequence databases of all samples found in FASTA files, and `contigs.parquet` beside them.
+    """Write the sequence databases of all samples found in input files, and `contigs.parquet` beside them.
 
     A record whose name has the form of a sequence ID (`BCR__ECT-SAMPLE1__CT1-1`) keeps it and goes to the sample that it
-    names. Any other goes to the sample of its file and gets an ID of that form, numbered within the sample.
+    names. Any other goes to the sample of its file and gets an ID of that form, numbered within the sample in input order.
 
     Args:
-        inputs: FASTA files, folders or glob patterns, plain or compressed.
+        inputs: FASTA, JSON lines, GenBank, Parquet or Arrow files, folders or glob patterns; `-` for standard input.
         out_dir: where the databases go. It may hold other samples, which are kept.
         tag: what the IDs given begin with, before the first `__`.
         sample: the sample of all records; without it, the name of each file stands for one.
-        force: replace the databases of samples that are there already.
+        sample_regex: a pattern with a group `(?P<sample>...)`, searched for in the name of each record.
+        format: `fasta`, `jsonl`, `parquet`, `arrow` or `genbank`; told by each file's ending unless given.
+        text_field: the field of JSON lines, or the column, that holds the sequence.
+        id_field: the one that holds the record's name; "" for none.
+        force: build everything anew, also what is there.
+        jobs: how many tasks at a time; more than 1 start processes, so that a script needs `if __name__ == "__main__"`.
+            None: as many as there are processors, 8 at most, where there is work for them.
+        engine: `local`, or `ray` for a Ray cluster with a shared file system.
+        address: of the Ray cluster.
+        scratch: a folder on a local disk in which databases are built before they are copied; the output folder unless
+            given.
         progress: called with bytes of input read and their total.
+        note: called with records, bases, rate and the present sample, in words.
 
     Raises:
-        UsageError: a sample exists already, two files stand for the same sample, a record names another sample than
-            `sample`, a name cannot be used, or the folder cannot be written to.
-        InputError: an input is no sound FASTA file, or two records share a name or an ID.
+        UsageError: a sample was built from other inputs or with other settings, two files stand for the same sample, a
+            record names another sample than `sample`, a name cannot be used, or the folder cannot be written to.
+        InputError: an input cannot be taken as it is, or two records of a sample share a name or an ID. The other samples
+            are built all the same; the message tells of all that are not.
+        MissingExtra: a format or an engine needs a package that is not installed.
     """
+    _check_request(tag, sample, sample_regex)
+    options = ReadOptions(format=format, text_field=text_field, id_field=id_field)
+    out = Path(out_dir)
+    files = records.find_inputs(inputs, format=format, out=out)
+    total = sum(file.stat().st_size for file in files if str(file) != STANDARD_INPUT)
+    if jobs is None and engine == "local":
+        jobs = min(8, _processors()) if total >= WORTH_PROCESSES_BYTES else 1
+    where = Engine(engine, jobs, address)
+    settings = json.dumps({"tag": tag, "sample_regex": sample_regex, **asdict(options)}, sort_keys=True)
+    with workplace(out, Path(scratch) if scratch is not None else None) as place:
+        check_contig_table(out)
+        numbered = [_input(number, file, place) for number, file in enumerate(files)]
+        tally = Tally(progress, note, sum(each.size_bytes for each in numbered))
+        job = Job(
+            place=place,
+            engine=where,
+            options=options,
+            tag=tag,
+            settings=settings,
+            sample=sample,
+            sample_regex=sample_regex,
+            force=force,
+            tally=tally,
+        )
+        build(job, numbered)
+        tally.finish()
+    return BuildResult(
+        samples=len(job.built),
+        contigs=sum(result.contigs for result in job.built.values()),
+        bases=sum(result.bases for result in job.built.values()),
+        bytes_on_disk=sum(result.bytes_on_disk for result in job.built.values()),
+        unchanged=len(job.unchanged),
+        grown=tuple(sorted(job.grown)),
+        contigs_parquet=out / schema.CONTIGS_FILE,
+    )
+
+
+WORTH_PROCESSES_BYTES = 32 << 20
+"""Inputs smaller than this in all are read by one process: starting others would take longer."""
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_request(tag: str, sample: str | None, sample_regex: str | None) -> None:
     schema.check_tag(tag)
     if sample is not None:
         schema.check_sample_id(sample, "--sample")
-    files = records.find_inputs(inputs)
-    out = Path(out_dir)
-    with workplace(out) as staging, closing(_Build(out, staging, tag=tag, sample=sample, force=force)) as build:
-        sizes = [file.stat().st_size for file in files]
-        meter = Meter(progress, sum(sizes))
-        for file, before in zip(files, accumulate(sizes, initial=0), strict=False):
-            for record in records.read_records(file, position=partial(meter.reach, before)):
-                build.add(record, file)
-        meter.finish()
-        return build.publish()
-
-
-class _Build:
-    """The records of one build on their way to the databases of their samples."""
-
-    def __init__(self, out: Path, staging: Path, *, tag: str, sample: str | None, force: bool) -> None:
-        self._out, self._staging = out, staging
-        self._tag, self._sample, self._force = tag, sample, force
-        self._table = out / schema.CONTIGS_FILE
-        if self._table.exists():
-            _check_table(self._table)
-        self._files: list[Path] = []
-        self._file_of_sample: dict[str, Path] = {}  # samples named after their file
-        self._sample_of_this_file = ""  # asked for once a record, so kept
-        self._contigs_of_sample: dict[str, int] = {}
-        self._bases = 0
-        self._buffers: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-        self._rows: list[tuple[str, str, str, str, int, str]] = []
-        self._buffered_bytes = 0
-        self._chunks: list[Path] = []
-        self._seen = create_database(staging / "seen.sqlite", cache_kib=16_384)
-        self._seen.execute(
-            "CREATE TABLE seen (sample TEXT, name TEXT, file INTEGER, ordinal INTEGER, PRIMARY KEY (sample, name)) "
-            "WITHOUT ROWID; BEGIN"
-        )
-
-    def close(self) -> None:
-        self._seen.close()
-
-    def add(self, record: Record, file: Path) -> None:
-        """Take in one record, and write all that waits when it has become too much."""
-        if not self._files or self._files[-1] != file:
-            self._files.append(file)
-            self._sample_of_this_file = ""
-        where = describe(file, record.ordinal, record.name)
-        bases = len(record.sequence)
-        if bases > MAX_CONTIG_BASES:
-            raise InputError(f"{where}: {bases:,} bases are more than SQLite holds in one value ({MAX_CONTIG_BASES:,})")
-        sample, contig_id = self._identify(record, file, where)
-        for name in dict.fromkeys((record.name, contig_id)):
-            self._claim(sample, name, record.ordinal, where)
-        self._buffers[sample].append((contig_id, record.sequence))
-        self._rows.append((contig_id, record.name, record.description, sample, bases, str(file)))
-        self._bases += bases
-        self._buffered_bytes += bases + RECORD_OVERHEAD_BYTES
-        if self._buffered_bytes >= BUFFER_BYTES:
-            self._flush()
-
-    def _identify(self, record: Record, file: Path, where: str) -> tuple[str, str]:
-        """Return the sample and the contig ID of a record."""
-        keeps_its_id = schema.has_sequence_id_form(record.name)
-        if keeps_its_id:
-            sample = schema.extract_sample_id(record.name)
-            if self._sample not in {None, sample}:
-                raise UsageError(
-                    f"{where}: its ID names sample {sample!r}, --sample says {self._sample!r}. "
-                    "Leave --sample out, or give these records other names"
-                )
-        else:
-            sample = self._sample or self._sample_of(file)
-        if sample not in self._contigs_of_sample:
-            self._start(sample, where)
-        self._contigs_of_sample[sample] += 1
-        ordinal = self._contigs_of_sample[sample]
-        return sample, record.name if keeps_its_id else schema.make_sequence_id(self._tag, sample, ordinal)
-
-    def _sample_of(self, file: Path) -> str:
-        if not self._sample_of_this_file:
-            sample = records.default_sample_id(file)
-            first = self._file_of_sample.setdefault(sample, file)
-            if first != file:
-                raise UsageError(
-                    f"{first} and {file} both stand for sample {sample!r}. Rename one of them, or pool them: --sample NAME"
-                )
-            self._sample_of_this_file = sample
-        return self._sample_of_this_file
-
-    def _start(self, sample: str, where: str) -> None:
-        schema.check_folder_name(sample, where)
-        path = schema.sample_database_path(self._out, sample)
-        if path.exists() and not self._force:
-            raise UsageError(f"{path}: sample {sample!r} is there already. --force replaces it")
-        if is_mutable_now(path):
-            raise UsageError(f"{path} is being written to: a -wal or -journal file stands beside it")
-        self._contigs_of_sample[sample] = 0
-
-    def _claim(self, sample: str, name: str, ordinal: int, where: str) -> None:
-        """Note a name as taken within a sample."""
-        try:
-            self._seen.execute("INSERT INTO seen VALUES (?, ?, ?, ?)", (sample, name, len(self._files) - 1, ordinal))
-        except apsw.ConstraintError as error:
-            query = "SELECT file, ordinal FROM seen WHERE sample = ? AND name = ?"
-            file, first = next(self._seen.execute(query, (sample, name)))
-            raise InputError(
-                f"{where}: {name!r} is taken within sample {sample!r} by record {first} of {self._files[file]}"
-            ) from error
-
-    def _flush(self) -> None:
-        """Write what waits: to each sample's staged database, and a chunk of the contig table."""
-        for sample, contigs in self._buffers.items():
-            path = schema.sample_database_path(self._staging / "samples", sample)
-            is_new = not path.exists()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(create_database(path)) as database:
-                database.execute(f"BEGIN; {schema.CREATE_SEQUENCES if is_new else ''}")
-                database.executemany("INSERT INTO sequences VALUES (?, ?)", contigs)
-                database.execute("COMMIT")
-        if self._rows:
-            self._chunks.append(self._staging / f"chunk{len(self._chunks):08}.parquet")
-            pl.DataFrame(self._rows, schema=CONTIG_COLUMNS, orient="row").write_parquet(self._chunks[-1])
-        self._buffers.clear()
-        self._rows.clear()
-        self._buffered_bytes = 0
-
-    def publish(self) -> BuildResult:
-        """Move the databases into place, the contig table last."""
-        self._flush()
-        moves = {
-            schema.sample_database_path(self._staging / "samples", sample): schema.sample_database_path(
-                self._out, sample
-            )
-            for sample in self._contigs_of_sample
-        }
-        bytes_on_disk = sum(staged.stat().st_size for staged in moves)
-        moves[self._write_table()] = self._table
-        move_all(moves, attic=self._staging)
-        return BuildResult(
-            samples=len(self._contigs_of_sample),
-            contigs=sum(self._contigs_of_sample.values()),
-            bases=self._bases,
-            bytes_on_disk=bytes_on_disk,
-            contigs_parquet=self._table,
-        )
-
-    def _write_table(self) -> Path:
-        """Write the contig table: the rows of samples that stay, then those of this build."""
-        parts = [pl.scan_parquet(self._chunks)]
-        if self._table.exists():
-            built = pl.LazyFrame({"sample": list(self._contigs_of_sample)})
-            parts.insert(0, pl.scan_parquet(self._table).join(built, on="sample", how="anti", maintain_order="left"))
-        path = self._staging / schema.CONTIGS_FILE
-        pl.concat(parts).sink_parquet(path)
-        return path
-
-
-def _check_table(table: Path) -> None:
-    """Refuse a `contigs.parquet` that new rows cannot be added to."""
+    if sample_regex is None:
+        return
+    if sample is not None:
+        raise UsageError("--sample and --sample-regex exclude each other")
     try:
-        found = dict(pl.read_parquet_schema(table))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DatabaseError(f"{table}: cannot be read ({error}). Remove it: split works without it") from error
-    if found != CONTIG_COLUMNS:
-        raise DatabaseError(
-            f"{table}: its columns are {found}, those that build writes {CONTIG_COLUMNS}. Remove it: split works without it"
-        )
+        groups = re.compile(sample_regex).groupindex
+    except re.error as error:
+        raise UsageError(f"--sample-regex {sample_regex!r} is no pattern ({error})") from error
+    if "sample" not in groups:
+        raise UsageError(f"--sample-regex {sample_regex!r} has no group (?P<sample>...)")
+
+
+def _input(number: int, file: Path, place: Place) -> Input:
+    """Return an input; standard input is written to the staging folder, so that any process can read it."""
+    if str(file) != STANDARD_INPUT:
+        return Input(number=number, path=file, called=str(file), size_bytes=file.stat().st_size)
+    spooled = place.staging / "standard-input"
+    with spooled.open("wb") as target:
+        shutil.copyfileobj(sys.stdin.buffer, target, BLOCK_BYTES)
+    return Input(number=number, path=spooled, called=STANDARD_INPUT, size_bytes=spooled.stat().st_size)

@@ -1,0 +1,173 @@
+"""An input whose records all go to one sample: read, written and published by one task.
+
+Enters: a sample and its files. Leaves: its database, or word that it is there already, or that a record names another sample,
+which makes the files inputs of the other kind (`mixed.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from sharded_eden import schema
+from sharded_eden.engine import Say
+from sharded_eden.errors import UsageError
+from sharded_eden.prepare.formats import ReadOptions
+from sharded_eden.prepare.manifest import Built, Receipt
+from sharded_eden.prepare.records import Record, describe, read_records
+from sharded_eden.prepare.sample_db import ContigRows, SampleResult, write_sample
+from sharded_eden.prepare.source import STANDARD_INPUT, FileState, Source, file_state
+from sharded_eden.prepare.staging import Place
+from sharded_eden.progress import Ticker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input file."""
+
+    number: int
+    """Its place among all inputs: the order in which records are numbered."""
+    path: Path
+    called: str
+    """What messages and the contig table call it."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectTask:
+    """All that a process needs to build one sample."""
+
+    place: Place
+    sample: str
+    inputs: tuple[Input, ...]
+    options: ReadOptions
+    tag: str
+    settings: str
+    is_asked_for: bool
+    """The user named the sample: a record that names another is then an error."""
+    recorded: tuple[FileState, ...] | None
+    """What the sample that is there was built from, where it should not be built again."""
+    is_taken: bool
+    """A database that no build of ours knows of bears its name."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all inputs."""
+        return sum(each.size_bytes for each in self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectOutcome:
+    """What became of such a task: built, mixed, or neither, where the sample that is there was built from these inputs."""
+
+    built: SampleResult | None = None
+    states: tuple[FileState, ...] = ()
+    """What the inputs were."""
+    is_mixed: bool = False
+
+
+class _NamesAnotherSample(Exception):
+    """A record belongs to another sample than its file."""
+
+
+def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
+    """Build one sample.
+
+    Raises:
+        UsageError: an input has changed since the sample was built, or a record names another sample than `--sample`.
+        InputError: an input cannot be taken as it is.
+    """
+    if task.recorded is not None:
+        now = _states(task)
+        if [state.hash for state in now] == [state.hash for state in task.recorded]:
+            return DirectOutcome(states=now)
+        check_only_grown(task.sample, task.recorded, now)
+    states: list[FileState] = []
+    ticker = Ticker(say, task.sample)
+    with task.place.desk() as desk:
+        rows = ContigRows(desk, "contigs")
+        database = desk / "sample.sqlite"
+        try:
+            result = write_sample(database, task.sample, task.tag, _records(task, states, ticker), rows)
+        except _NamesAnotherSample:
+            return DirectOutcome(is_mixed=True)
+        built = Built(result=result, staged=task.place.make_ready(database), inputs=tuple(range(len(states))))
+        receipt = Receipt(settings=task.settings, inputs=tuple(states), built=(built,))
+        task.place.publish(f"0-{key_of(task.sample)}", receipt, rows.table())
+    return DirectOutcome(built=result, states=tuple(states))
+
+
+def path_of(each: Input) -> str:
+    """Return what the manifest calls an input."""
+    return STANDARD_INPUT if each.called == STANDARD_INPUT else str(each.path.resolve())
+
+
+def key_of(name: str) -> str:
+    """Return a file name that stands for a sample."""
+    return blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+def taken(out: Path, sample: str) -> UsageError:
+    """Return the error for a sample that is there and was not built here."""
+    return UsageError(
+        f"{schema.sample_database_path(out, sample)}: sample {sample!r} is there already. --force replaces it"
+    )
+
+
+def check_only_grown(sample: str, recorded: tuple[FileState, ...], now: tuple[FileState, ...]) -> None:
+    """Refuse to build a sample again unless all it was built from is still there as it was.
+
+    Raises:
+        UsageError: an input has changed, or is none any more.
+    """
+    present = {state.hash for state in now}
+    paths = {state.path: state for state in now}
+    for old in recorded:
+        if old.hash not in present:
+            if old.path in paths:
+                reason = (
+                    f"{old.path} has changed since sample {sample!r} was built from it ({_sizes(old, paths[old.path])})"
+                )
+            else:
+                reason = f"sample {sample!r} was built from {old.path}, which is none of the inputs now"
+            raise UsageError(f"{reason}. --force builds it from what is given now")
+
+
+def _sizes(old: FileState, new: FileState) -> str:
+    if old.size_bytes != new.size_bytes:
+        return f"{old.size_bytes:,} bytes then, {new.size_bytes:,} now"
+    return f"hash {old.hash[:12]} then, {new.hash[:12]} now"
+
+
+def _states(task: DirectTask) -> tuple[FileState, ...]:
+    """Return what the inputs are now; those that look as they did are not read."""
+    known = {state.path: state for state in task.recorded or ()}
+    states = []
+    for each in task.inputs:
+        old = known.get(path_of(each))
+        states.append(old if old is not None and old.looks_unchanged() else file_state(each.path, each.called))
+    return tuple(states)
+
+
+def _records(task: DirectTask, states: list[FileState], ticker: Ticker) -> Iterator[tuple[Record, str]]:
+    before = 0
+    for each in task.inputs:
+        with Source(each.path, each.called) as source:
+            for record in read_records(source, task.options):
+                if schema.has_sequence_id_form(record.name):
+                    named = schema.extract_sample_id(record.name)
+                    if named != task.sample:
+                        if not task.is_asked_for:
+                            raise _NamesAnotherSample
+                        raise UsageError(
+                            f"{describe(each.called, record.ordinal, record.name)}: its ID names sample {named!r}, "
+                            f"--sample says {task.sample!r}. Leave --sample out, or give these records other names"
+                        )
+                if task.is_taken:
+                    raise taken(task.place.out, task.sample)
+                yield record, each.called
+                ticker.count(len(record.sequence), before + source.position(), task.sample)
+            states.append(source.finish())
+        before += each.size_bytes

@@ -66,9 +66,9 @@ class Ticker:
         self._next = 0.0
         self.records = self.bases = 0
 
-    def count(self, bases: int, done: int, sample: str) -> None:
-        """Count one record more; `done` is what is behind us of the whole task."""
-        self.records += 1
+    def count(self, records: int, bases: int, done: int, sample: str) -> None:
+        """Count more records and bases; `done` is what is behind us of the whole task."""
+        self.records += records
         self.bases += bases
         if (now := time.monotonic()) >= self._next:
             self._next = now + self.INTERVAL_SECONDS

@@ -128,6 +128,8 @@ def make_sequence_id(tag: str, sample_id: str, ordinal: int) -> str:
 
 def has_sequence_id_form(name: str) -> bool:
     """Tell whether a record's name has the specified form `TAG__X-SAMPLE__CONTIG`, no part of it empty."""
+    if "__" not in name:
+        return False
     parts = name.split("__", 2)
     if len(parts) != 3 or not parts[0] or not parts[2]:
         return False

@@ -14,6 +14,10 @@ from sharded_eden.prepare.direct import DirectTask, Input, build_direct, path_of
 from sharded_eden.prepare.job import Job
 from sharded_eden.prepare.manifest import Manifest
 from sharded_eden.prepare.pool import build_pooled
+from sharded_eden.prepare.sample_db import page_size_for
+
+BASES_PER_BYTE = 4
+"""Of a compressed input, about; of one that is not, 1."""
 
 
 def build(job: Job, inputs: Sequence[Input]) -> None:
@@ -74,6 +78,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
                 options=job.options,
                 tag=job.tag,
                 settings=job.settings,
+                page_size=job.page_size or page_size_for(BASES_PER_BYTE * sum(each.size_bytes for each in files)),
                 is_asked_for=job.sample is not None,
                 recorded=recorded.inputs if job.is_whole(sample, recorded) and recorded else None,
                 is_taken=recorded is None and not job.force and job.database(sample).exists(),

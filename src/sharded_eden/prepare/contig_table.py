@@ -63,14 +63,16 @@ def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], fol
     for layer in _layers([receipt for _, receipt in receipts]):
         of_layer = []
         for start in range(0, len(layer), FILES_AT_ONCE):
-            parts.append(folder / f"rows{len(parts):08}.parquet")
-            of_layer.append(pl.scan_parquet(parts[-1]))
             rows = []
             for number in layer[start : start + FILES_AT_ONCE]:
                 path, receipt = receipts[number]
                 replaced = [b.result.sample for b in receipt.built if latest[b.result.sample] != number]
                 rows.append(_without(pl.scan_parquet(path), replaced).select(list(CONTIG_COLUMNS)))
-            pl.concat(rows).sink_parquet(parts[-1], maintain_order=True)
+            of_layer.append(pl.concat(rows))
+            if len(layer) > FILES_AT_ONCE:
+                parts.append(folder / f"rows{len(parts):08}.parquet")
+                of_layer[-1].sink_parquet(parts[-1], maintain_order=True)
+                of_layer[-1] = pl.scan_parquet(parts[-1])
         merged.append(pl.concat(of_layer))
     with publishing(table) as unfinished:
         rows_of_all = reduce(lambda one, other: one.merge_sorted(other, key="sample", maintain_order=True), merged)

@@ -16,7 +16,7 @@ from sharded_eden.engine import Say
 from sharded_eden.errors import UsageError
 from sharded_eden.prepare.formats import ReadOptions
 from sharded_eden.prepare.manifest import Built, Receipt
-from sharded_eden.prepare.records import Record, describe, read_records
+from sharded_eden.prepare.records import Record, read_records
 from sharded_eden.prepare.sample_db import ContigRows, SampleResult, write_sample
 from sharded_eden.prepare.source import STANDARD_INPUT, FileState, Source, file_state
 from sharded_eden.prepare.staging import Place
@@ -45,6 +45,7 @@ class DirectTask:
     options: ReadOptions
     tag: str
     settings: str
+    page_size: int
     is_asked_for: bool
     """The user named the sample: a record that names another is then an error."""
     recorded: tuple[FileState, ...] | None
@@ -84,19 +85,28 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
         if [state.hash for state in now] == [state.hash for state in task.recorded]:
             return DirectOutcome(states=now)
         check_only_grown(task.sample, task.recorded, now)
-    states: list[FileState] = []
-    ticker = Ticker(say, task.sample)
+    files = _Files(task, Ticker(say, task.sample))
     with task.place.desk() as desk:
         rows = ContigRows(desk, "contigs")
         database = desk / "sample.sqlite"
         try:
-            result = write_sample(database, task.sample, task.tag, _records(task, states, ticker), rows)
+            result = write_sample(
+                database,
+                task.sample,
+                task.tag,
+                files,
+                rows,
+                page_size=task.page_size,
+                tell=files.tell,
+                other=files.other,
+            )
         except _NamesAnotherSample:
             return DirectOutcome(is_mixed=True)
+        states = tuple(files.states)
         built = Built(result=result, staged=task.place.make_ready(database), inputs=tuple(range(len(states))))
-        receipt = Receipt(settings=task.settings, inputs=tuple(states), built=(built,))
+        receipt = Receipt(settings=task.settings, inputs=states, built=(built,))
         task.place.publish(f"0-{key_of(task.sample)}", receipt, rows.table())
-    return DirectOutcome(built=result, states=tuple(states))
+    return DirectOutcome(built=result, states=states)
 
 
 def path_of(each: Input) -> str:
@@ -151,23 +161,47 @@ def _states(task: DirectTask) -> tuple[FileState, ...]:
     return tuple(states)
 
 
-def _records(task: DirectTask, states: list[FileState], ticker: Ticker) -> Iterator[tuple[Record, str]]:
-    before = 0
-    for each in task.inputs:
-        with Source(each.path, each.called) as source:
-            for record in read_records(source, task.options):
-                if schema.has_sequence_id_form(record.name):
-                    named = schema.extract_sample_id(record.name)
-                    if named != task.sample:
-                        if not task.is_asked_for:
-                            raise _NamesAnotherSample
-                        raise UsageError(
-                            f"{describe(each.called, record.ordinal, record.name)}: its ID names sample {named!r}, "
-                            f"--sample says {task.sample!r}. Leave --sample out, or give these records other names"
-                        )
-                if task.is_taken:
-                    raise taken(task.place.out, task.sample)
-                yield record, each.called
-                ticker.count(len(record.sequence), before + source.position(), task.sample)
-            states.append(source.finish())
-        before += each.size_bytes
+class _Files:
+    """The files of a task, one after the other, and how far reading has come."""
+
+    def __init__(self, task: DirectTask, ticker: Ticker) -> None:
+        self._task, self._ticker = task, ticker
+        self.states: list[FileState] = []
+        self._before = 0
+        self._source: Source | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, Iterator[Record]]]:
+        for each in self._task.inputs:
+            with Source(each.path, each.called) as self._source:
+                yield each.called, self._first_free(read_records(self._source, self._task.options))
+                self.states.append(self._source.finish())
+            self._before += each.size_bytes
+
+    def _first_free(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Refuse a sample that is taken, but only once a record is known to be of it."""
+        if not self._task.is_taken:
+            return records
+        return self._refused(records)
+
+    def _refused(self, records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            if (
+                not schema.has_sequence_id_form(record.name)
+                or schema.extract_sample_id(record.name) == self._task.sample
+            ):
+                raise taken(self._task.place.out, self._task.sample)
+            yield record
+
+    def tell(self, records: int, bases: int) -> None:
+        """Say how far it has come."""
+        if self._source is not None:
+            self._ticker.count(records, bases, self._before + self._source.position(), self._task.sample)
+
+    def other(self, where: str, named: str) -> Exception:
+        """Return what is to be done about a record that names another sample."""
+        if not self._task.is_asked_for:
+            return _NamesAnotherSample()
+        return UsageError(
+            f"{where}: its ID names sample {named!r}, --sample says {self._task.sample!r}. Leave --sample out, or give "
+            "these records other names"
+        )

@@ -8,24 +8,20 @@ anything unusual in it (white space, comments, an odd character) goes through su
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, TypeAlias
 
 from sharded_eden.errors import InputError
 from sharded_eden.schema import NUCLEOTIDES
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 
 _SOUND = (NUCLEOTIDES + NUCLEOTIDES.lower() + "\r\n").encode()
 
 
-class Entry(NamedTuple):
-    """What any format gives for a record."""
-
-    name: str
-    description: str
-    sequence: str
-    checked: bool = False
-    """Whether the sequence is known to hold nothing but IUPAC nucleotide letters."""
+Entry: TypeAlias = tuple[str, str, str, bool]
+"""What any format gives for a record: name, description, sequence, and whether the sequence is known to hold nothing but
+IUPAC nucleotide letters. A plain tuple, since a named one takes as long to make as all else that is done to a short record.
+"""
 
 
 def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
@@ -38,35 +34,40 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
     Raises:
         InputError: it does not begin with a header.
     """
-    header: str | None = None
+    header: bytes | None = None
     parts: list[str] = []
     checked = True
     line = 1
     for block, goes_on in _blocks(stream):
         if goes_on and block[0] not in _SOUND:
             raise InputError(f"{called}: is not FASTA: {chr(block[0])!r} within a line of bases")
-        sound, pieces = _pieces(block)
-        if not sound:
-            pieces = _lines(block)
-        for is_header, piece in pieces:
-            if not is_header:
-                if header is None and piece:
-                    raise _no_header(called, block, line)
-                parts.append(piece)
-                checked = checked and sound
-                continue
+        sound, before, records = _records(block)
+        if before:
+            if header is None:
+                raise _no_header(called, block, line)
+            parts.append(before)
+            checked = checked and sound
+        if records:
             if header is not None:
-                yield _entry(header, parts, checked)
-            header, parts, checked = piece, [], True
-        if header is None:
+                yield (*_name(header), "".join(parts), checked)
+            header, last = records.pop()
+            for head, sequence in records:
+                yield (*_name(head), sequence, sound)
+            parts, checked = [last], sound
+        elif header is None:
             line += block.count(b"\n")
     if header is not None:
-        yield _entry(header, parts, checked)
+        yield (*_name(header), "".join(parts), checked)
 
 
-def _entry(header: str, parts: list[str], checked: bool) -> Entry:
-    name, *description = header.split(None, 1) or [""]
-    return Entry(name, description[0] if description else "", parts[0] if len(parts) == 1 else "".join(parts), checked)
+def _name(header: bytes) -> tuple[str, str]:
+    """Return the name in a header and the description behind it."""
+    text = header.decode()
+    name, _, description = text.partition(" ")
+    if name and name.isprintable() and description.isprintable() and not description.startswith(" "):
+        return name, description.rstrip()
+    name, *rest = text.split(None, 1) or [""]
+    return (name, rest[0].rstrip()) if rest else (name, "")
 
 
 def _blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
@@ -90,34 +91,41 @@ def _blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
         yield rest, goes_on
 
 
-def _pieces(block: bytes) -> tuple[bool, list[tuple[bool, str]]]:
-    """Return whether a block holds just headers and sound residues, and if so its headers and what lies between them."""
+def _records(block: bytes) -> tuple[bool, str, list[tuple[bytes, str]]]:
+    """Divide a block at its headers.
+
+    Returns:
+        Whether it holds just headers and sound residues, the residues before its first header, and (header, residues) of
+        each record.
+    """
     if b"\r" in block:
         block = block.replace(b"\r", b"")
-    headers = []
-    pieces: list[tuple[bool, str]] = []
-    at, end = 0, len(block)
-    while at < end:
-        if block[at] == 62:  # >
-            stop = block.find(b"\n", at)
-            stop = end if stop < 0 else stop
-            headers.append(block[at:stop])
-            pieces.append((True, headers[-1][1:].decode()))
-            at = stop + 1
-            continue
-        stop = block.find(b">", at)
-        while stop > 0 and block[stop - 1] != 10:
-            stop = block.find(b">", stop + 1)
-        stop = end if stop < 0 else stop
-        pieces.append((False, block[at:stop].replace(b"\n", b"").decode("latin-1")))
-        at = stop
-    return block.translate(None, _SOUND) == b"".join(headers).translate(None, _SOUND), pieces
+    first, *chunks = block.split(b">")
+    if chunks and not (first[-1:] in b"\n" and all(chunk[-1:] == b"\n" for chunk in chunks[:-1])):
+        first, *chunks = (b"\n" + block).split(b"\n>")  # a header may hold another '>'
+    before = first.replace(b"\n", b"").decode("latin-1")
+    records = []
+    headers = [b""]
+    for chunk in chunks:
+        header, _, body = chunk.partition(b"\n")
+        headers.append(header)
+        records.append((header, body.replace(b"\n", b"").decode("latin-1")))
+    if block.translate(None, _SOUND) == b">".join(headers).translate(None, _SOUND):
+        return True, before, records
+    return (False, *_records_by_line(block))
 
 
-def _lines(block: bytes) -> list[tuple[bool, str]]:
-    """Return the headers of a block and what lies between them, line by line: white space and comments are left out."""
-    lines = [line.strip() for line in block.decode().split("\n")]
-    return [(line[0] == ">", line[1:] if line[0] == ">" else line) for line in lines if line and line[0] != "#"]
+def _records_by_line(block: bytes) -> tuple[str, list[tuple[bytes, str]]]:
+    """Do the same line by line: white space around lines, empty lines and comments are left out."""
+    found: list[tuple[bytes, list[str]]] = [(b"", [])]
+    for line in block.split(b"\n"):
+        stripped = line.strip()
+        if stripped[:1] == b">":
+            found.append((stripped[1:], []))
+        elif stripped and stripped[:1] != b"#":
+            found[-1][1].append(stripped.decode())
+    (_, before), *records = found
+    return "".join(before), [(header, "".join(parts)) for header, parts in records]
 
 
 def _no_header(called: str, block: bytes, line: int) -> InputError:

@@ -141,9 +141,8 @@ def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
                 raise InputError(
                     f"{source.called}: is not GenBank, or damaged, after record {ordinal} ({error})"
                 ) from error
-            yield Entry(
-                record.id, "" if record.description == "<unknown description>" else record.description, sequence
-            )
+            description = "" if record.description == "<unknown description>" else record.description
+            yield record.id, description, sequence, False
 
 
 FORMATS: dict[str, Callable[[Source, ReadOptions], Iterator[Entry]]] = {
@@ -185,9 +184,9 @@ def _entry(name: object, text: object, where: str, field: str) -> Entry:
     if not isinstance(text, str):
         raise InputError(f"{where}: its field {field!r} is no text, but {type(text).__name__}")
     if name is None:
-        return Entry("", "", text)
+        return "", "", text, False
     first, *description = str(name).split(None, 1) or [""]
-    return Entry(first, description[0] if description else "", text)
+    return first, description[0] if description else "", text, False
 
 
 def _rows(batches: Iterator[pa.RecordBatch], text: str, name: str | None, called: str) -> Iterator[Entry]:

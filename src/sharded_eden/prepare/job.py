@@ -40,6 +40,8 @@ class Job:
     sample: str | None
     sample_regex: str | None
     force: bool
+    page_size: int | None
+    """Bytes a page; None: as each sample's size suggests."""
     tally: Tally
 
     built: dict[str, SampleResult] = field(default_factory=dict)

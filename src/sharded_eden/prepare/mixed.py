@@ -30,7 +30,7 @@ from sharded_eden.prepare.direct import Input, key_of
 from sharded_eden.prepare.formats import ReadOptions
 from sharded_eden.prepare.manifest import Built, Receipt
 from sharded_eden.prepare.records import Record, describe, read_records
-from sharded_eden.prepare.sample_db import ContigRows, SampleResult, write_sample
+from sharded_eden.prepare.sample_db import LARGE_PAGE, ContigRows, SampleResult, page_size_for, write_sample
 from sharded_eden.prepare.source import FileState, Source
 from sharded_eden.prepare.staging import Place
 from sharded_eden.progress import Tick, Ticker
@@ -118,13 +118,13 @@ def scatter(task: ScatterTask, say: Say) -> Run:
                         checked.add(sample)
                     bases = len(record.sequence)
                     yield sample, each.number, record.ordinal, bases, record.name, record.description, record.sequence
-                    ticker.count(bases, (before + source.position()) // 2, sample)
+                    ticker.count(1, bases, (before + source.position()) // 2, sample)
                 states[each.number] = source.finish()
             before += each.size_bytes
 
     with task.place.desk() as desk:
         unfinished = desk / "run"
-        with closing(create_database(unfinished, page_size=16_384)) as database:
+        with closing(create_database(unfinished, page_size=LARGE_PAGE)) as database:
             database.execute(f"BEGIN; {_CREATE_RUN}")
             database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
             database.execute(_INDEX_RUN)
@@ -209,10 +209,17 @@ class GatherTask:
     """What messages call each input, and what it is, by its number."""
     tag: str
     settings: str
+    page_size: int | None
+    """Bytes a page; None: as each sample's size suggests."""
 
 
 def gather_tasks(
-    wanted: Iterator[Share], place: Place, inputs: dict[int, tuple[str, FileState]], tag: str, settings: str
+    wanted: Iterator[Share],
+    place: Place,
+    inputs: dict[int, tuple[str, FileState]],
+    tag: str,
+    settings: str,
+    page_size: int | None,
 ) -> Iterator[GatherTask]:
     """Yield tasks that together build the samples wanted."""
     some: list[Share] = []
@@ -220,7 +227,12 @@ def gather_tasks(
     def task() -> GatherTask:
         used = {number for share in some for number, _ in share.inputs}
         return GatherTask(
-            place=place, shares=tuple(some), inputs={n: inputs[n] for n in sorted(used)}, tag=tag, settings=settings
+            place=place,
+            shares=tuple(some),
+            inputs={n: inputs[n] for n in sorted(used)},
+            tag=tag,
+            settings=settings,
+            page_size=page_size,
         )
 
     for share in wanted:
@@ -250,7 +262,10 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
                     opened[path] = stack.enter_context(closing(open_read_only(path)))
             database = desk / f"{place_in_task}.sqlite"
             say(Tick(task.shares[0].sample, 0, 0, 0, share.sample))
-            results.append(write_sample(database, share.sample, task.tag, _records(task, share, opened), rows))
+            page_size = task.page_size or page_size_for(share.bases)
+            results.append(
+                write_sample(database, share.sample, task.tag, _files(task, share, opened), rows, page_size=page_size)
+            )
             inputs = tuple(numbers.index(number) for number, _ in share.inputs)
             built.append(Built(result=results[-1], staged=task.place.make_ready(database), inputs=inputs))
         states = tuple(state for _, state in task.inputs.values())
@@ -259,8 +274,7 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
     return results
 
 
-def _records(task: GatherTask, share: Share, runs: dict[Path, apsw.Connection]) -> Iterator[tuple[Record, str]]:
+def _files(task: GatherTask, share: Share, runs: dict[Path, apsw.Connection]) -> Iterator[tuple[str, Iterator[Record]]]:
     for number, path in share.inputs:
         called, _ = task.inputs[number]
-        for row in runs[path].execute(_RECORDS, (share.sample, number)):
-            yield Record(*row), called
+        yield called, map(Record._make, runs[path].execute(_RECORDS, (share.sample, number)))

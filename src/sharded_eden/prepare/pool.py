@@ -156,7 +156,7 @@ class _Pool:
         inputs = {number: (self._inputs[number].called, state) for number, state in self.states.items()}
         bases = max(1, sum(run.bases for run in self._runs))
         rest = sum(self._inputs[number].size_bytes for number in self.states) / 2
-        tasks = mixed.gather_tasks(self._wanted(), job.place, inputs, job.tag, job.settings)
+        tasks = mixed.gather_tasks(self._wanted(), job.place, inputs, job.tag, job.settings, job.page_size)
         for ended in run_tasks(mixed.gather, tasks, job.engine, heard=job.tally.hear):
             done = int(rest * sum(share.bases for share in ended.task.shares) / bases)
             job.tally.end(ended.task.shares[0].sample, done, 0, 0)

@@ -141,6 +141,7 @@ def read_records(
     name_of_format = options.format or _split_name(source.path.name)[1] or "fasta"
     needs_names = name_of_format in {"fasta", "genbank"}
     ordinal = 0
+    make = Record._make
     for name, description, sequence, checked in FORMATS[name_of_format](source, options):
         ordinal += 1
         if not checked or not sequence or not name or not name.isprintable():
@@ -148,7 +149,7 @@ def read_records(
             if name or needs_names:
                 check_name(name, where)
             check_residues(sequence, where)
-        yield Record(name, description, sequence, ordinal)
+        yield make((name, description, sequence, ordinal))
         if position is not None:
             position(source.position())
     if ordinal == 0:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apsw
 import numpy as np
@@ -39,7 +40,25 @@ CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
 ORDINAL = "ordinal"
 """In the rows of an unfinished build, beside those: a record's place in its file."""
 
+ROW_COLUMNS: dict[str, type[pl.DataType]] = {**CONTIG_COLUMNS, ORDINAL: pl.Int64}
+
 ROWS_IN_MEMORY = 100_000
+
+SMALL_PAGE = 4096
+LARGE_PAGE = 65_536
+"""Bytes a page. Large pages are written twice as fast, and one of a long contig is found in a quarter of the time; but a
+database has three of them at least."""
+
+LARGE_SAMPLE_BASES = 64_000_000
+"""From here on large pages are worth it, unless the user says otherwise."""
+
+TOLD_BASES = 1_000_000
+"""So many bases pass between two words about progress."""
+
+
+def page_size_for(bases: int) -> int:
+    """Return the page size for a sample of about so many bases."""
+    return LARGE_PAGE if bases >= LARGE_SAMPLE_BASES else SMALL_PAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,41 +74,49 @@ class SampleResult:
 
 
 class ContigRows:
-    """Rows of the contig table: a few in memory, the others in files of a folder."""
+    """Rows of the contig table: a few in memory, by column, the others in files of a folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
         self._parts: list[Path] = []
         self._in_parts = 0
-        self._rows: list[tuple[str, str, str, str, int, str, int]] = []
-        self.append = self._rows.append
+        self._columns: dict[str, list[Any]] = {column: [] for column in ROW_COLUMNS}
 
     def __len__(self) -> int:
-        return self._in_parts + len(self._rows)
+        return self._in_parts + len(self._columns[ORDINAL])
+
+    def appends(self) -> list[Callable[[Any], None]]:
+        """Return what appends to each column, in their order."""
+        return [column.append for column in self._columns.values()]
 
     def flush(self, at: int = ROWS_IN_MEMORY) -> None:
         """Write what is in memory to a file where that is `at` rows or more."""
-        if len(self._rows) >= at:
+        if len(self._columns[ORDINAL]) >= at:
             self._parts.append(self._folder / f"{self._name}.rows{len(self._parts)}.parquet")
-            self._frame().write_parquet(self._parts[-1])
-            self._in_parts += len(self._rows)
-            self._rows.clear()
+            frame = self._frame()
+            frame.write_parquet(self._parts[-1])
+            self._in_parts += frame.height
+            for column in self._columns.values():
+                column.clear()
 
     def table(self) -> pl.LazyFrame:
         """Return all rows, in their order."""
         return pl.concat([*(pl.scan_parquet(part) for part in self._parts), self._frame().lazy()])
 
-    def discard(self) -> None:
-        """Remove the files."""
-        for part in self._parts:
-            part.unlink(missing_ok=True)
-
     def _frame(self) -> pl.DataFrame:
-        return pl.DataFrame(self._rows, schema={**CONTIG_COLUMNS, ORDINAL: pl.Int64}, orient="row")
+        return pl.DataFrame(self._columns, schema=ROW_COLUMNS)
 
 
 def write_sample(
-    path: Path, sample: str, tag: str, records: Iterable[tuple[Record, str]], rows: ContigRows
+    path: Path,
+    sample: str,
+    tag: str,
+    files: Iterable[tuple[str, Iterable[Record]]],
+    rows: ContigRows,
+    *,
+    page_size: int = SMALL_PAGE,
+    tell: Callable[[int, int], object] = lambda records, bases: None,
+    other: Callable[[str, str], Exception] | None = None,
 ) -> SampleResult:
     """Write the database of one sample.
 
@@ -97,8 +124,12 @@ def write_sample(
         path: where; there is nothing yet.
         sample: its ID. A record whose name has the form of a sequence ID keeps it; any other gets one.
         tag: what the IDs given begin with.
-        records: each with the name of its file, in input order.
-        rows: takes in the row of each.
+        files: what messages call each file, and its records, in input order.
+        rows: takes in the row of each record.
+        page_size: of the database, in bytes.
+        tell: called now and then with the records and bases since it was called last.
+        other: called with a record that names another sample, in words, and that sample; returns the error to raise. Unless
+            given, records are taken to be of this sample.
 
     Raises:
         InputError: two records share a name or an ID, or one is longer than SQLite holds.
@@ -107,45 +138,50 @@ def write_sample(
     digest = xxhash.xxh3_128()
     names = array("q")  # hashes of the names that did not become IDs
     bases = count = 0
-    record, file = None, ""
 
     def contigs() -> Iterator[tuple[str, str]]:
-        nonlocal bases, count, record, file
-        append, update = rows.append, digest.update
-        for record, file in records:
-            name, description, sequence, ordinal = record
-            length = len(sequence)
-            if length > MAX_CONTIG_BASES:
-                raise InputError(
-                    f"{describe(file, ordinal, name)}: {length:,} bases are more than SQLite holds in one value "
-                    f"({MAX_CONTIG_BASES:,})"
-                )
-            count += 1
-            if schema.has_sequence_id_form(name):
-                contig_id = name
-            else:
-                contig_id = schema.make_sequence_id(tag, sample, count)
-                if name:
-                    names.append(hash(name))
-            bases += length
-            append((contig_id, name, description, sample, length, file, ordinal))
-            if not count % ROWS_IN_MEMORY:
-                rows.flush()
-            update(f"{contig_id}\t{length}\t".encode())
-            update(sequence.encode())
-            yield contig_id, sequence
+        nonlocal bases, count
+        update, add_hash = digest.update, names.append
+        add_id, add_name, add_description, add_sample, add_length, add_file, add_ordinal = rows.appends()
+        given = schema.make_sequence_id(tag, sample, 0)[:-1]
+        told_records = told_bases = 0
+        for file, records in files:
+            for name, description, sequence, ordinal in records:
+                length = len(sequence)
+                if length > MAX_CONTIG_BASES:
+                    raise InputError(
+                        f"{describe(file, ordinal, name)}: {length:,} bases are more than SQLite holds in one value "
+                        f"({MAX_CONTIG_BASES:,})"
+                    )
+                count += 1
+                if "__" in name and schema.has_sequence_id_form(name):
+                    contig_id = name
+                    if other is not None and (named := schema.extract_sample_id(name)) != sample:
+                        raise other(describe(file, ordinal, name), named)
+                else:
+                    contig_id = f"{given}{count}"
+                    if name:
+                        add_hash(hash(name))
+                bases += length
+                add_id(contig_id)
+                add_name(name)
+                add_description(description)
+                add_sample(sample)
+                add_length(length)
+                add_file(file)
+                add_ordinal(ordinal)
+                update(f"{contig_id}\t{length}\t".encode())
+                update(sequence.encode())
+                yield contig_id, sequence
+                if bases - told_bases > TOLD_BASES:
+                    tell(count - told_records, bases - told_bases)
+                    told_records, told_bases = count, bases
+                if not count % ROWS_IN_MEMORY:
+                    rows.flush()
+        tell(count - told_records, bases - told_bases)
 
-    with closing(create_database(path)) as database:
-        database.execute(f"BEGIN; {schema.CREATE_SEQUENCES}")
-        try:
-            database.executemany("INSERT INTO sequences VALUES (?, ?)", contigs())
-        except apsw.ConstraintError as error:
-            taken = rows.table().slice(first_row).collect()
-            raise _taken(taken, "contig_id", taken["contig_id"][-1], sample) from error
-        database.execute("COMMIT")
+    _insert(path, page_size, contigs(), rows, first_row, sample)
     _check_names(names, rows, first_row, sample)
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
     return SampleResult(
         sample=sample,
         contigs=count,
@@ -153,6 +189,21 @@ def write_sample(
         bytes_on_disk=path.stat().st_size,
         rows_hash=digest.hexdigest(),
     )
+
+
+def _insert(
+    path: Path, page_size: int, contigs: Iterator[tuple[str, str]], rows: ContigRows, first_row: int, sample: str
+) -> None:
+    with closing(create_database(path, page_size=page_size)) as database:
+        database.execute(f"BEGIN; {schema.CREATE_SEQUENCES}")
+        try:
+            database.executemany("INSERT INTO sequences VALUES (?, ?)", contigs)
+        except apsw.ConstraintError as error:
+            so_far = rows.table().slice(first_row).collect()
+            raise _taken(so_far, "contig_id", so_far["contig_id"][-1], sample) from error
+        database.execute("COMMIT")
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _check_names(names: array[int], rows: ContigRows, first_row: int, sample: str) -> None:

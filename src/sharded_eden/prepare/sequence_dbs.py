@@ -114,6 +114,7 @@ def build_sequence_dbs(
     text_field: str | None = None,
     id_field: str | None = None,
     force: bool = False,
+    page_size: int | None = None,
     jobs: int | None = 1,
     engine: EngineName = "local",
     address: str | None = None,
@@ -136,6 +137,7 @@ def build_sequence_dbs(
         text_field: the field of JSON lines, or the column, that holds the sequence.
         id_field: the one that holds the record's name; "" for none.
         force: build everything anew, also what is there.
+        page_size: of the databases, in bytes, a power of two in [512, 65536]; by each sample's size unless given.
         jobs: how many tasks at a time; more than 1 start processes, so that a script needs `if __name__ == "__main__"`.
             None: as many as there are processors, 8 at most, where there is work for them.
         engine: `local`, or `ray` for a Ray cluster with a shared file system.
@@ -153,6 +155,8 @@ def build_sequence_dbs(
         MissingExtra: a format or an engine needs a package that is not installed.
     """
     _check_request(tag, sample, sample_regex)
+    if page_size is not None and page_size not in PAGE_SIZES:
+        raise UsageError(f"--page-size {page_size} is none of {', '.join(map(str, PAGE_SIZES))}")
     options = ReadOptions(format=format, text_field=text_field, id_field=id_field)
     out = Path(out_dir)
     files = records.find_inputs(inputs, format=format, out=out)
@@ -174,6 +178,7 @@ def build_sequence_dbs(
             sample=sample,
             sample_regex=sample_regex,
             force=force,
+            page_size=page_size,
             tally=tally,
         )
         build(job, numbered)
@@ -191,6 +196,9 @@ def build_sequence_dbs(
 
 WORTH_PROCESSES_BYTES = 32 << 20
 """Inputs smaller than this in all are read by one process: starting others would take longer."""
+
+
+PAGE_SIZES = tuple(1 << power for power in range(9, 17))
 
 
 def _processors() -> int:

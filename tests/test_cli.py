@@ -19,6 +19,7 @@ import pytest
 import oracle
 import sharded_eden
 from sharded_eden import cli
+from sharded_eden.cli import show
 
 COMPATIBILITY_MODULE = "bionemo.evo2.run.sharded_eden_dataloader"
 
@@ -45,7 +46,7 @@ def test_the_three_commands_each_name_the_next(here: Path, capsys: pytest.Captur
     assert cli.main(["build", "in", "--out", "db"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for words in ("samples", "41,000", "db/contigs.parquet", "kB"):
+    for words in ("samples", "41,000", "db/contigs.parquet", "kB", "bytes a base"):
         assert words in out
     assert out.splitlines()[-1] == "Next: sharded-eden split db --out splits"
 
@@ -78,6 +79,9 @@ def test_options_arrive(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "'c1' is taken within sample 'POOL'" in capsys.readouterr().err
     assert cli.main(["build", "in/a.fa", "--out", "db", "--tag", "EUK", "--sample", "POOL"]) == 0
     assert cli.main(["build", "in/a.fa", "--out", "db", "--tag", "EUK", "--sample", "POOL", "--force"]) == 0
+    capsys.readouterr()
+    assert cli.main(["build", "in/a.fa", "--out", "db", "--tag", "EUK", "--sample", "POOL"]) == 0
+    assert "nothing to do\n1 samples were there already" in capsys.readouterr().out
     Path("val.txt").write_text("POOL\n")
     assert cli.main(["build", "in/b.fa", "--out", "db"]) == 0
     assert cli.main(["split", "db", "--out", "s", "--val-samples", "val.txt", "--test", "0"]) == 0
@@ -179,7 +183,18 @@ def test_progress_bar_on_a_terminal_only(
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
     monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["build", "in", "--out", "db"]) == 0
-    assert "reading" in capsys.readouterr().err
+    assert "records" in capsys.readouterr().err
+
+
+def test_a_line_a_minute_where_there_is_no_terminal() -> None:
+    written: list[str] = []
+    now = [0.0]
+    shown = show.Shown("reading", show.Lines(written.append, lambda: now[0]).show)
+    for seconds in (1, 30, 59, 60, 61, 119, 121):
+        now[0] = seconds
+        shown.note(f"{seconds} records, S{seconds}")
+        shown(seconds, 240)
+    assert written == ["25%, 60 records, S60, 3 min left\n", "50%, 121 records, S121, 2 min left\n"]
 
 
 def test_preparing_does_not_import_torch(here: Path) -> None:

@@ -2,7 +2,7 @@
 
     EdenError
     ├── UsageError          what the caller asked for contradicts itself            (ValueError)
-    ├── InputError          a FASTA or Parquet file that cannot be taken as it is   (ValueError)
+    ├── InputError          a sequence or Parquet file that cannot be taken as is   (ValueError)
     ├── DatabaseError       a database on disk is not what its name promises        (ValueError)
     │   ├── MissingDatabase     it is not there                                     (FileNotFoundError)
     │   ├── GeometryMismatch    it was built for other windows than are asked for
@@ -57,6 +57,11 @@ class MissingExtra(EdenError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed. Install it: pip install 'sharded-eden[{extra}]'")
+        self._arguments = (what, extra)
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        """Return what makes it anew in another process."""
+        return MissingExtra, self._arguments
 
 
 class EdenWarning(UserWarning):

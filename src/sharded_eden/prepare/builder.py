@@ -67,7 +67,8 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
                 job.tally.end(sample, sum(each.size_bytes for each in files), 0, 0)
                 continue
             others = {state.path for state in recorded.inputs}.difference(paths) if recorded is not None else set()
-            if (all(states) and samples != {sample}) or (others and others <= given):
+            shared = others and (others <= given or (recorded is not None and len(recorded.inputs) > len(files)))
+            if job.sample is None and (shared or (all(states) and samples != {sample})):
                 pooled += files  # records of other samples, or other inputs with records of this one, are known
                 continue
         tasks.append(

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench docs clean
+.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench bench-prepare docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ types: $(VENV)/.dev ## strict type check
 
 bench: $(VENV)/.dev ## speed, as ratios measured side by side
 	$(BIN)/python -m benchmarks
+
+bench-prepare: $(VENV)/.dev ## speed of build and precompute
+	$(BIN)/python -m benchmarks --only prepare,precompute
 
 docs: $(VENV)/.dev ## the documentation, in site/
 	$(BIN)/mkdocs build --strict --quiet

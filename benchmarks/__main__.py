@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, loading, machine, order, packing, peers, precompute, report, startup, workers
+from benchmarks import data, loading, machine, order, packing, peers, precompute, prepare, report, startup, workers
 
-PARTS = ("loading", "alternating", "workers", "startup", "precompute", "packing", "order")
+PARTS = ("loading", "alternating", "workers", "startup", "prepare", "precompute", "packing", "order")
 SHAPES = ("short", "5mb", "150mb")
 
 
@@ -72,6 +72,8 @@ def _results(options: argparse.Namespace) -> Iterator[report.Result]:
         yield workers.run([world(name) for name in options.shapes.split(",")], quick, say)
     if "startup" in parts:
         yield startup.run(quick, say)
+    if "prepare" in parts:
+        yield prepare.run(quick, say)
     if "precompute" in parts:
         yield precompute.run(quick, say)
     if "packing" in parts:

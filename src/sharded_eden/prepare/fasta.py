@@ -49,7 +49,8 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
             checked = checked and sound
         if records:
             if header is not None:
-                yield (*_name(header), "".join(parts), checked)
+                parts = ["".join(parts)]  # so that no second copy waits beside it
+                yield (*_name(header), parts.pop(), checked)
             header, last = records.pop()
             for head, sequence in records:
                 yield (*_name(head), sequence, sound)
@@ -57,7 +58,8 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
         elif header is None:
             line += block.count(b"\n")
     if header is not None:
-        yield (*_name(header), "".join(parts), checked)
+        parts = ["".join(parts)]
+        yield (*_name(header), parts.pop(), checked)
 
 
 def _name(header: bytes) -> tuple[str, str]:

@@ -150,6 +150,7 @@ def read_records(
                 check_name(name, where)
             check_residues(sequence, where)
         yield make((name, description, sequence, ordinal))
+        del sequence  # the next one is read before this name is bound again
         if position is not None:
             position(source.position())
     if ordinal == 0:

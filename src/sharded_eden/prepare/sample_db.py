@@ -52,6 +52,9 @@ database has three of them at least."""
 LARGE_SAMPLE_BASES = 64_000_000
 """From here on large pages are worth it, unless the user says otherwise."""
 
+HASHED_AT_ONCE = 1 << 20
+"""Bases that are copied to be hashed."""
+
 TOLD_BASES = 1_000_000
 """So many bases pass between two words about progress."""
 
@@ -89,9 +92,9 @@ class ContigRows:
         """Return what appends to each column, in their order."""
         return [column.append for column in self._columns.values()]
 
-    def flush(self, at: int = ROWS_IN_MEMORY) -> None:
-        """Write what is in memory to a file where that is `at` rows or more."""
-        if len(self._columns[ORDINAL]) >= at:
+    def flush(self) -> None:
+        """Write what is in memory to a file where that has become much."""
+        if len(self._columns[ORDINAL]) >= ROWS_IN_MEMORY:
             self._parts.append(self._folder / f"{self._name}.rows{len(self._parts)}.parquet")
             frame = self._frame()
             frame.write_parquet(self._parts[-1])
@@ -171,13 +174,20 @@ def write_sample(
                 add_file(file)
                 add_ordinal(ordinal)
                 update(f"{contig_id}\t{length}\t".encode())
-                update(sequence.encode())
+                if length <= HASHED_AT_ONCE:
+                    update(sequence.encode())
+                else:
+                    for start in range(0, length, HASHED_AT_ONCE):
+                        update(sequence[start : start + HASHED_AT_ONCE].encode())
                 yield contig_id, sequence
+                del sequence  # the next one is read before this name is bound again
                 if bases - told_bases > TOLD_BASES:
                     tell(count - told_records, bases - told_bases)
                     told_records, told_bases = count, bases
+                    rows.flush()
                 if not count % ROWS_IN_MEMORY:
                     rows.flush()
+        rows.flush()
         tell(count - told_records, bases - told_bases)
 
     _insert(path, page_size, contigs(), rows, first_row, sample)

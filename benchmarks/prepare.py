@@ -122,9 +122,9 @@ def run(quick: bool, say: Callable[[str], None]) -> Result:
     """Measure all, interleaved."""
     table = Table(
         "Building sequence databases",
-        f"Bases a second of processor time, median of {REPEATS} interleaved repeats. The limit: decompress (ISA-L), and executemany of "
-        "ready tuples (no journal, no syncs). Plain: the same with gzip and sqlite3 of the standard library as they come. Two "
-        "jobs against one: eight such files, seconds on the clock, starting the processes included.",
+        f"Bases a second of processor time, median of {REPEATS} interleaved repeats. The limit: decompress (ISA-L), and "
+        "executemany of ready tuples (no journal, no syncs). Plain: the same with gzip and sqlite3 of the standard library as "
+        "they come. Two jobs against one: eight such files, seconds on the clock, starting the processes included.",
         ["", "bases", "limit", "plain", "build", "build over limit", "build over plain", "two jobs over one"],
     )
     pages = Table(

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import random
+import re
 import struct
 import sys
 import zlib
@@ -26,6 +27,7 @@ else:
     from backports import zstd
 
 FASTA = b">c1 first contig\nACGTN\nacgtn\n>c2\nRYSWKMBDHVU\n"
+RESERVED = {"contigs.parquet", "manifest.sqlite"}
 RECORDS = [Record("c1", "first contig", "ACGTNacgtn", 1), Record("c2", "", "RYSWKMBDHVU", 2)]
 
 
@@ -213,10 +215,8 @@ def test_default_sample_id(name: str, sample_id: str) -> None:
 
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), st.integers(1, 10**9))
 def test_default_sample_id_survives_the_round_trip(stem: str, ordinal: int) -> None:
-    try:
-        sample_id = default_sample_id(f"{stem}.fa.gz")
-    except UsageError as error:
-        assert "bears this name" in str(error) or not any(c.isascii() and c.isalnum() for c in stem)
+    if not any(c.isascii() and c.isalnum() for c in stem) or re.sub("[^A-Za-z0-9]+", ".", stem).strip(".") in RESERVED:
         return
+    sample_id = default_sample_id(f"{stem}.fa.gz")
     assert schema.extract_sample_id(schema.make_sequence_id("BCR", sample_id, ordinal)) == sample_id
     schema.check_sample_id(sample_id, "test")

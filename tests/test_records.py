@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import random
 import re
@@ -13,12 +14,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import dnaio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharded_eden import schema
 from sharded_eden.errors import InputError, UsageError
+from sharded_eden.prepare import fasta
 from sharded_eden.prepare.records import Record, default_sample_id, find_inputs, read_records
 
 if sys.version_info >= (3, 14):
@@ -220,3 +223,20 @@ def test_default_sample_id_survives_the_round_trip(stem: str, ordinal: int) -> N
     sample_id = default_sample_id(f"{stem}.fa.gz")
     assert schema.extract_sample_id(schema.make_sequence_id("BCR", sample_id, ordinal)) == sample_id
     schema.check_sample_id(sample_id, "test")
+
+
+LINES = st.lists(
+    st.sampled_from([b">c1", b">c2 some words", b">c3>odd", b"ACGT", b"NNNNacgt", b"  ACGT ", b"", b"RYK\r"]),
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(lines=LINES, block_bytes=st.integers(1, 40), ends=st.booleans())
+def test_fasta_is_read_as_dnaio_reads_it(lines: list[bytes], block_bytes: int, ends: bool) -> None:
+    data = b"\n".join([b">first", *lines]) + b"\n" * ends
+    wanted = [(r.name, r.sequence) for r in dnaio.open(io.BytesIO(data), fileformat="fasta", open_threads=0)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fasta, "BLOCK_BYTES", block_bytes)
+        found = [(f"{name} {rest}".strip(), s) for name, rest, s, _ in fasta.fasta_entries(io.BytesIO(data), "a.fa")]
+    assert found == [(" ".join(name.split()), sequence) for name, sequence in wanted]

@@ -54,8 +54,8 @@ class World(NamedTuple):
 
 def write_world(folder: Path, train=TRAIN, val=VAL) -> World:
     oracle.write_sequence_dbs(folder / "seqs", train | val)
-    for name, contigs in (("train", train), ("val", val)):
-        write_windows(folder / f"{name}.db", contigs)
+    write_windows(folder / "train.db", train, pack=True)
+    write_windows(folder / "val.db", val)
     return World(folder)
 
 
@@ -227,6 +227,85 @@ def fingerprint(world: World) -> None:
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'fingerprint'")
 
 
+def packs_dropped(world: World) -> None:
+    execute(world.train, "DROP TABLE packs")
+
+
+def packs_of_another_shape(world: World) -> None:
+    execute(world.train, "ALTER TABLE packs RENAME COLUMN windows TO rows")
+
+
+def packs_without_a_key(world: World) -> None:
+    execute(
+        world.train,
+        "CREATE TABLE other (pack_idx, windows)",
+        "INSERT INTO other SELECT * FROM packs",
+        "DROP TABLE packs",
+        "ALTER TABLE other RENAME TO packs",
+    )
+
+
+def total_packs(world: World) -> None:
+    execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_packs'")
+
+
+def total_packs_lost(world: World) -> None:
+    execute(world.train, "DELETE FROM metadata WHERE key = 'total_packs'")
+
+
+def pack_lost(world: World) -> None:
+    execute(world.train, "DELETE FROM packs WHERE pack_idx = 3")
+
+
+def pack_cut(world: World) -> None:
+    execute(world.train, "UPDATE packs SET windows = substr(windows, 1, 7) WHERE pack_idx = 3")
+
+
+def pack_of_windows_that_are_not_there(world: World) -> None:
+    execute(world.train, ("UPDATE packs SET windows = ? WHERE pack_idx = 3", ((10_000).to_bytes(8, "little"),)))
+
+
+def pack_overfull(world: World) -> None:
+    """All windows of one pack moved to another: each is still in just one."""
+    execute(
+        world.train,
+        "UPDATE packs SET windows = (SELECT group_concat(hex(windows), '') FROM packs WHERE pack_idx < 2) WHERE pack_idx = 0",
+        "DELETE FROM packs WHERE pack_idx = 1",
+        "UPDATE packs SET pack_idx = pack_idx - 1 WHERE pack_idx > 1",
+        "UPDATE metadata SET value = value - 1 WHERE key = 'total_packs'",
+    )
+    ((digits,),) = worlds.query(world.train, "SELECT windows FROM packs WHERE pack_idx = 0")
+    execute(world.train, ("UPDATE packs SET windows = ? WHERE pack_idx = 0", (bytes.fromhex(digits),)))
+
+
+def window_in_two_packs(world: World) -> None:
+    execute(world.train, "UPDATE packs SET windows = (SELECT windows FROM packs WHERE pack_idx = 4) WHERE pack_idx = 3")
+
+
+def window_in_no_pack(world: World) -> None:
+    """The last window of a pack with several."""
+    execute(
+        world.train, "UPDATE packs SET windows = substr(windows, 1, length(windows) - 8) WHERE length(windows) = 16"
+    )
+
+
+def pack_useful_tokens(world: World) -> None:
+    execute(world.train, "UPDATE metadata SET value = value - 1 WHERE key = 'pack_useful_tokens'")
+
+
+def pack_fingerprint(world: World) -> None:
+    execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'pack_fingerprint'")
+
+
+def packs_in_another_order(world: World) -> None:
+    execute(
+        world.train,
+        "UPDATE packs SET pack_idx = -1 WHERE pack_idx = 3",
+        "UPDATE packs SET pack_idx = 3 WHERE pack_idx = 5",
+        "UPDATE packs SET pack_idx = 5 WHERE pack_idx = -1",
+    )
+
+
 def index_damaged(world: World) -> None:
     """Another index entry than its row: the pages are sound, what they say is not."""
     path = sample_db(world.folder, "S1")
@@ -287,5 +366,19 @@ FAULTS = [
     (recorded_length, "fingerprint", "train.db", False),
     (recorded_length_of_other_windows, "windows", "train.db", False),
     (fingerprint, "fingerprint", "train.db", False),
+    (packs_dropped, "packs", "train.db", True),
+    (packs_of_another_shape, "packs", "train.db", True),
+    (packs_without_a_key, "packs", "train.db", True),
+    (total_packs, "packs", "train.db", True),
+    (total_packs_lost, "packs", "train.db", True),
+    (pack_lost, "packs", "train.db", True),
+    (pack_cut, "packs", "train.db", True),
+    (pack_of_windows_that_are_not_there, "packs", "train.db", True),
+    (pack_overfull, "packs", "train.db", True),
+    (window_in_two_packs, "packs", "train.db", True),
+    (window_in_no_pack, "packs", "train.db", False),
+    (pack_useful_tokens, "packs", "train.db", False),
+    (pack_fingerprint, "packs", "train.db", False),
+    (packs_in_another_order, "packs", "train.db", False),
     (index_damaged, "integrity", S1, False),
 ]

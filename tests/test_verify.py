@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 
@@ -24,8 +25,9 @@ from faults import (
     without_rowid,
     write_windows,
 )
+from sharded_eden import cli, pack_window_database
 from sharded_eden.observe.findings import CHECKS
-from worlds import execute
+from worlds import execute, query
 
 
 @pytest.mark.parametrize(("plant", "check", "file", "quick"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
@@ -75,6 +77,53 @@ def test_what_is_said_to_mend_it_does(world, plant):
         mend = mend.removeprefix("close that program, then: ")
     subprocess.run(mend, shell=True, check=True, stdout=subprocess.DEVNULL)
     assert world.verify(full=True).findings == []
+
+
+@pytest.mark.parametrize("seed", [42, 7])
+@pytest.mark.parametrize("has_lengths", [True, False])
+def test_packing_again_mends_packs(world, monkeypatch, seed, has_lengths):
+    monkeypatch.setattr("sharded_eden.observe.verify_packs.PACKS_AT_ONCE", 3)
+    monkeypatch.setattr("sharded_eden.observe.verify_packs.WINDOWS_AT_ONCE", 5)
+    pack_window_database(world.train, seed=seed)
+    if not has_lengths:
+        execute(world.train, "DROP TABLE contig_lengths", "DELETE FROM metadata WHERE key = 'fingerprint'")
+    assert world.verify(full=True).findings == []
+    ((first, other),) = query(
+        world.train,
+        "SELECT a.windows, b.windows FROM packs AS a JOIN packs AS b WHERE a.pack_idx = 1 AND b.pack_idx = 9",
+    )
+    execute(world.train, ("UPDATE packs SET windows = ? WHERE pack_idx = 1", (first + other,)))
+    findings = world.verify(full=True).findings
+    window = int.from_bytes(other[:8], "little")
+    assert [finding.what for finding in findings] == [
+        "1 packs hold more than the 64 tokens of a row: pack 1 needs 128",
+        f"1 windows are in more than one pack, or in one twice: window {window}",
+    ]
+    (mend,) = {finding.mend for finding in findings}
+    assert ("--seed 7" in mend, "--sequences" in mend) == (seed == 7, not has_lengths)
+    assert cli.main(shlex.split(mend)[1:]) == 0
+    assert world.verify(full=True).findings == []
+
+
+def test_what_is_said_of_packs(world):
+    total = dict(query(world.train, "SELECT key, value FROM metadata"))["total_packs"]
+    last_two = query(world.train, f"SELECT windows FROM packs WHERE pack_idx >= {total - 2}")
+    lost = sorted(int.from_bytes(blob[i : i + 8], "little") for (blob,) in last_two for i in range(0, len(blob), 8))
+    execute(world.train, f"DELETE FROM packs WHERE pack_idx >= {total - 2}")
+    assert [finding.what for finding in world.verify().findings] == [
+        f"metadata total_packs={total}, but the table packs holds packs 0 to {total - 3}"
+    ]
+    execute(world.train, f"UPDATE metadata SET value = {total - 2} WHERE key = 'total_packs'")
+    assert [finding.what for finding in world.verify(full=True).findings] == [
+        f"{len(lost)} windows are in no pack: {'; '.join(f'window {w}' for w in lost)}"
+    ]
+
+
+def test_the_command_for_windows_keeps_their_packs(world):
+    execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_windows'")
+    assert {finding.mend for finding in world.verify().findings} == {
+        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 --pack"
+    }
 
 
 def test_the_command_for_windows_has_their_geometry(world):

@@ -35,7 +35,7 @@ from faults import (
     write_windows,
     write_world,
 )
-from sharded_eden import cli, verify
+from sharded_eden import cli, pack_window_database, verify
 from sharded_eden.errors import EdenError, UsageError
 from sharded_eden.observe import digests
 from sharded_eden.observe.findings import CHECKS
@@ -68,10 +68,11 @@ def lengths() -> st.SearchStrategy[int]:
     keep_tail=st.booleans(),
     ours=st.booleans(),
     totals=st.booleans(),
+    pack=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_nothing_is_found_on_clean_data(
-    tmp_path_factory, contig_lengths, samples, threshold, keep_tail, ours, totals, seed
+    tmp_path_factory, contig_lengths, samples, threshold, keep_tail, ours, totals, pack, seed
 ):
     folder = tmp_path_factory.mktemp("clean")
     contigs = {
@@ -85,6 +86,8 @@ def test_nothing_is_found_on_clean_data(
         write_windows(folder / "windows.db", contigs, window_min_length_threshold=threshold, keep_tail=keep_tail)
     else:
         oracle.write_window_db(folder / "windows.db", contigs, 64, 50, threshold, totals)
+    if pack:
+        pack_window_database(folder / "windows.db", seed=seed, sequences=folder / "seqs")
     for full in (False, True):
         assert verify(folder / "seqs", [folder / "windows.db"], full=full).findings == []
 
@@ -106,7 +109,7 @@ def test_what_the_commands_make_is_clean(tmp_path, monkeypatch, capsys):
         for line in (
             "build in --out db --force",
             f"split db --out {by} --by {by} --val 0.3 --test 0 --seed 2",
-            f"precompute {by}/train_split.parquet {by}/train.db --window-size 100 --stride 90",
+            f"precompute {by}/train_split.parquet {by}/train.db --window-size 100 --stride 90 --pack",
             f"precompute {by}/val_split.parquet {by}/val.db --window-size 100 --stride 90 --keep-tail",
         ):
             assert cli.main(line.split()) == 0
@@ -135,7 +138,7 @@ def test_windows_may_be_left_out_for_their_letters(tmp_path):
     }
     world = write_world(tmp_path, contigs)
     whole = world.verify().windows
-    write_windows(world.train, contigs, max_ambiguous=0.3, sequences=world.seqs)
+    write_windows(world.train, contigs, max_ambiguous=0.3, sequences=world.seqs, pack=True)
     assert 0 < world.verify().windows < whole
     for full in (False, True):
         assert world.verify(full=full).findings == []

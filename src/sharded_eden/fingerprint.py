@@ -6,7 +6,7 @@ a SQLite INTEGER.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import apsw
@@ -44,6 +44,27 @@ class Fingerprint:
         whole = self._hash.copy()
         if self._left_out is not None:
             whole.update(self._left_out.digest())
+        return int.from_bytes(whole.digest(), "big") >> 1
+
+
+class PackFingerprint:
+    """A running fingerprint of packs: feed them in their order, in chunks of any size."""
+
+    def __init__(self, geometry: WindowGeometry) -> None:
+        self._sizes = blake2b(
+            repr((geometry.window_size, geometry.special_tokens)).encode(), digest_size=8, person=b"eden packs"
+        )
+        self._windows = blake2b(digest_size=8, person=b"eden packed")
+
+    def update(self, sizes: Sequence[int], windows: bytes) -> None:
+        """Take in packs: how many windows each has, and all of their indices, little-endian int64."""
+        self._sizes.update(np.array(sizes, dtype="<i8").tobytes())
+        self._windows.update(windows)
+
+    def value(self) -> int:
+        """Return the fingerprint of what was fed so far, an integer in [0, 2**63)."""
+        whole = self._sizes.copy()
+        whole.update(self._windows.digest())
         return int.from_bytes(whole.digest(), "big") >> 1
 
 

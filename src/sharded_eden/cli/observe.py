@@ -75,7 +75,10 @@ def verify(
     ] = 512,
     seed: Annotated[int, typer.Option(help="Another seed looks at other places.")] = 42,
     scratch: Annotated[
-        Path | None, typer.Option(help="Folder for temporary files: 60 bytes a contig with --full and several splits.")
+        Path | None,
+        typer.Option(
+            help="Folder for temporary files: with --full 60 bytes a contig of several splits, 5 a packed window."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:

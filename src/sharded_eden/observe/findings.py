@@ -34,6 +34,8 @@ CHECKS = {
     "gap": "windows are numbered 0, 1, 2, ... without a gap",
     "order": "windows stand in the order of their contigs' IDs, those of a contig one after the other",
     "fingerprint": "the fingerprint is that of these contigs and lengths",
+    "packs": "every window is in one pack, each pack fits into a row, and total_packs, "
+    "pack_useful_tokens and pack_fingerprint are theirs",
     "sample": "every sample that windows name has a sequence database",
     "contig": "every contig that has windows is in the database of its sample, as text",
     "length": "contigs are as long as their windows and contig_lengths say",

@@ -99,7 +99,8 @@ def verify(
         jobs: processes.
         windows_read: random windows of each split that are read as training reads them.
         seed: another seed looks at other places.
-        scratch: a folder for temporary files, 60 bytes a contig with `full` and several splits; None is the system's.
+        scratch: a folder for temporary files: with `full` 60 bytes a contig where there are several splits, 5 a window where
+            there are packs; None is the system's.
         progress: called with the bytes of databases that are done and their total.
 
     Raises:
@@ -197,6 +198,7 @@ class _Run:
                 path=path,
                 full=self.full,
                 by_sample=len(self._paths) != 1,
+                sequences=self.folder,
                 seed=self.seed,
                 copy=self.scratch / f"windows{number}",
             )

@@ -1,4 +1,4 @@
-"""One window database, checked by itself: tables, metadata, totals, gaps, order, recorded lengths, fingerprint.
+"""One window database, checked by itself: tables, metadata, totals, gaps, order, recorded lengths, fingerprint, packs.
 
 Enters: its path. Leaves: findings, and which samples its windows name, each with the ranges of the index that are theirs. Costs
 a few seeks and one for each sample; with `full` four walks over the table and SQLite's own check (1.5 µs a window together).
@@ -19,6 +19,7 @@ from sharded_eden.errors import InputError, UsageError
 from sharded_eden.load.locate import METADATA_KEYS, rebuild_command
 from sharded_eden.observe.findings import Finding, Findings, scans
 from sharded_eden.observe.verify_lengths import check_lengths
+from sharded_eden.observe.verify_packs import PacksCheck
 from sharded_eden.observe.window_ranges import EVERYTHING, Range, copy_with_index, prefixes
 from sharded_eden.sqlite import open_read_only, table_columns
 from sharded_eden.windows import WindowGeometry
@@ -45,6 +46,8 @@ class WindowsTask:
     full: bool
     by_sample: bool
     """Several sequence databases: IDs tell which one a contig is in."""
+    sequences: Path
+    """The folder of sequence databases."""
     seed: int
     copy: Path
     """Where a copy goes of tables that have no index."""
@@ -62,6 +65,7 @@ class WindowsReport:
     """None where nothing says how its windows were cut."""
     max_ambiguous: object = None
     """The share of ambiguous letters from which on windows were left out; None where none were."""
+    has_packs: bool = False
     windows: int = 0
     is_open: bool = False
     """Whether the loader opens it, as far as was seen."""
@@ -72,7 +76,7 @@ class WindowsReport:
     @property
     def mend(self) -> str:
         """The command that makes it anew."""
-        again = _rebuild(self.path, self.geometry)
+        again = _rebuild(self.path, self.geometry) + (" --pack" if self.has_packs else "")
         return (
             again if self.max_ambiguous is None else f"{again} --max-ambiguous {self.max_ambiguous} --sequences SEQDB"
         )
@@ -114,6 +118,7 @@ class _Check:
         if geometry is None:
             return
         self._report.geometry = geometry
+        self._report.has_packs = bool(table_columns(self._db, "packs"))
         left_out = self._db.execute("SELECT value FROM metadata WHERE key = 'max_ambiguous'").get
         if left_out is not None:
             self._report.max_ambiguous, self._follows = left_out, _FOLLOWS_WITH_HOLES
@@ -133,6 +138,7 @@ class _Check:
         else:
             with self._findings.checking("gap", self._path, self._report.mend):
                 self._places()
+        self._packs(geometry)
 
     def _error(self, check: str, what: str) -> None:
         self._findings.error(check, self._path, what, self._report.mend)
@@ -314,6 +320,22 @@ class _Check:
             )
         elif stated is not None:
             self._error("fingerprint", f"metadata has fingerprint={stated}, but no contig_lengths to compute it from")
+
+    def _packs(self, geometry: WindowGeometry) -> None:
+        with self._findings.checking("packs", self._path, self._report.mend):
+            check = PacksCheck(
+                self._findings,
+                self._db,
+                self._path,
+                geometry=geometry,
+                windows=self._report.windows,
+                has_lengths=self._report.has_lengths,
+                sequences=self._task.sequences,
+                scratch=self._task.copy.parent,
+            )
+            with self._findings.checking("packs", self._path, check.mend):
+                sound = not any(self._findings.has(of) for of in ("gap", "order", "windows", "fingerprint"))
+                check.run(full=self._task.full, seed=self._task.seed, lengths_are_sound=sound)
 
     # ---- its samples ----
 

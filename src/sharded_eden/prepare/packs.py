@@ -17,7 +17,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from sharded_eden import schema
 from sharded_eden.errors import DatabaseError, MissingDatabase
+from sharded_eden.fingerprint import PackFingerprint
 from sharded_eden.permutation import Permutation
 from sharded_eden.prepare.lengths import window_lengths
 from sharded_eden.progress import Meter, Progress
@@ -131,9 +131,7 @@ def write_packs(
     total = int(database.execute("SELECT count(*) FROM window_mappings").get)
     database.execute("DROP TABLE IF EXISTS packs")
     database.execute(schema.CREATE_PACKS)
-    digest = blake2b(
-        repr((geometry.window_size, geometry.special_tokens)).encode(), digest_size=8, person=b"eden packs"
-    )
+    fingerprint = PackFingerprint(geometry)
     packs = useful_tokens = done = 0
     meter = Meter(progress, 2 * total)
     lengths_of_windows = window_lengths(database, path, geometry, total, lengths=lengths, sequences=sequences)
@@ -149,8 +147,9 @@ def write_packs(
             useful_tokens += int(costs.sum(dtype=np.int64))
             rows = best_fit(costs, geometry.window_size)
             members = windows[list(chain.from_iterable(rows))].astype("<i8").tobytes()
-            ends = list(accumulate(map(len, rows)))
-            digest.update(repr(ends).encode() + members)
+            sizes = list(map(len, rows))
+            fingerprint.update(sizes, members)
+            ends = list(accumulate(sizes))
             blobs = (members[8 * low : 8 * high] for low, high in pairwise([0, *ends]))
             database.executemany("INSERT INTO packs VALUES (?, ?)", enumerate(blobs, start=packs))
             packs += len(rows)
@@ -161,7 +160,7 @@ def write_packs(
         "total_packs": packs,
         "pack_seed": seed,
         "pack_useful_tokens": useful_tokens,
-        "pack_fingerprint": int.from_bytes(digest.digest(), "big") >> 1,
+        "pack_fingerprint": fingerprint.value(),
     }
     database.executemany("INSERT OR REPLACE INTO metadata VALUES (?, ?)", totals.items())
     return PackResult(windows=total, packs=packs, window_size=geometry.window_size, useful_tokens=useful_tokens)

@@ -132,6 +132,19 @@ def test_a_batch_without_a_counted_label_is_said(tmp_path, compact):
                 dataset[empty]
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_first_base_of_a_window_is_nobody_s_label(tmp_path, compact):
+    """Without headers the first base of a packed window stands behind the last one of another."""
+    folder = worlds.write(tmp_path, {f"BCR__ECT-S0__CT1-{k}": "A" + "N" * 9 for k in range(4)})
+    worlds.execute(folder / "windows.db", "INSERT INTO metadata VALUES ('special_tokens', 0)")
+    pack_window_database(folder / "windows.db", sequences=folder / "seqs")
+    options: dict[str, Any] = {"include_bos": False, "include_sep": False, "include_eos": False}
+    with worlds.dataset(folder, packed=True, compact=compact, mask_ambiguous=True, **options) as dataset:
+        assert len(dataset) == 1
+        with pytest.warns(EdenWarning, match=r"no label of a batch earns a loss.* --pack --max-ambiguous 0.5"):
+            dataset[0]
+
+
 def test_the_data_module_takes_the_options(folder):
     module = ShardedEdenDataModule(
         sequence_db_dir=folder / "seqs", train_window_db_path=folder / "windows.db", seq_length=T, stride=STRIDE,
@@ -174,7 +187,7 @@ def test_windows_with_too_many_ambiguous_letters_are_left_out(tmp_path, monkeypa
         seen = set()
         for k in oracle.windows_of(len(sequence), T, STRIDE):
             bases = sequence[k * STRIDE :][: T - 3]
-            if sum(c not in "ACGTacgt" for c in bases) <= most * len(bases):
+            if sum(c not in "ACGTacgt" for c in bases) / len(bases) <= most:
                 wanted.append((contig_id, k))
                 seen.update(range(k * STRIDE, k * STRIDE + len(bases)))
             else:
@@ -203,6 +216,15 @@ def test_windows_with_too_many_ambiguous_letters_are_left_out(tmp_path, monkeypa
             shown_letters = contigs[contig_id][k * STRIDE :][: T - 3].upper()
             assert bytes(dataset[i]["tokens"][2 : 2 + len(shown_letters)].tolist()).decode() == shown_letters
         assert sorted(w for k in range(len(packs)) for w in packs._packs.windows([k])[0]) == list(range(len(wanted)))  # type: ignore[union-attr]
+
+
+def test_a_share_of_just_as_much_is_not_more(tmp_path):
+    """29 of 100 letters: 0.29 * 100 is less than 29."""
+    contigs = {"BCR__ECT-S0__CT1-1": "N" * 29 + "A" * 71, "BCR__ECT-S0__CT1-2": "N" * 30 + "A" * 70}
+    folder = worlds.write(tmp_path, contigs)
+    split = split_of(folder, contigs)
+    precompute_window_database(split, folder / "w.db", 200, 190, max_ambiguous=0.29, sequences=folder / "seqs")
+    assert worlds.query(folder / "w.db", "SELECT sequence_id FROM window_mappings") == [("BCR__ECT-S0__CT1-1",)]
 
 
 def test_max_ambiguous_needs_bases_that_belong_to_the_split(tmp_path):

@@ -160,10 +160,36 @@ def test_what_cannot_be_packed(tmp_path):
     with pytest.raises(DatabaseError, match=r"whose length is not in .*other.parquet"):
         pack_window_database(folder / "windows.db", lengths=folder / "other.parquet")
     (folder / "no.parquet").write_text("no")
+    (folder / "windows.db").write_bytes(before)
+    worlds.execute(folder / "windows.db", "DELETE FROM contig_lengths")
+    with pytest.raises(DatabaseError, match=r"its table contig_lengths says nothing of window 0"):
+        pack_window_database(folder / "windows.db")
+    worlds.execute(folder / "windows.db", "DROP TABLE contig_lengths")
     for name in ("no.parquet", "absent.parquet"):
         with pytest.raises(InputError, match=name):
             pack_window_database(folder / "windows.db", lengths=folder / name)
     assert not [each for each in folder.iterdir() if each.name.startswith(".")]
+
+
+@pytest.mark.parametrize("special_tokens", [T, T + 1])
+def test_rows_without_room_for_a_base_are_not_packed(tmp_path, special_tokens):
+    with (
+        pytest.warns(EdenWarning, match="more than the 0 bases"),
+        pytest.raises(
+            UsageError, match=rf"window_size={T} leaves no room for a base beside special_tokens={special_tokens}"
+        ),
+    ):
+        pack_window_database(world(tmp_path, pack=False, special_tokens=special_tokens) / "windows.db")
+
+
+def test_a_database_with_a_write_ahead_log_of_another_tool(tmp_path):
+    at_once, folder = world(tmp_path / "a"), world(tmp_path / "b", pack=False)
+    worlds.execute(folder / "windows.db", "PRAGMA journal_mode = WAL")
+    pack_window_database(folder / "windows.db")
+    assert worlds.query(folder / "windows.db", "PRAGMA integrity_check") == [("ok",)]
+    assert worlds.query(folder / "windows.db", "PRAGMA journal_mode") == [("delete",)]
+    assert packs_of(at_once / "windows.db") == packs_of(folder / "windows.db")
+    assert sorted(each.name for each in folder.iterdir()) == ["seqs", "split.parquet", "windows.db"]
 
 
 # ---- loading ----
@@ -243,11 +269,20 @@ def test_control_tags(tmp_path, compact):
             item = {name: t[0] for name, t in (dataset.expander()(batch) if compact else batch).items()}
             wanted = expected(folder, pack, control_tags=True, room=T - 3 - longest)
             assert as_lists(item) == wanted
+        rows = dataset.__getitems__(range(len(dataset)))
+        whole, listed = (dataset.collate_fn(of) for of in (rows, [dataset[k] for k in range(len(dataset))]))
+        again = dataset.collate_fn(list(rows))
+        for name, tensor in whole.items():
+            assert torch.equal(listed[name], tensor)
+            assert torch.equal(again[name], tensor)
 
 
 def test_headers_that_were_not_counted_are_refused_with_the_command(folder):
-    with pytest.raises(UsageError, match=r"packed for 3 special tokens.*take 13.*--special-tokens 13 --pack"):
+    with pytest.raises(UsageError, match=r"packed for 3 special tokens.*take 13") as caught:
         packed(folder, use_control_tags=True)
+    assert str(caught.value).endswith(
+        f"precompute SPLIT.parquet {folder / 'windows.db'} --window-size {T} --stride {STRIDE} --pack --special-tokens 13"
+    )
     with packed(folder, include_sep=False) as dataset:  # needs fewer, and shows the same bases
         assert dataset[0]["cu_seqlens"][1] > 0
 
@@ -274,6 +309,56 @@ def test_databases_without_packs_or_with_others(tmp_path, folder):
             dataset[1]
         with pytest.raises(IndexError, match="packs"):
             dataset[10_000]
+    ((page,),) = worlds.query(plain / "windows.db", "SELECT rootpage FROM sqlite_schema WHERE name = 'packs'")
+    ((size,),) = worlds.query(plain / "windows.db", "PRAGMA page_size")
+    whole = (plain / "windows.db").read_bytes()
+    (plain / "windows.db").write_bytes(whole[: size * (page - 1)] + bytes(size) + whole[size * page :])
+    with pytest.raises(DatabaseError, match="it is damaged or cut short"):
+        packed(plain)
+
+
+def test_windows_are_fetched_by_their_own_index(folder):
+    with packed(folder) as dataset, worlds.dataset(folder) as windows:
+        for index in (len(windows) - 1, -1, (3, len(windows) - 1)):
+            one, other = dataset.fetch(index), windows.fetch(index)
+            assert (one.window_idx, one.bases.tobytes()) == (other.window_idx, other.bases.tobytes())
+        with pytest.raises(IndexError, match=f"has {len(windows)} windows"):
+            dataset.fetch(len(windows))
+
+
+class Sixes:
+    """A tokenizer that makes one id of six letters and nothing of fewer."""
+
+    pad_id, bos_id, eos_id, sep_id = 0, 1, 2, 3
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [10 + sum(map(ord, text[k : k + 6])) for k in range(0, len(text) - 5, 6)]
+
+
+def test_windows_of_which_a_tokenizer_makes_nothing(tmp_path):
+    lengths = (5, 12, 3, 6, 2)
+    contigs = {f"BCR__ECT-S0__CT1-{k}": worlds.random_sequence(n, k) for k, n in enumerate(lengths)}
+    folder = worlds.write(tmp_path, contigs)
+    worlds.execute(folder / "windows.db", "INSERT INTO metadata VALUES ('special_tokens', 0)")
+    pack_window_database(folder / "windows.db", sequences=folder / "seqs")
+    bare = {"include_bos": False, "include_sep": False, "include_eos": False}
+    ids = {k: Sixes().text_to_ids(sequence) for k, sequence in enumerate(contigs.values())}
+    with packed(folder, Sixes(), **bare) as dataset, worlds.dataset(folder, Sixes(), **bare) as alone:
+        for k, own in ids.items():
+            assert alone[k]["tokens"].tolist() == own + [0] * (T - len(own))
+            assert not alone[k]["loss_mask"][max(0, len(own) - 1) :].any()
+        ((pack),) = packs_of(folder / "windows.db")
+        shown = [ids[w] for w in pack]
+        assert dataset[0]["tokens"][:3].tolist() == [token for own in shown for token in own]
+        ends = [0, *(sum(map(len, shown[: k + 1])) for k, own in enumerate(shown) if own), T]
+        assert dataset[0]["cu_seqlens"].tolist() == ends
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_batch_of_no_rows(folder, compact):
+    with packed(folder, compact=compact) as dataset:
+        batch = dataset.collate_fn(dataset.__getitems__([]))
+    assert {len(tensor) for tensor in batch.values()} == {0}
 
 
 def test_attention_is_block_diagonal_and_causal(folder):

@@ -62,22 +62,27 @@ class Rows(Sequence[Example]):
 def collate(batch: Any) -> Any:
     """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`.
 
-    Packed rows that come as a list get `cu_seqlens` of one length, filled up with T.
+    Packed rows that come as a list get `cu_seqlens` of one length, filled up with T, and `tags` of one shape.
     """
     if isinstance(batch, Rows):
         return batch.collate()
-    if batch and isinstance(batch[0], Mapping) and "cu_seqlens" in batch[0]:
-        batch = _with_as_many_boundaries(batch)
+    if batch and isinstance(batch[0], Mapping):
+        for name in {"cu_seqlens", "tags"} & batch[0].keys():
+            batch = _of_one_shape(batch, name)
     return default_collate(batch)
 
 
-def _with_as_many_boundaries(items: Sequence[Example]) -> list[Example]:
-    segments = max(len(item["cu_seqlens"]) for item in items)
+def _of_one_shape(items: Sequence[Example], name: str) -> list[Example]:
+    """Return items whose tensors of this name are filled up to one shape: boundaries with T, tags with -1."""
+    shapes = [item[name].shape for item in items]
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     filled = []
     for item in items:
-        cu_seqlens = item["cu_seqlens"]
-        rest = cu_seqlens[-1:].expand(segments - len(cu_seqlens))
-        filled.append({**item, "cu_seqlens": torch.cat([cu_seqlens, rest])})
+        tensor = item[name]
+        value = tensor.reshape(-1)[-1] if name == "cu_seqlens" else -1
+        whole = torch.full(largest, int(value), dtype=tensor.dtype, device=tensor.device)
+        whole[tuple(map(slice, tensor.shape))] = tensor
+        filled.append({**item, name: whole})
     return filled
 
 

@@ -96,9 +96,14 @@ class CompactEncoder:
             return end + 1
         return end
 
-    def any_loss(self, codes: NDArray[np.uint8]) -> bool:
-        """Tell whether any label of these rows, (B, T) uint8, earns a loss."""
-        return bool(self._earning[codes[:, 1:]].any())
+    def any_loss(self, codes: NDArray[np.uint8], cu_seqlens: NDArray[np.int32] | None = None) -> bool:
+        """Tell whether any label earns a loss: of rows (B, T) uint8, packed where there are `cu_seqlens` (B, S)."""
+        earning = self._earning[codes]
+        earning[:, 0] = False  # what a window begins with is nobody's label
+        if cu_seqlens is not None:
+            row, boundary = np.nonzero(cu_seqlens < codes.shape[1])
+            earning[row, cu_seqlens[row, boundary]] = False
+        return bool(earning.any())
 
 
 class Expander:

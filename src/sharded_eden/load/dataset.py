@@ -10,6 +10,7 @@ import logging
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ class ShardedEdenDataset(Dataset[Example]):
                 include_sep=include_sep,
                 include_eos=include_eos,
                 packed_bases=self._index.geometry.usable if packed else None,
+                rebuild=self._index.rebuild_command(replace(self._index.geometry, special_tokens=3)),
                 mask_ambiguous=mask_ambiguous,
                 soft_mask_weight=soft_mask_weight,
                 loss_on_eos=loss_on_eos,
@@ -259,7 +261,8 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def _windows_of(self, indices: Sequence[Index]) -> tuple[list[tuple[int, int]], list[int]]:
         """Return (epoch, window index) of every window of these items, and how many each item has."""
-        resolved = [self._resolve(index) for index in indices]
+        what = "windows" if self._packs is None else "packs"
+        resolved = [self._resolve(index, self._length, what) for index in indices]
         if self._packs is None:
             return resolved, [1] * len(resolved)
         packs = self._packs.windows([pack_idx for _, pack_idx in resolved])
@@ -280,7 +283,7 @@ class ShardedEdenDataset(Dataset[Example]):
 
         Where items are packs, an index is still that of a window in `fetch`, and that of a pack in `fetch_many`.
         """
-        return self._fetcher.fetch(*self._resolve(index))
+        return self._fetcher.fetch(*self._resolve(index, self._index.total_windows, "windows"))
 
     def fetch_many(self, indices: Sequence[Index]) -> Iterator[Window]:
         """Yield the windows of many items, located by one query; the bases of each are overwritten by the next."""
@@ -298,19 +301,18 @@ class ShardedEdenDataset(Dataset[Example]):
         """
         return Expander(self._format, self.attention_mask)
 
-    def _resolve(self, index: Index) -> tuple[int, int]:
-        """Return (epoch, window index >= 0)."""
-        if type(index) is int and 0 <= index < self._length:
+    def _resolve(self, index: Index, length: int, what: str) -> tuple[int, int]:
+        """Return (epoch, index >= 0) of one of `length` windows or packs."""
+        if type(index) is int and 0 <= index < length:
             return 0, index
         try:
             epoch, window_idx = index if isinstance(index, (tuple, list)) else (0, index)
             epoch, window_idx = operator.index(epoch), operator.index(window_idx)
         except (TypeError, ValueError):
             raise IndexError(f"{index!r} is neither a window index nor (epoch, window index)") from None
-        if not -self._length <= window_idx < self._length or epoch < 0:
-            what = "windows" if self._packs is None else "packs"
-            raise IndexError(f"{index!r} is out of range: the {self.split} split has {self._length} {what}")
-        return epoch, window_idx % self._length
+        if not -length <= window_idx < length or epoch < 0:
+            raise IndexError(f"{index!r} is out of range: the {self.split} split has {length} {what}")
+        return epoch, window_idx % length
 
     # ---- checks at the start ----
 

@@ -56,6 +56,8 @@ class RowFormat:
     include_eos: bool = True
     packed_bases: int | None = None
     """Bases that a window shows at most in a packed row, where the packs say so; None: as many as fit."""
+    rebuild: str = "sharded-eden precompute SPLIT.parquet WINDOWS.db --pack"
+    """The command, but for `--special-tokens`, that packs the windows anew."""
     mask_ambiguous: bool = False
     """No loss on labels other than A, C, G and T."""
     soft_mask_weight: float = 1.0
@@ -117,7 +119,7 @@ class RowFormat:
                 taken, counted = self.seq_length - room, self.seq_length - self.packed_bases
                 raise UsageError(
                     f"the windows were packed for {counted} special tokens each, but header and EOS take {taken}. Pack "
-                    f"them for as many: sharded-eden precompute SPLIT.parquet WINDOWS.db --special-tokens {taken} --pack"
+                    f"them for as many: {self.rebuild} --special-tokens {taken}"
                 )
             return self.packed_bases
         if room < 1:
@@ -200,6 +202,8 @@ class RowEncoder:
         if self._eos is not None:
             tokens[end] = self._eos
             stop += 1
+        if stop == start:  # no header, no EOS, and a tokenizer that makes nothing of so few bases
+            return stop
         labels[start : stop - 1] = tokens[start + 1 : stop]
         labels[stop - 1] = self._pad
         earning = max(first - 1, start)

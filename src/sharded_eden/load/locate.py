@@ -89,7 +89,7 @@ class WindowIndex:
 
     def rebuild_command(self, geometry: WindowGeometry) -> str:
         """Return the command that makes this window database with another geometry."""
-        return rebuild_command(self.path, geometry)
+        return rebuild_command(self.path, geometry) + (" --pack" if "total_packs" in self.metadata else "")
 
     def _check_tables(self) -> None:
         needed = {

@@ -44,9 +44,12 @@ class PackIndex:
         self._index = index
         if not {"pack_idx", "windows"} <= set(table_columns(index.connection, "packs")):
             raise DatabaseError(f"{index.path} holds no packs. Add them: {self._cure}")
-        first, last = index.connection.execute(
-            "SELECT (SELECT min(pack_idx) FROM packs), (SELECT max(pack_idx) FROM packs)"
-        ).get
+        try:
+            first, last = index.connection.execute(
+                "SELECT (SELECT min(pack_idx) FROM packs), (SELECT max(pack_idx) FROM packs)"
+            ).get
+        except apsw.Error as error:
+            raise unreadable(index.path, error) from error
         self.total = index.metadata.get("total_packs", -1)
         self.fingerprint = index.metadata.get("pack_fingerprint", 0)
         if (first, last) != ((0, self.total - 1) if self.total else (None, None)):
@@ -111,11 +114,13 @@ class _Boundaries:
 
     def tensors(self) -> Example:
         """Return `cu_seqlens` (B, S) int32 and `max_seqlen` (B,) int32."""
-        segments = max(map(len, self._rows)) + 1
+        segments = max(map(len, self._rows), default=1) + 1
         cu_seqlens = np.full((len(self._rows), segments), self._seq_length, dtype=np.int32)
         for k, row in enumerate(self._rows):
             cu_seqlens[k, : len(row)] = row
-        if (cu_seqlens[:, -2] == self._seq_length).all():  # every row is full, or has another segment to spare
+        if (
+            self._rows and (cu_seqlens[:, -2] == self._seq_length).all()
+        ):  # every row is full, or has another segment to spare
             cu_seqlens = np.ascontiguousarray(cu_seqlens[:, :-1])
         return {
             "cu_seqlens": torch.from_numpy(cu_seqlens),
@@ -166,7 +171,8 @@ class PackedFullRows:
                 except UnicodeError as error:
                     raise self._fetcher.unreadable_letters(window, error) from error
                 position_ids[k, at:end] = self._positions[: end - at]
-                boundaries.end_of_window(end)
+                if end > at:
+                    boundaries.end_of_window(end)
                 at = end
             self._encoder.pad(at, tokens[k], labels[k], loss_mask[k])
             position_ids[k, at:] = self._positions[: self._format.seq_length - at]
@@ -227,9 +233,9 @@ class PackedCompactRows:
                 boundaries.end_of_window(at)
                 tags[-1].append(tag)
             codes[k, at:] = PAD
-        if self._format.weighs_letters:
-            self._fetcher.check_loss(self._encoder.any_loss(codes))
         stacked = {"codes": torch.from_numpy(codes), **boundaries.tensors()}
+        if self._format.weighs_letters:
+            self._fetcher.check_loss(self._encoder.any_loss(codes, stacked["cu_seqlens"].numpy()))
         longest = max((len(tag) for row in tags for tag in row), default=0)
         if longest:
             ids = np.full((len(sizes), max(map(len, tags)), longest), -1, dtype=np.int64)

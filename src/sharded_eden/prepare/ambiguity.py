@@ -64,7 +64,8 @@ class AmbiguityFilter:
         ambiguous = np.array(
             [np.count_nonzero(flags[s:e]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
         )
-        return np.asarray(ambiguous <= self._most * np.maximum(ends - starts, 0))
+        # Divided, not multiplied: 29 of 100 are no more than 0.29, which 0.29 * 100 < 29 would make them.
+        return np.asarray(ambiguous / np.maximum(ends - starts, 1) <= self._most)
 
     def _letters(self, contig_id: str, length: int) -> NDArray[np.uint8]:
         sample = next(iter(self._paths)) if len(self._paths) == 1 else schema.extract_sample_id(contig_id)

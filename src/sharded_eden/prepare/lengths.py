@@ -70,7 +70,14 @@ def window_lengths(
         if len(rows) != high - low:
             raise DatabaseError(f"{path}: {high - low - len(rows)} of its windows {low} to {high - 1} are missing")
         if has_table:
-            firsts, all_lengths = np.array(database.execute(_LENGTHS, (low, high)).fetchall(), dtype=np.int64).T
+            found = np.array(database.execute(_LENGTHS, (low, high)).fetchall(), dtype=np.int64).reshape(-1, 2)
+            firsts, all_lengths = found.T
+            if not len(firsts):
+                raise DatabaseError(
+                    f"{path}: its table contig_lengths says nothing of window {low}. Make it anew: "
+                    f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
+                    f"--stride {geometry.stride} --pack"
+                )
             contig = np.searchsorted(firsts, rows[:, 0], side="right") - 1
             contig_bases = all_lengths[contig]
         else:

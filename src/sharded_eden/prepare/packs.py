@@ -12,7 +12,6 @@ Source: best fit decreasing is Johnson, "Near-optimal bin packing algorithms", M
 from __future__ import annotations
 
 import os
-import shutil
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden import schema
-from sharded_eden.errors import DatabaseError, MissingDatabase
+from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.fingerprint import PackFingerprint
 from sharded_eden.permutation import Permutation
 from sharded_eden.prepare.lengths import window_lengths
 from sharded_eden.progress import Meter, Progress
-from sharded_eden.sqlite import create_database, open_read_only, publishing, table_columns, unreadable
+from sharded_eden.sqlite import copy_database, create_database, open_read_only, publishing, table_columns, unreadable
 from sharded_eden.windows import WindowGeometry
 
 BUFFER_WINDOWS = 4096
@@ -97,7 +96,7 @@ def pack_window_database(
             if not table_columns(database, table):
                 raise DatabaseError(f"{path}: not a window database: it has no table {table}")
     with publishing(path) as unfinished:
-        shutil.copyfile(path, unfinished)
+        copy_database(path, unfinished)
         with closing(create_database(unfinished)) as database:
             try:
                 database.execute("BEGIN")
@@ -128,6 +127,11 @@ def write_packs(
         progress: called with the windows done, counted twice, and their total.
     """
     geometry = WindowGeometry.from_metadata(dict(database.execute("SELECT key, value FROM metadata")))
+    if geometry.usable < 1:
+        raise UsageError(
+            f"{path}: its windows cannot be packed: window_size={geometry.window_size} leaves no room for a base beside "
+            f"special_tokens={geometry.special_tokens}. Precompute with fewer --special-tokens"
+        )
     total = int(database.execute("SELECT count(*) FROM window_mappings").get)
     database.execute("DROP TABLE IF EXISTS packs")
     database.execute(schema.CREATE_PACKS)

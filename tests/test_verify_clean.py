@@ -127,8 +127,10 @@ def test_what_the_commands_make_is_clean(tmp_path, monkeypatch, capsys):
     assert "it lists 1 samples that have no sequence database, such as 's3'" in capsys.readouterr().out
 
 
-def test_windows_may_be_left_out_for_their_letters(tmp_path):
+def test_windows_may_be_left_out_for_their_letters(tmp_path, monkeypatch):
     """With --max-ambiguous windows are missing within contigs, and contigs among them; that is no fault."""
+    monkeypatch.setattr("sharded_eden.prepare.window_dbs.BATCH_WINDOWS", 4)
+    monkeypatch.setattr("sharded_eden.observe.verify_lengths.CHUNK_ROWS", 3)
     letters = ("NNNNA", "ACGTN", "N")
     contigs = {
         f"BCR__ECT-A{i % 3}__CT1-{i}": "N" * (30 * i)
@@ -142,6 +144,17 @@ def test_windows_may_be_left_out_for_their_letters(tmp_path):
     assert 0 < world.verify().windows < whole
     for full in (False, True):
         assert world.verify(full=full).findings == []
+    ((last,),) = worlds.query(
+        world.train,
+        "SELECT max(a.window_idx) FROM window_mappings AS a JOIN window_mappings AS b ON b.window_idx = a.window_idx + 1 "
+        "WHERE a.sequence_id = b.sequence_id AND b.window_in_seq_idx > a.window_in_seq_idx + 1",
+    )
+    before = world.train.read_bytes()
+    execute(
+        world.train, f"UPDATE window_mappings SET window_in_seq_idx = window_in_seq_idx + 1 WHERE window_idx = {last}"
+    )
+    assert {finding.check for finding in world.verify(full=True).findings} >= {"fingerprint"}
+    world.train.write_bytes(before)
     execute(world.train, "UPDATE window_mappings SET window_in_seq_idx = 99 WHERE window_idx = 2")
     assert "length" in {finding.check for finding in world.verify(full=True).findings}
 

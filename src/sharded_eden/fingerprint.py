@@ -22,28 +22,34 @@ SAMPLED_ROWS = 1024
 
 
 class Fingerprint:
-    """A running fingerprint: feed the contigs in the order of their windows, in chunks of any size."""
+    """A running fingerprint: feed the contigs that have windows in the order of these, in chunks of any size.
+
+    Where windows may have been left out, feed the windows too. They count only if contigs have fewer than their lengths make.
+    """
 
     def __init__(self, geometry: WindowGeometry) -> None:
+        self._geometry = geometry
         self._hash = blake2b(digest_size=8, person=b"eden contigs")
-        self._left_out: blake2b | None = None
+        self._windows_hash = blake2b(digest_size=8, person=b"eden left out")
+        self._windows = self._whole = 0
         self._hash.update(repr(sorted(geometry.as_metadata().items())).encode())
 
     def update(self, contigs: pl.DataFrame) -> None:
         """Take in a chunk of contigs with the columns `contig_id` and `length`."""
         text = contigs.select(CONTIG_ID, LENGTH).write_csv(include_header=False, separator="\t", quote_style="never")
         self._hash.update(text.encode())
+        self._whole += int(self._geometry.counts(contigs[LENGTH].to_numpy()).sum())
 
-    def update_left_out(self, contig_id: str, windows: NDArray[np.int64]) -> None:
-        """Take in that some windows of a contig are left out, (n,) int64 window_in_seq_idx."""
-        self._left_out = self._left_out or blake2b(digest_size=8, person=b"eden left out")
-        self._left_out.update("".join(f"{contig_id}\t{k}\n" for k in windows.tolist()).encode())
+    def update_windows(self, contig: NDArray[np.int64], in_contig: NDArray[np.int64]) -> None:
+        """Take in the next windows: the number of each one's contig, from 0 on, and window_in_seq_idx, both (n,) int64."""
+        self._windows_hash.update(np.stack([contig, in_contig], axis=1).astype("<i8").tobytes())
+        self._windows += len(contig)
 
     def value(self) -> int:
         """Return the fingerprint of what was fed so far, an integer in [0, 2**63)."""
         whole = self._hash.copy()
-        if self._left_out is not None:
-            whole.update(self._left_out.digest())
+        if self._windows not in {0, self._whole}:
+            whole.update(self._windows_hash.digest())
         return int.from_bytes(whole.digest(), "big") >> 1
 
 

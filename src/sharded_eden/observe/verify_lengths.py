@@ -36,8 +36,7 @@ def check_lengths(
 ) -> None:
     """Check that recorded lengths make the windows that are there, and the fingerprint that the metadata state.
 
-    Where ambiguous windows were left out (`has_holes`), contigs may have fewer windows, and the fingerprint cannot be computed
-    without the bases: it is taken as it is.
+    Where ambiguous windows were left out (`has_holes`), contigs may have fewer windows.
     """
     query = "SELECT count(*) FROM (SELECT DISTINCT sequence_id FROM window_mappings)"
     firsts = connection.execute(query).get
@@ -47,13 +46,17 @@ def check_lengths(
         return
     computed = Fingerprint(geometry)
     wrong = Tally()
+    seen = 0
     for first, ids, lengths in _chunks(connection, windows, has_holes):
         computed.update(pl.DataFrame({CONTIG_ID: ids, LENGTH: lengths}))
         _compare(geometry, first, ids, lengths, wrong, has_holes)
+        if has_holes:
+            _add_windows(computed, connection, first, seen)
+        seen += len(ids)
     if wrong.count:
         what = f"contigs have other windows than their lengths in contig_lengths make: {wrong}"
         findings.error("windows", path, what, mend)
-    if not has_holes and fingerprint not in {None, computed.value()}:
+    if fingerprint not in {None, computed.value()}:
         what = f"metadata fingerprint={fingerprint}, but its contigs and lengths make {computed.value()}"
         findings.error("fingerprint", path, what, mend)
 
@@ -74,6 +77,20 @@ def _chunks(
         kept = kept[-1:]
     if kept:
         yield _columns(kept, total)
+
+
+def _add_windows(
+    computed: Fingerprint, connection: apsw.Connection, first: NDArray[np.int64], contigs_before: int
+) -> None:
+    """Add the windows of a chunk of contigs, which begin at `first`, (n + 1,), to a fingerprint."""
+    start, end = first[[0, -1]].tolist()
+    for low in range(start, end, CHUNK_ROWS):
+        rows = connection.execute(
+            "SELECT window_in_seq_idx FROM window_mappings WHERE window_idx >= ? AND window_idx < ? ORDER BY window_idx",
+            (low, min(low + CHUNK_ROWS, end)),
+        ).fetchall()
+        contig = np.searchsorted(first, np.arange(low, low + len(rows)), side="right") - 1 + contigs_before
+        computed.update_windows(contig, np.array(rows, dtype=np.int64).reshape(-1))
 
 
 def _columns(

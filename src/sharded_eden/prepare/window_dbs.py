@@ -312,9 +312,7 @@ class _Writer:
         self.bases += int(lengths.sum())
         self.unseen_bases += int(lengths.sum())
         counts = self._geometry.counts(lengths)
-        with_windows = contigs.filter(pl.Series(counts > 0))
-        self._fingerprint.update(with_windows)
-        self._insert(with_windows, counts[counts > 0])
+        self._insert(contigs.filter(pl.Series(counts > 0)), counts[counts > 0])
 
     def _insert(self, contigs: pl.DataFrame, counts: NDArray[np.int64]) -> None:
         if contigs.is_empty():
@@ -326,7 +324,6 @@ class _Writer:
             self._insert(contigs[:half], counts[:half])
             self._insert(contigs[half:], counts[half:])
             return
-        lengths = contigs[LENGTH].to_numpy()
         self._database.execute("DELETE FROM temp.batch")
         self._database.execute(_INSERT_BATCH, (apsw.carray(tuple(contigs[CONTIG_ID].to_list())),))
         last = (-1, 0)
@@ -338,43 +335,43 @@ class _Writer:
                 kept = self._unambiguous(contigs, row, in_contig)
                 row, in_contig = row[kept], in_contig[kept]
             if len(row):
-                last = self._write(row, in_contig, lengths, last)
+                last = self._write(contigs, row, in_contig, last)
 
     def _unambiguous(
         self, contigs: pl.DataFrame, row: NDArray[np.int64], in_contig: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Tell which windows to keep, and note the others."""
+        """Tell which windows to keep, and count the others."""
         assert self._ambiguity is not None  # noqa: S101 - narrows the type
         kept = np.ones(len(row), dtype=np.bool_)
-        for k in np.unique(row).tolist():
-            contig_id, length = contigs.row(k)
-            of_contig = row == k
-            kept[of_contig] = self._ambiguity.keep(contig_id, length, in_contig[of_contig])
-            left_out = in_contig[of_contig & ~kept]
-            if len(left_out):
-                self._fingerprint.update_left_out(contig_id, left_out)
-                self.ambiguous_windows += len(left_out)
+        for low, high in pairwise([*np.flatnonzero(np.diff(row, prepend=-1)).tolist(), len(row)]):
+            contig_id, length = contigs.row(int(row[low]))
+            kept[low:high] = self._ambiguity.keep(contig_id, length, in_contig[low:high])
+        self.ambiguous_windows += len(kept) - int(np.count_nonzero(kept))
         return kept
 
     def _write(
-        self, row: NDArray[np.int64], in_contig: NDArray[np.int64], lengths: NDArray[np.int64], last: tuple[int, int]
+        self, contigs: pl.DataFrame, row: NDArray[np.int64], in_contig: NDArray[np.int64], last: tuple[int, int]
     ) -> tuple[int, int]:
         """Write windows: contig and number within it of each.
 
         Args:
+            contigs: the contigs of this batch.
             row: (n,) int64, the contig of each window.
             in_contig: (n,) int64, its number within the contig.
-            lengths: (C,) int64, of the contigs, in bases.
             last: the contig of the window written before, and where in it that ended: returned for the next call.
         """
         execute = self._database.execute
+        lengths = contigs[LENGTH].to_numpy()
         is_first = np.diff(row, prepend=last[0]) > 0
         firsts = np.flatnonzero(is_first)
         if len(firsts):
+            self._fingerprint.update(contigs[row[firsts]])
             execute(_INSERT_LENGTHS, (self.windows, apsw.carray(firsts << LENGTH_BITS | lengths[row[firsts]])))
         execute(_INSERT_WINDOWS, (self.windows, apsw.carray(row << LENGTH_BITS | in_contig)))
         starts = in_contig * self._geometry.stride
         ends = np.minimum(starts + self._geometry.usable, lengths[row])
+        if self._ambiguity is not None:
+            self._fingerprint.update_windows(self.sequences - 1 + np.cumsum(is_first), in_contig)
         # What a window shows begins where the one before it ended, if that one is of the same contig.
         before = np.concatenate(([last[1]], ends[:-1]))
         self.unseen_bases -= int((ends - np.maximum(starts, np.where(is_first, 0, before))).sum())

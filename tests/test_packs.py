@@ -378,6 +378,16 @@ def test_attention_is_block_diagonal_and_causal(folder):
         assert torch.equal(dataset[4]["attention_mask"], batch["attention_mask"][1])
 
 
+def test_compact_rows_become_tensors_on_the_device_where_they_are(folder):
+    """The device "meta" holds no values; what is made elsewhere cannot be combined with what is there."""
+    with packed(folder, compact=True, create_attention_mask=True, soft_mask_weight=0.1) as dataset:
+        batch = dataset.collate_fn(dataset.__getitems__([1, 4]))
+        there = dataset.expander()({name: tensor.to("meta") for name, tensor in batch.items()})
+        here = dataset.expander()(batch)
+    assert {tensor.device.type for tensor in there.values()} == {"meta"}
+    assert {n: (t.shape, t.dtype) for n, t in there.items()} == {n: (t.shape, t.dtype) for n, t in here.items()}
+
+
 def test_every_window_of_a_pack_is_in_the_access_log(tmp_path, folder):
     with packed(folder, log_windows=True, log_dir=tmp_path) as dataset:
         dataset[3]

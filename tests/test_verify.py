@@ -119,10 +119,12 @@ def test_what_is_said_of_packs(world):
     ]
 
 
-def test_the_command_for_windows_keeps_their_packs(world):
+@pytest.mark.parametrize(("seed", "options"), [(42, "--pack"), (7, "--pack --pack-seed 7")])
+def test_the_command_for_windows_keeps_their_packs(world, seed, options):
+    pack_window_database(world.train, seed=seed)
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_windows'")
     assert {finding.mend for finding in world.verify().findings} == {
-        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 --pack"
+        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 {options}"
     }
 
 

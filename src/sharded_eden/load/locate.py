@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -89,7 +89,7 @@ class WindowIndex:
 
     def rebuild_command(self, geometry: WindowGeometry) -> str:
         """Return the command that makes this window database with another geometry."""
-        return rebuild_command(self.path, geometry) + (" --pack" if "total_packs" in self.metadata else "")
+        return rebuild_command(self.path, geometry) + pack_options(self.metadata)
 
     def _check_tables(self) -> None:
         needed = {
@@ -286,6 +286,14 @@ def rebuild_command(path: str | os.PathLike[str], geometry: WindowGeometry) -> s
         f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
         f"--stride {geometry.stride}{extra}"
     )
+
+
+def pack_options(metadata: Mapping[str, object]) -> str:
+    """Return the options of the command above that make the packs which a window database has."""
+    if "total_packs" not in metadata:
+        return ""
+    seed = metadata.get("pack_seed", 42)
+    return " --pack" + (f" --pack-seed {seed}" if seed != 42 else "")
 
 
 def _next_sequence_id(connection: apsw.Connection, least: str) -> str | None:

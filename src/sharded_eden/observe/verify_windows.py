@@ -16,7 +16,7 @@ import apsw
 
 from sharded_eden import schema
 from sharded_eden.errors import InputError, UsageError
-from sharded_eden.load.locate import METADATA_KEYS, rebuild_command
+from sharded_eden.load.locate import METADATA_KEYS, pack_options, rebuild_command
 from sharded_eden.observe.findings import Finding, Findings, scans
 from sharded_eden.observe.verify_lengths import check_lengths
 from sharded_eden.observe.verify_packs import PacksCheck
@@ -65,7 +65,8 @@ class WindowsReport:
     """None where nothing says how its windows were cut."""
     max_ambiguous: object = None
     """The share of ambiguous letters from which on windows were left out; None where none were."""
-    has_packs: bool = False
+    packed: str = ""
+    """Options of the command that makes it which make packs."""
     windows: int = 0
     is_open: bool = False
     """Whether the loader opens it, as far as was seen."""
@@ -76,7 +77,7 @@ class WindowsReport:
     @property
     def mend(self) -> str:
         """The command that makes it anew."""
-        again = _rebuild(self.path, self.geometry) + (" --pack" if self.has_packs else "")
+        again = _rebuild(self.path, self.geometry) + self.packed
         return (
             again if self.max_ambiguous is None else f"{again} --max-ambiguous {self.max_ambiguous} --sequences SEQDB"
         )
@@ -118,7 +119,7 @@ class _Check:
         if geometry is None:
             return
         self._report.geometry = geometry
-        self._report.has_packs = bool(table_columns(self._db, "packs"))
+        self._report.packed = pack_options(dict(self._db.execute("SELECT key, value FROM metadata")))
         left_out = self._db.execute("SELECT value FROM metadata WHERE key = 'max_ambiguous'").get
         if left_out is not None:
             self._report.max_ambiguous, self._follows = left_out, _FOLLOWS_WITH_HOLES

@@ -94,7 +94,7 @@ ON_A_CLUSTER = """
     from ray.cluster_utils import Cluster
     sys.path.insert(0, sys.argv[2])
     from test_build_again import rows, state, world
-    from sharded_eden import build_sequence_dbs
+    from sharded_eden import build_sequence_dbs, verify
 
     here = Path(sys.argv[1])
     inputs = world(here / "in", samples=40)
@@ -119,6 +119,9 @@ ON_A_CLUSTER = """
     assert result.samples == len(rows(here / "local")), result
     assert state(here / "db") == state(here / "local")
     assert build_sequence_dbs([inputs], here / "db", engine="ray").samples == 0
+    alone = verify(here / "db", full=True)
+    assert verify(here / "db", full=True, engine="ray", jobs=2, scratch=here) == alone, alone
+    assert alone.is_clean and alone.contigs > 40
     ray.shutdown()
     cluster.shutdown()
     print("the same rows")

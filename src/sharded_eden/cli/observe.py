@@ -69,7 +69,16 @@ def verify(
         Literal["sample", "contig"],
         typer.Option(help="What the splits divide. With 'contig' a sample may be in two of them."),
     ] = "sample",
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Tasks at a time; unless given, 1 (ray: all of the cluster).")
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where tasks run; ray needs a file system that all nodes share, --scratch on it too."),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT.")
+    ] = None,
     windows_read: Annotated[
         int, typer.Option(metavar="N", help="Random windows of each split that are read as training reads them.")
     ] = 512,
@@ -90,7 +99,9 @@ def verify(
                 windows_dbs or [],
                 full=full,
                 by=by,
-                jobs=jobs,
+                jobs=1 if jobs is None and engine == "local" else jobs,
+                engine=engine,
+                address=address,
                 windows_read=windows_read,
                 seed=seed,
                 scratch=scratch,

@@ -15,18 +15,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, TypeVar, get_args
 
 import polars as pl
 
+from sharded_eden.engine import Engine, EngineName, Say, run_tasks
 from sharded_eden.errors import EdenError, UsageError
 from sharded_eden.observe.digests import find_copies
 from sharded_eden.observe.findings import EXAMPLES, Finding, Findings, Tally, build_command
@@ -82,7 +80,9 @@ def verify(
     *,
     full: bool = False,
     by: By = "sample",
-    jobs: int = 1,
+    jobs: int | None = 1,
+    engine: EngineName = "local",
+    address: str | None = None,
     windows_read: int = 512,
     seed: int = 42,
     scratch: str | os.PathLike[str] | None = None,
@@ -96,7 +96,9 @@ def verify(
         full: check every window and every base, not only what a quick look sees.
         by: what the splits divide: `sample` finds samples that are in two of them; `contig` accepts those. Where there is just
             one sequence database they are accepted anyway.
-        jobs: processes.
+        jobs: tasks at a time; None on Ray: as many as the cluster has processors.
+        engine: `local`, or `ray`: databases and `scratch` must then lie where all nodes see them.
+        address: of the Ray cluster, `auto` for the one that this machine belongs to.
         windows_read: random windows of each split that are read as training reads them.
         seed: another seed looks at other places.
         scratch: a folder for temporary files: with `full` 60 bytes a contig where there are several splits, 5 a window where
@@ -110,8 +112,9 @@ def verify(
     splits = [Path(path) for path in window_dbs]
     if by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
-    if jobs < 1 or windows_read < 0:
-        raise UsageError(f"jobs must be at least 1 and windows_read at least 0, not {jobs} and {windows_read}")
+    where = Engine(engine, jobs, address)
+    if windows_read < 0:
+        raise UsageError(f"windows_read must be at least 0, not {windows_read}")
     for one, other in combinations(splits, 2):
         if os.path.realpath(one) == os.path.realpath(other):
             raise UsageError(f"{one} and {other} are the same window database: give each split once")
@@ -124,7 +127,7 @@ def verify(
             scratch=Path(temporary),
             full=full,
             by=by,
-            jobs=jobs,
+            engine=where,
             windows_read=windows_read,
             seed=seed,
             progress=progress,
@@ -140,7 +143,7 @@ class _Run:
     scratch: Path
     full: bool
     by: By
-    jobs: int
+    engine: Engine
     windows_read: int
     seed: int
     progress: Progress | None
@@ -184,7 +187,9 @@ class _Run:
         self, check: Callable[[Task], Report], tasks: Sequence[Task], path_of: Callable[[Task], Path]
     ) -> Iterator[Report]:
         """Run tasks, in this process or in several, and count them as done."""
-        for task, report in zip(tasks, _each(check, tasks, self.jobs, 1 if self.full else TASKS_AT_ONCE), strict=True):
+        for task, report in zip(
+            tasks, _each(check, tasks, self.engine, 1 if self.full else TASKS_AT_ONCE), strict=True
+        ):
             yield report
             size = _size(path_of(task))
             self._meter.reach(self._done, size)
@@ -308,18 +313,28 @@ def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[Windo
             )
 
 
-def _each(check: Callable[[Task], Report], tasks: Sequence[Task], jobs: int, at_once: int) -> Iterator[Report]:
-    """Yield the reports of tasks in their order."""
-    if jobs == 1 or len(tasks) < 2:
+def _each(check: Callable[[Task], Report], tasks: Sequence[Task], engine: Engine, at_once: int) -> Iterator[Report]:
+    """Yield the reports of tasks in their order, wherever they run."""
+    if engine.name == "local" and (engine.jobs == 1 or len(tasks) < 2):
         yield from map(check, tasks)
         return
-    try:
-        with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
-            yield from pool.map(check, tasks, chunksize=at_once)
-    except BrokenProcessPool as error:
-        raise EdenError(
-            f"one of {jobs} processes was killed, most likely for want of memory: give fewer --jobs"
-        ) from error
+    groups = [
+        (number, check, tasks[first : first + at_once]) for number, first in enumerate(range(0, len(tasks), at_once))
+    ]
+    waiting: dict[int, list[Report]] = {}
+    expected = 0
+    for ended in run_tasks(_check_group, groups, engine):
+        if ended.result is None:
+            raise ended.error or EdenError("a task of verify gave no report")
+        waiting[ended.task[0]] = ended.result
+        while expected in waiting:
+            yield from waiting.pop(expected)
+            expected += 1
+
+
+def _check_group(group: tuple[int, Callable[[Task], Report], Sequence[Task]], say: Say) -> list[Report]:
+    _, check, tasks = group
+    return [check(task) for task in tasks]
 
 
 def _size(path: Path) -> int:

@@ -113,9 +113,8 @@ def verify(
         print(json.dumps(result.as_dict(), indent=2))
     else:
         print(f"samples  {result.samples:>15,}")
-        print(
-            f"windows  {result.windows:>15,}  in {result.window_databases} window database{'s' if result.window_databases != 1 else ''}"
-        )
+        databases = "window database" if result.window_databases == 1 else "window databases"
+        print(f"windows  {result.windows:>15,}  in {result.window_databases} {databases}")
         print(f"read     {result.windows_read:>15,}  of them, as training reads them")
         if full:
             print(f"contigs  {result.contigs:>15,}  read whole")

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench bench-prepare docs clean
+.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench bench-prepare bench-scale docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench: $(VENV)/.dev ## speed, as ratios measured side by side
 
 bench-prepare: $(VENV)/.dev ## speed of build and precompute
 	$(BIN)/python -m benchmarks --only prepare,precompute
+
+bench-scale: $(VENV)/.dev ## 100 million windows: seconds, memory, disk (15 minutes, 20 GB)
+	$(BIN)/python -m benchmarks.scale
 
 docs: $(VENV)/.dev ## the documentation, in site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -1,6 +1,7 @@
 """From a split's Parquet file to a window database: windows/s, ours against the plain Python loop, on the same file.
 
-Measured from the call to a finished database with its index. Both write to the same folder.
+Measured from the call to a finished database with its index, ours with `contig_lengths` and a fingerprint besides. Both
+write to the same folder. Splits are sorted as `split` writes them; the unsorted one is what another tool may have written.
 """
 
 from __future__ import annotations
@@ -77,10 +78,11 @@ def _splits(quick: bool) -> dict[str, Path]:
     drawn = np.maximum(rng.lognormal(np.log(2200), 1.093, short), 200).astype(np.int64)
     long = np.full(4 if quick else 40, 150_000_000)
     splits = {}
-    for title, lengths in (("short contigs", drawn), ("contigs of 150 Mb", long)):
-        path = splits[f"{len(lengths):,} {title}"] = folder / f"{title.replace(' ', '-')}.parquet"
+    for title, lengths in (("short contigs", drawn), ("short contigs, unsorted", drawn), ("contigs of 150 Mb", long)):
+        path = splits[f"{len(lengths):,} {title}"] = folder / f"{title.replace(',', '').replace(' ', '-')}.parquet"
         ids = [make_sequence_id("BCR", f"S{k % 20:02d}", k) for k in range(len(lengths))]
-        pl.DataFrame({"contig_id": ids, "length": lengths}).write_parquet(path)
+        split = pl.DataFrame({"contig_id": ids, "length": lengths})
+        (split if "unsorted" in title else split.sort("contig_id")).write_parquet(path)
     return splits
 
 

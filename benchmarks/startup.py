@@ -82,7 +82,7 @@ def open_naive(folder: Path) -> Any:
 OPENERS = {"ours": open_ours, "naive": open_naive}
 
 
-def _resident_mb() -> dict[str, float]:
+def resident_mb() -> dict[str, float]:
     """Return the resident set, and the part of it that is this process's own (not pages of files)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     in_mb = {key: int(status[key].split()[0]) * 1024 / 1e6 for key in ("VmRSS", "RssAnon")}
@@ -90,10 +90,10 @@ def _resident_mb() -> dict[str, float]:
 
 
 def _measure(name: str, folder: Path) -> dict[str, float]:
-    before, start = _resident_mb(), time.perf_counter()
+    before, start = resident_mb(), time.perf_counter()
     opened = OPENERS[name](folder)
     seconds = time.perf_counter() - start
-    grown = {key: value - before[key] for key, value in _resident_mb().items()}
+    grown = {key: value - before[key] for key, value in resident_mb().items()}
     del opened
     return {"seconds": seconds, **grown}
 

@@ -167,7 +167,7 @@ def split_of(folder: Path, contigs: dict[str, str]) -> Path:
 @pytest.mark.parametrize("most", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("batch_windows", [4, 1 << 17])
 def test_windows_with_too_many_ambiguous_letters_are_left_out(tmp_path, monkeypatch, most, batch_windows):
-    monkeypatch.setattr("sharded_eden.prepare.window_dbs.BATCH_WINDOWS", batch_windows)
+    monkeypatch.setattr("sharded_eden.prepare.window_rows.BATCH_WINDOWS", batch_windows)
     random.seed(3)
     contigs = {
         f"BCR__ECT-S{k % 3}__CT1-{k:02}": "".join(

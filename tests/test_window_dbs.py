@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import oracle
 from sharded_eden import WindowGeometry, compute_num_windows, precompute_window_database
 from sharded_eden.errors import EdenWarning, InputError, UsageError
-from sharded_eden.prepare import window_dbs
+from sharded_eden.prepare import split_files, window_dbs, window_rows
 
 SPECIFIED = {
     "metadata": [("key", "TEXT", 0, 1), ("value", "INTEGER", 1, 0)],
@@ -149,11 +149,11 @@ def test_any_split_in_any_order_and_any_batches(
     folder = tmp_path_factory.mktemp("any")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", EdenWarning)
-        patch.setattr(window_dbs, "BATCH_CONTIGS", batch_contigs)
-        patch.setattr(window_dbs, "SURVEY_ROWS", batch_contigs)
-        patch.setattr(window_dbs, "BATCH_WINDOWS", batch_windows)
-        patch.setattr(window_dbs, "SORT_ROWS", 7)
-        patch.setattr(window_dbs, "SAMPLE_EVERY", 3)
+        patch.setattr(split_files, "BATCH_CONTIGS", batch_contigs)
+        patch.setattr(split_files, "SURVEY_ROWS", batch_contigs)
+        patch.setattr(window_rows, "BATCH_WINDOWS", batch_windows)
+        patch.setattr(split_files, "SORT_ROWS", 7)
+        patch.setattr(split_files, "SAMPLE_EVERY", 3)
         result = precompute_window_database(
             split_file(folder / "s.parquet", contigs),
             folder / "w.db",
@@ -181,7 +181,7 @@ def test_fingerprint_is_of_what_is_in_it_not_of_how_it_was_made(
     contigs = a_metagenome()
     expected = fingerprint(contigs)
     assert fingerprint(dict(sorted(contigs.items(), reverse=True))) == expected
-    monkeypatch.setattr(window_dbs, "BATCH_CONTIGS", 13)
+    monkeypatch.setattr(split_files, "BATCH_CONTIGS", 13)
     monkeypatch.setattr(window_dbs, "PAGE_BYTES", 512)
     assert fingerprint(contigs) == expected
     # Contigs without a window are as if they were not there.
@@ -238,7 +238,7 @@ def frame(ids: list[str | None], lengths: list[int | None]) -> pl.DataFrame:
 def test_split_files_that_are_refused(
     tmp_path: Path, split: pl.DataFrame | bytes | None, words: list[str], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window_dbs, "BATCH_CONTIGS", batch)
+    monkeypatch.setattr(split_files, "BATCH_CONTIGS", batch)
     path = tmp_path / "s.parquet"
     if isinstance(split, bytes):
         path.write_bytes(split)
@@ -336,7 +336,7 @@ def test_contigs_without_bases_warn(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_in_contigs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_dbs, "BATCH_CONTIGS", 100)
+    monkeypatch.setattr(split_files, "BATCH_CONTIGS", 100)
     told: list[tuple[int, int]] = []
     path = split_file(tmp_path / "s.parquet", a_metagenome(250))
     precompute_window_database(path, tmp_path / "w.db", progress=lambda *at: told.append(at))

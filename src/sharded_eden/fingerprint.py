@@ -40,6 +40,11 @@ class Fingerprint:
         self._hash.update(text.encode())
         self._whole += int(self._geometry.counts(contigs[LENGTH].to_numpy()).sum())
 
+    def update_lines(self, lines: bytes | memoryview, lengths: NDArray[np.int64]) -> None:
+        """Take in a chunk of contigs as lines of UTF-8 (contig_id, tab, length, line feed), and their lengths, (n,) int64."""
+        self._hash.update(lines)
+        self._whole += int(self._geometry.counts(lengths).sum())
+
     def update_windows(self, contig: NDArray[np.int64], in_contig: NDArray[np.int64]) -> None:
         """Take in the next windows: the number of each one's contig, from 0 on, and window_in_seq_idx, both (n,) int64."""
         self._windows_hash.update(np.stack([contig, in_contig], axis=1).astype("<i8").tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,7 +12,8 @@ from sharded_eden.cli.show import progress_bar, quoted, rate, say_next, size
 from sharded_eden.prepare.packs import PackResult, pack_window_database
 from sharded_eden.prepare.sequence_dbs import build_sequence_dbs
 from sharded_eden.prepare.splits import write_splits
-from sharded_eden.prepare.window_dbs import precompute_window_database
+from sharded_eden.prepare.window_dbs import PrecomputeResult, precompute_window_database
+from sharded_eden.prepare.window_dbs_of_folder import precompute_window_databases
 
 
 def build(
@@ -172,9 +173,15 @@ def split(
 
 def precompute(
     split_file: Annotated[
-        Path, typer.Argument(metavar="SPLIT.parquet", help="A table of contig_id and length, as split writes it.")
+        Path,
+        typer.Argument(
+            metavar="SPLIT.parquet", help="A table of contig_id and length, as split writes it; or the folder of them."
+        ),
     ],
-    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="The window database to write.")],
+    windows_db: Annotated[
+        Path,
+        typer.Argument(metavar="WINDOWS.db", help="The window database to write, or the folder of them."),
+    ],
     window_size: Annotated[int, typer.Option(help="Tokens of a training row: the dataset's seq_length.")] = 8192,
     stride: Annotated[int, typer.Option(help="Bases from the start of one window to the start of the next.")] = 7992,
     window_min_length_threshold: Annotated[
@@ -195,39 +202,45 @@ def precompute(
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Add packs: rows filled with several whole windows.")] = False,
     pack_seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
+    jobs: Annotated[int, typer.Option(help="Splits of a folder that are worked on at once.")] = 1,
 ) -> None:
-    """Turn a split into a window database."""
+    """Turn a split into a window database, or a folder of splits into one of window databases."""
     started = time.monotonic()
+    options: dict[str, Any] = {
+        "window_size": window_size,
+        "stride": stride,
+        "window_min_length_threshold": window_min_length_threshold,
+        "keep_tail": keep_tail,
+        "special_tokens": special_tokens,
+        "max_ambiguous": max_ambiguous,
+        "sequences": sequences,
+        "pack": pack,
+        "pack_seed": pack_seed,
+    }
     with progress_bar("contigs") as progress:
-        result = precompute_window_database(
-            split_file,
-            windows_db,
-            window_size=window_size,
-            stride=stride,
-            window_min_length_threshold=window_min_length_threshold,
-            keep_tail=keep_tail,
-            special_tokens=special_tokens,
-            max_ambiguous=max_ambiguous,
-            sequences=sequences,
-            pack=pack,
-            pack_seed=pack_seed,
-            progress=progress,
-        )
+        if split_file.is_dir():
+            results = precompute_window_databases(split_file, windows_db, jobs=jobs, progress=progress, **options)
+        else:
+            results = {"train": precompute_window_database(split_file, windows_db, progress=progress, **options)}
     seconds = time.monotonic() - started
+    for result in results.values():
+        _print_windows(result, max_ambiguous)
+    print(f"{rate(sum(result.windows for result in results.values()), seconds)} windows/s")
+    paths = ", ".join(f"{name}_window_db_path={str(result.path)!r}" for name, result in results.items())
+    packed = ", packed=True" if pack else ""
+    say_next(f"ShardedEdenDataModule({paths}, seq_length={window_size}, stride={stride}{packed}, ...)")
+
+
+def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> None:
     unseen = result.unseen_bases / result.bases if result.bases else 0.0
-    print(f"windows  {result.windows:>15,}  ({rate(result.windows, seconds)} windows/s)")
+    print(f"windows  {result.windows:>15,}")
     if max_ambiguous is not None:
         print(f"         {result.ambiguous_windows:>15,}  left out, too many ambiguous letters")
     print(f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)")
     print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
     if result.packs is not None:
         _print_packs(result.packs)
-    print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
-    packed = ", packed=True" if pack else ""
-    say_next(
-        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={window_size}, stride={stride}"
-        f"{packed}, ...)"
-    )
+    print(f"on disk  {size(result.path.stat().st_size):>15}  {result.path}")
 
 
 def pack(

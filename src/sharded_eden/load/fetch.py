@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat, is_reversed
-from sharded_eden.load.locate import Row, WindowIndex
+from sharded_eden.load.locate import Row, WindowIndex, pack_options, rebuild_command
 from sharded_eden.load.read import SequenceReader
 from sharded_eden.load.sample_db import Contig
 from sharded_eden.load.tags import ControlTags
@@ -145,10 +145,11 @@ class WindowFetcher:
     def check_loss(self, any_loss: bool) -> None:
         """Say so where no label of a batch earns a loss: the mean over none is NaN."""
         if not any_loss:
+            folder = next(iter(self._reader.paths.values())).parent.parent
+            command = rebuild_command(self._index.path, self._index.geometry) + pack_options(self._index.metadata)
             warn(
                 f"{self._split} split: no label of a batch earns a loss, all of its letters are masked: the mean over them is "
-                f"NaN. Leave such windows out: {self._index.rebuild_command(self._index.geometry)} --max-ambiguous 0.5 "
-                f"--sequences {next(iter(self._reader.paths.values())).parent.parent}"
+                f"NaN. Leave such windows out: {command} --max-ambiguous 0.5 --sequences {folder}"
             )
 
     def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:

@@ -89,7 +89,7 @@ class WindowIndex:
 
     def rebuild_command(self, geometry: WindowGeometry) -> str:
         """Return the command that makes this window database with another geometry."""
-        return rebuild_command(self.path, geometry) + pack_options(self.metadata)
+        return rebuild_command(self.path, geometry, max_ambiguous=self.max_ambiguous) + pack_options(self.metadata)
 
     def _check_tables(self) -> None:
         needed = {
@@ -116,7 +116,10 @@ class WindowIndex:
 
     def _read_metadata(self) -> dict[str, int]:
         metadata: dict[str, int] = {}
+        self.max_ambiguous: float | None = None
         for key, value in self.connection.execute("SELECT key, value FROM metadata"):
+            if key == "max_ambiguous" and isinstance(value, (int, float)):
+                self.max_ambiguous = float(value)
             try:
                 if isinstance(value, float) and not value.is_integer():
                     raise ValueError
@@ -231,30 +234,50 @@ class WindowIndex:
         return cast("list[Row]", rows)
 
     def sequence_ids_by_prefix(self, parts: int) -> Iterator[str]:
-        """Yield one sequence ID for each distinct prefix of `parts` parts between double underscores.
+        """Yield one sequence ID, the first, for each distinct prefix of `parts` parts between double underscores.
 
-        One index seek for each, so that the tags or samples of 100 million windows are found in microseconds.
+        One index seek for each, so that the tags or samples of 100 million windows are found in microseconds. Without an index
+        all windows are read, once.
+
+        Raises:
+            DatabaseError: the index is damaged, or the table cannot be read.
         """
-        if not self._has_index():
+        has_index = self._has_index()
+        if not has_index:
             logger.warning("%s has no index on sequence_id; its windows are scanned once", self.path)
         # Seeks all over a mapped file would map most of it: read instead, and leave the resident set alone.
         with closing(open_read_only(self.path, io="read", cache_kib=WINDOW_CACHE_KIB)) as connection:
-            found = _next_sequence_id(connection, "")
-            while found is not None:
-                yield found
-                pieces = found.split("__")
-                if len(pieces) > parts:
-                    prefix = "__".join(pieces[:parts]) + "__"
-                    # The smallest string above every string with this prefix: '_' is followed by '`'.
-                    found = _next_sequence_id(connection, prefix[:-1] + "`")
-                else:
-                    found = _next_sequence_id(connection, found + "\0")
+            try:
+                yield from self._leap(connection, parts) if has_index else _scan(connection, parts)
+            except apsw.Error as error:
+                raise unreadable(self.path, error) from error
+            except UnicodeError as error:
+                raise self._damaged_index(str(error)) from error
+
+    def _damaged_index(self, what: str) -> DatabaseError:
+        return DatabaseError(
+            f"{self.path}: its sequence_id, or the index on it, is damaged: {what}. "
+            f"Rebuild: {self.rebuild_command(self.geometry)}"
+        )
+
+    def _leap(self, connection: apsw.Connection, parts: int) -> Iterator[str]:
+        """Find the first ID of each prefix by seeks in the index."""
+        encoding = _TEXT_BYTES[connection.pragma("encoding")]  # SQLite orders texts by the bytes that it stores
+        least = ""
+        while (found := _next_sequence_id(connection, least)) is not None:
+            if not isinstance(found, str) or found.encode(encoding) < least.encode(encoding):
+                raise self._damaged_index(f"{found!r} stands where IDs from {least!r} on should")
+            yield found
+            prefix = _prefix(found, parts)
+            # The smallest string above every string with this prefix: '_' is followed by '`'.
+            least = found + "\0" if prefix is None else prefix[:-1] + "`"
 
     def _has_index(self) -> bool:
+        """Tell whether an index has all IDs in the order of their bytes."""
         return bool(
             self.connection.execute(
-                "SELECT count(*) FROM pragma_index_list('window_mappings') AS i, pragma_index_info(i.name) AS c "
-                "WHERE c.seqno = 0 AND c.name = 'sequence_id'"
+                "SELECT count(*) FROM pragma_index_list('window_mappings') AS i, pragma_index_xinfo(i.name) AS c "
+                "WHERE c.seqno = 0 AND c.name = 'sequence_id' AND c.coll = 'BINARY' COLLATE NOCASE AND NOT i.partial"
             ).get
         )
 
@@ -277,11 +300,23 @@ class WindowIndex:
         self._connections.close()
 
 
-def rebuild_command(path: str | os.PathLike[str], geometry: WindowGeometry) -> str:
-    """Return the command that makes a window database with a geometry."""
+def rebuild_command(
+    path: str | os.PathLike[str],
+    geometry: WindowGeometry,
+    *,
+    max_ambiguous: float | None = None,
+) -> str:
+    """Return the command that makes a window database with a geometry.
+
+    Args:
+        path: the window database.
+        geometry: how its windows are cut.
+        max_ambiguous: the share of ambiguous letters from which on windows are left out.
+    """
     extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
     extra += " --keep-tail" if geometry.keep_tail else ""
     extra += f" --special-tokens {geometry.special_tokens}" if geometry.special_tokens != 3 else ""
+    extra += f" --max-ambiguous {max_ambiguous:g} --sequences SEQDB" if max_ambiguous is not None else ""
     return (
         f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
         f"--stride {geometry.stride}{extra}"
@@ -296,8 +331,31 @@ def pack_options(metadata: Mapping[str, object]) -> str:
     return " --pack" + (f" --pack-seed {seed}" if seed != 42 else "")
 
 
-def _next_sequence_id(connection: apsw.Connection, least: str) -> str | None:
-    found: str | None = connection.execute(
-        "SELECT sequence_id FROM window_mappings WHERE sequence_id >= ? ORDER BY sequence_id LIMIT 1", (least,)
+_TEXT_BYTES = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
+
+
+def _prefix(sequence_id: str, parts: int) -> str | None:
+    """Return the first `parts` parts with their underscores; None where nothing comes after them."""
+    pieces = sequence_id.split("__")
+    return "__".join(pieces[:parts]) + "__" if len(pieces) > parts else None
+
+
+def _scan(connection: apsw.Connection, parts: int) -> list[str]:
+    """Return the first ID of each prefix, sorted, by reading all of them."""
+    first: dict[str, str] = {}
+    last = None
+    for (sequence_id,) in connection.execute("SELECT sequence_id FROM window_mappings"):
+        if sequence_id != last and isinstance(sequence_id, str):
+            last = sequence_id
+            prefix = _prefix(sequence_id, parts) or sequence_id
+            first[prefix] = min(sequence_id, first.get(prefix, sequence_id))
+    return sorted(first.values())
+
+
+def _next_sequence_id(connection: apsw.Connection, least: str) -> str | bytes | None:
+    found: str | bytes | None = connection.execute(
+        "SELECT sequence_id FROM window_mappings WHERE sequence_id COLLATE BINARY >= ? "
+        "ORDER BY sequence_id COLLATE BINARY LIMIT 1",
+        (least,),
     ).get
     return found

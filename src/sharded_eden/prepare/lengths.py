@@ -27,14 +27,17 @@ ROWS_PER_FETCH = 1 << 16
 CHUNK_WINDOWS = 1 << 17
 
 _WINDOWS = """
-SELECT window_idx, window_in_seq_idx FROM window_mappings WHERE window_idx >= ? AND window_idx < ? ORDER BY window_idx"""
+SELECT group_concat(window_idx), group_concat(window_in_seq_idx) FROM (
+SELECT window_idx, window_in_seq_idx FROM window_mappings WHERE window_idx >= ? AND window_idx < ? ORDER BY window_idx)"""
 _LENGTHS = """
+SELECT group_concat(first_window_idx), group_concat(length) FROM (
 SELECT first_window_idx, length FROM contig_lengths WHERE first_window_idx < ?2 AND first_window_idx >=
-(SELECT max(first_window_idx) FROM contig_lengths WHERE first_window_idx <= ?1) ORDER BY first_window_idx"""
+(SELECT max(first_window_idx) FROM contig_lengths WHERE first_window_idx <= ?1) ORDER BY first_window_idx)"""
 _JOINED = """
-SELECT w.window_idx, w.window_in_seq_idx, coalesce(c.length, -1) FROM window_mappings AS w
+SELECT group_concat(window_idx), group_concat(window_in_seq_idx), group_concat(bases) FROM (
+SELECT w.window_idx, w.window_in_seq_idx, coalesce(c.length, -1) AS bases FROM window_mappings AS w
 LEFT JOIN temp.contig_bases AS c ON c.contig_id = w.sequence_id
-WHERE w.window_idx >= ? AND w.window_idx < ? ORDER BY w.window_idx"""
+WHERE w.window_idx >= ? AND w.window_idx < ? ORDER BY w.window_idx)"""
 
 
 def window_lengths(
@@ -66,34 +69,38 @@ def window_lengths(
         _fill_temporary_table(database, path, lengths, sequences)
     for low in range(0, total, CHUNK_WINDOWS):
         high = min(low + CHUNK_WINDOWS, total)
-        rows = np.array(database.execute(_WINDOWS if has_table else _JOINED, (low, high)).fetchall(), dtype=np.int64)
-        if len(rows) != high - low:
-            raise DatabaseError(f"{path}: {high - low - len(rows)} of its windows {low} to {high - 1} are missing")
+        window, in_contig, *known_bases = _columns(database, _WINDOWS if has_table else _JOINED, low, high)
+        if not len(window) == len(in_contig) == high - low:
+            raise DatabaseError(f"{path}: {high - low - len(in_contig)} of its windows {low} to {high - 1} are missing")
         if has_table:
-            found = np.array(database.execute(_LENGTHS, (low, high)).fetchall(), dtype=np.int64).reshape(-1, 2)
-            firsts, all_lengths = found.T
+            firsts, all_lengths = _columns(database, _LENGTHS, low, high)
             if not len(firsts):
                 raise DatabaseError(
                     f"{path}: its table contig_lengths says nothing of window {low}. Make it anew: "
                     f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
                     f"--stride {geometry.stride} --pack"
                 )
-            contig = np.searchsorted(firsts, rows[:, 0], side="right") - 1
-            contig_bases = all_lengths[contig]
+            contig_bases = all_lengths[np.searchsorted(firsts, window, side="right") - 1]
         else:
-            contig_bases = rows[:, 2]
-        bases = contig_bases - rows[:, 1] * geometry.stride
+            (contig_bases,) = known_bases
+        bases = contig_bases - in_contig * geometry.stride
         wrong = np.flatnonzero((bases < 0) | (contig_bases < 0))
         if len(wrong):
             window_idx = low + int(wrong[0])
             name = database.execute("SELECT sequence_id FROM window_mappings WHERE window_idx = ?", (window_idx,)).get
             known = int(contig_bases[wrong[0]])
             raise DatabaseError(
-                f"{path}: window {window_idx} begins at base {int(rows[wrong[0], 1]) * geometry.stride} of contig {name!r}, "
+                f"{path}: window {window_idx} begins at base {int(in_contig[wrong[0]]) * geometry.stride} of contig {name!r}, "
                 + (f"which has {known} bases" if known >= 0 else f"whose length is not in {lengths or sequences}")
                 + ". They do not belong together"
             )
         yield bases
+
+
+def _columns(database: apsw.Connection, query: str, low: int, high: int) -> list[NDArray[np.int64]]:
+    """Return what a query of `group_concat`s finds, (n,) int64 each: in a quarter of the time that rows of integers take."""
+    found = database.execute(query, (low, high)).get
+    return [np.fromstring(text, dtype=np.int64, sep=",") if text else np.empty(0, dtype=np.int64) for text in found]
 
 
 def _fill_temporary_table(

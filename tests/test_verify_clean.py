@@ -130,7 +130,7 @@ def test_what_the_commands_make_is_clean(tmp_path, monkeypatch, capsys):
 
 def test_windows_may_be_left_out_for_their_letters(tmp_path, monkeypatch):
     """With --max-ambiguous windows are missing within contigs, and contigs among them; that is no fault."""
-    monkeypatch.setattr("sharded_eden.prepare.window_dbs.BATCH_WINDOWS", 4)
+    monkeypatch.setattr("sharded_eden.prepare.window_rows.BATCH_WINDOWS", 4)
     monkeypatch.setattr("sharded_eden.observe.verify_lengths.CHUNK_ROWS", 3)
     letters = ("NNNNA", "ACGTN", "N")
     contigs = {

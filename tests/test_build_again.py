@@ -13,14 +13,16 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from sharded_eden import build_sequence_dbs
-from sharded_eden.errors import DatabaseError, InputError, UsageError
+from sharded_eden.errors import DatabaseError, EdenError, InputError, UsageError
 from sharded_eden.prepare import contig_table, mixed
+from sharded_eden.prepare.staging import workplace
 
 
 def fasta(path: Path, records: dict[str, str]) -> Path:
@@ -250,6 +252,14 @@ def test_interrupted_processes_leave_nothing_half_written(tmp_path: Path) -> Non
     build_sequence_dbs([inputs], tmp_path / "db")
     build_sequence_dbs([inputs], tmp_path / "one")
     assert state(tmp_path / "db") == state(tmp_path / "one")
+
+
+def test_a_task_of_a_killed_run_does_not_begin_in_the_next_one(tmp_path: Path) -> None:
+    with workplace(tmp_path / "db") as place:
+        with pytest.raises(EdenError, match="has taken the place of run old"), replace(place, run="old").desk():
+            pass
+        with place.desk() as desk:
+            assert desk.is_dir()
 
 
 @pytest.mark.slow

@@ -35,6 +35,9 @@ STAGING = ".partial-build"
 
 _RECEIPT = "sharded-eden receipt"
 
+RUN_FILE = "run"
+"""Says in the staging folder which run works there."""
+
 ORPHAN_SECONDS = 20.0
 """How long a new run waits for the tasks of a killed one, which notice within milliseconds."""
 
@@ -83,16 +86,19 @@ class Place:
 
         Raises:
             UsageError: the folder cannot be made.
+            EdenError: this run was killed, and another one has begun: its process ends in a moment.
         """
         guard = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY)  # gone: the run is over
         try:
             with suppress(OSError):
                 fcntl.flock(guard, fcntl.LOCK_SH)
+            if (present := (self.staging / RUN_FILE).read_text()) != self.run:
+                raise EdenError(f"{self.out}: run {present} has taken the place of run {self.run}")
             folder = self.scratch_of_run / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
             try:
                 if self.scratch is not None and self.scratch_of_out.is_dir():
                     self._remove_earlier_runs()
-                folder.mkdir(parents=True)
+                _make_folder(folder)
             except OSError as error:
                 raise UsageError(f"{folder.parent}: cannot be written to ({error.strerror})") from error
             try:
@@ -105,9 +111,10 @@ class Place:
             os.close(guard)
 
     def _remove_earlier_runs(self) -> None:
-        for left in self.scratch_of_out.iterdir():
-            if left.name != self.run:
-                shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # the last task of another process has just removed it
+            for left in self.scratch_of_out.iterdir():
+                if left.name != self.run:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def make_ready(self, database: Path) -> str:
         """Move a finished and synced database into the output folder's file system; return its name there."""
@@ -218,6 +225,8 @@ def _clear(place: Place) -> None:
         for left in place.ready.iterdir():
             if left.name not in known:
                 left.unlink()
+        # From here on no task of a killed run begins, and none is under way.
+        (place.staging / RUN_FILE).write_text(place.run)
     finally:
         os.close(guard)
 
@@ -241,6 +250,14 @@ def _leave(place: Place) -> None:
     if place.scratch is not None:
         shutil.rmtree(place.scratch_of_run, ignore_errors=True)
         _remove_empty(place.scratch_of_out)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, which other tasks remove whenever they find them empty."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            return folder.mkdir(parents=True)
+    return folder.mkdir(parents=True)
 
 
 def _remove_empty(*folders: Path) -> None:

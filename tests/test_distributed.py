@@ -85,7 +85,7 @@ def test_the_hash_of_the_stream_is_one_value_over_every_axis(small, tmp_path, rc
             "workers": choose.choice([0, 1, 2]), "method": choose.choice(["fork", "spawn", "forkserver"]),
             "ranks": choose.choice([1, 2, 4]), "micro": choose.choice([1, 2, 4]), "compact": choose.random() < 0.5,
         }
-        for _ in range(6)
+        for _ in range(12)
     ]  # fmt: skip
     for k, options in enumerate([{}, *(AXES if rc_aug else AXES[::3]), *mixed]):
         folder = tmp_path / str(k)

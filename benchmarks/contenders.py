@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from benchmarks.data import STRIDE, WINDOW_SIZE, World
 from sharded_eden.load.batch import Example, Rows, collate
-from sharded_eden.load.buffers import RowBuffers
+from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.codes import CodeEncoder, CodeTables
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.example import RowEncoder, RowFormat
 from sharded_eden.load.tokenizer import encoding_of
@@ -102,8 +103,12 @@ class FlatDataset(Dataset[Example]):
         self._encoder = RowEncoder(row_format)
         self._header = row_format.header([])
         self._lengths = np.minimum(world.window_lengths, row_format.room(self._header))
+        self._writer, self._tables = CodeEncoder(row_format), CodeTables(row_format)
+        self._codes = RowBuffers(WINDOW_SIZE, (np.uint8,))
         self._buffers = RowBuffers(WINDOW_SIZE)
+        self._batch_buffers = RowBuffers(WINDOW_SIZE, BATCH_DTYPES)
         self._shared = {"position_ids": torch.arange(WINDOW_SIZE)}
+        self._positions = np.arange(WINDOW_SIZE)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -123,15 +128,23 @@ class FlatDataset(Dataset[Example]):
         return np.array(self._bases[start : start + self._lengths[window_idx]])  # the copy that ours makes too
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
-        tokens, labels, loss_mask = self._buffers.get(len(indices))
-        for k, index in enumerate(indices):
-            self._encoder.fill(self._bases_of(index), False, self._header, tokens[k], labels[k], loss_mask[k])
+        tokens, labels, loss_mask, position_ids = self._batch_buffers.get(len(indices))
+        codes = self._codes.get(len(indices))[0]
+        letters = 0
+        for row, index in zip(codes, indices, strict=True):
+            bases = self._bases_of(index)
+            row[self._writer.add(0, bases, False, len(self._header), row) :] = PAD
+            letters += len(bases)
+        assert self._writer.knows_all(codes, letters)
+        self._tables.expand(codes, tokens, labels, loss_mask)
+        position_ids[...] = self._positions
         stacked = {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
             "loss_mask": torch.from_numpy(loss_mask),
+            "position_ids": torch.from_numpy(position_ids),
         }
-        return Rows(stacked, self._shared)
+        return Rows(stacked, {})
 
 
 def ours(world: World, tokenizer: Any = None, **options: Any) -> ShardedEdenDataset:

@@ -7,14 +7,15 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
-from sharded_eden.load.buffers import RowBuffers
-from sharded_eden.load.compact import CompactEncoder
+from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.codes import CodeTables
+from sharded_eden.load.compact import check_compact
 from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import RowEncoder, RowFormat
+from sharded_eden.load.example import RowFormat
 from sharded_eden.load.fetch import Window, WindowFetcher
+from sharded_eden.load.fill import CodeRows, RowFiller
 
 Example = dict[str, torch.Tensor]
 """`tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32, perhaps `attention_mask` (1, T, T) bool."""
@@ -89,13 +90,10 @@ def _of_one_shape(items: Sequence[Example], name: str) -> list[Example]:
 class RowMaker(Protocol):
     """Makes rows of windows."""
 
-    def one(self, window: Window) -> Example:
-        """Return the item of a window."""
-
     def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
         """Return the items of rows with so many windows each, over one buffer.
 
-        Each window is encoded as it comes, while it is in the cache.
+        Each window is used before the next one is taken.
         """
 
 
@@ -105,26 +103,36 @@ class FullRows:
     Args:
         row_format: the layout of a row.
         fetcher: what the windows come from, for messages.
-        shared: what every item has in common.
+        position_ids: (T,) int64; single items share it, a batch has its own.
+        attention_mask: (1, T, T) bool, added to each item; None for none.
     """
 
-    def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, shared: Example) -> None:
-        self._encoder = RowEncoder(row_format)
+    def __init__(
+        self,
+        row_format: RowFormat,
+        fetcher: WindowFetcher,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> None:
+        self._filler = RowFiller(row_format, fetcher)
         self._seq_length = row_format.seq_length
-        self._weighs_letters = row_format.weighs_letters
-        self._fetcher = fetcher
-        self._shared = shared
+        self._masks = {} if attention_mask is None else {"attention_mask": attention_mask}
+        self._shared = {"position_ids": position_ids, **self._masks}
+        # Not a view of the tensor: sending that to another process moves its memory away.
+        self._positions = np.arange(row_format.seq_length)
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
+        self._single_buffers = PerThread(self._make_single_buffers, RowBuffers.clear)
 
     def _make_buffers(self) -> RowBuffers:
+        return RowBuffers(self._seq_length, BATCH_DTYPES)
+
+    def _make_single_buffers(self) -> RowBuffers:
         return RowBuffers(self._seq_length)
 
     def one(self, window: Window) -> Example:
-        """Return the item of a window."""
-        tokens, labels, loss_mask = self._buffers.get().get(None)
-        self._fill(window, tokens, labels, loss_mask)
-        if self._weighs_letters:
-            self._fetcher.check_loss(bool(loss_mask.any()))
+        """Return the item of a window: for a single row that is faster than `many`."""
+        tokens, labels, loss_mask = self._single_buffers.get().get(None)
+        self._filler.fill_one(window, tokens, labels, loss_mask)
         return {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
@@ -132,27 +140,18 @@ class FullRows:
             **self._shared,
         }
 
-    def _fill(
-        self, window: Window, tokens: NDArray[np.int64], labels: NDArray[np.int64], loss_mask: NDArray[np.float32]
-    ) -> None:
-        try:
-            self._encoder.fill(window.bases, window.reverse, window.header, tokens, labels, loss_mask)
-        except UnicodeError as error:
-            raise self._fetcher.unreadable_letters(window, error) from error
-
     def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
         """Return the items of rows with one window each, over one buffer."""
-        tokens, labels, loss_mask = self._buffers.get().get(len(sizes))
-        for k, window in enumerate(windows):
-            self._fill(window, tokens[k], labels[k], loss_mask[k])
-        if self._weighs_letters:
-            self._fetcher.check_loss(bool(loss_mask.any()))
+        tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
+        self._filler.fill(windows, sizes, tokens, labels, loss_mask)
+        position_ids[...] = self._positions
         stacked = {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
             "loss_mask": torch.from_numpy(loss_mask),
+            "position_ids": torch.from_numpy(position_ids),
         }
-        return Rows(stacked, self._shared)
+        return Rows(stacked, self._masks)
 
 
 class CompactRows:
@@ -161,37 +160,33 @@ class CompactRows:
     Args:
         row_format: the layout of a row.
         fetcher: what the windows come from, for messages.
+
+    Raises:
+        UsageError: the tokenizer is no table.
     """
 
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher) -> None:
-        self._encoder = CompactEncoder(row_format)
+        check_compact(row_format)
+        self._filler = CodeRows(row_format, fetcher)
         self._format = row_format
         self._fetcher = fetcher
+        self._losses = CodeTables(row_format)
         room_without_tag = row_format.room(row_format.header([]))
         self._tag_length = room_without_tag - fetcher.least_room
 
-    def one(self, window: Window) -> Example:
-        """Return the item of a window."""
-        return self.many([window], [1])[0]
-
     def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
         """Return the items of rows with one window each, over one buffer."""
-        bos, sep = int(self._format.include_bos), int(self._format.include_sep)
         codes = np.empty((len(sizes), self._format.seq_length), dtype=np.uint8)
-        tags = np.full((len(sizes), self._tag_length), -1, dtype=np.int64)
-        for k, window in enumerate(windows):
-            tag = window.header[bos : len(window.header) - sep]
-            if len(tag) > tags.shape[1]:
-                tags = np.pad(tags, ((0, 0), (0, len(tag) - tags.shape[1])), constant_values=-1)
-            try:
-                self._encoder.fill(window.bases, window.reverse, len(tag), codes[k])
-            except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(window, error) from error
-            if len(tag):
-                tags[k, : len(tag)] = tag
+        placed = self._filler.fill(iter(windows), sizes, codes)
+        self._filler.check(codes, placed)
         if self._format.weighs_letters:
-            self._fetcher.check_loss(self._encoder.any_loss(codes))
+            self._fetcher.check_loss(self._losses.any_loss(codes))
         stacked = {"codes": torch.from_numpy(codes)}
-        if tags.shape[1]:
-            stacked["tags"] = torch.from_numpy(tags)
+        tags = [self._format.tag_of(window.header) for *_, window in placed]
+        longest = max(map(len, tags), default=0)
+        if longest or self._tag_length:
+            ids = np.full((len(sizes), max(longest, self._tag_length)), -1, dtype=np.int64)
+            for k, tag in enumerate(tags):
+                ids[k, : len(tag)] = tag
+            stacked["tags"] = torch.from_numpy(ids)
         return Rows(stacked, {})

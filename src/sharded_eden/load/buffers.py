@@ -34,6 +34,9 @@ Source: Intel 64 and IA-32 Architectures Optimization Reference Manual, "4-KByte
 DTYPES = (np.int64, np.int64, np.float32)
 """Of tokens, labels and loss mask."""
 
+BATCH_DTYPES = (*DTYPES, np.int64)
+"""Of tokens, labels, loss mask and position ids."""
+
 Arrays = tuple[NDArray[Any], ...]
 """Arrays over memory of their own."""
 
@@ -56,7 +59,9 @@ class RowBuffers:
     def get(self, rows: int | None) -> Arrays:
         """Return uninitialised arrays, one for each dtype: (rows, T) each, (T,) where rows is None."""
         shape = (self._seq_length,) if rows is None else (rows, self._seq_length)
-        pool = self._pool.setdefault(shape, deque())
+        pool = self._pool.get(shape)
+        if pool is None:
+            pool = self._pool[shape] = deque()
         # The oldest first: those are the ones that their users are done with. A few looks, whatever the pool holds.
         for _ in range(min(LOOKS, len(pool))):
             pool.rotate(-1)

@@ -188,10 +188,7 @@ class ShardedEdenDataset(Dataset[Example]):
             return PackedFullRows(self._format, self._fetcher, self.attention_mask)
         if self.compact:
             return CompactRows(self._format, self._fetcher)
-        shared = {"position_ids": self.position_ids}
-        if self.attention_mask is not None:
-            shared["attention_mask"] = self.attention_mask
-        return FullRows(self._format, self._fetcher, shared)
+        return FullRows(self._format, self._fetcher, self.position_ids, self.attention_mask)
 
     # ---- what it has ----
 
@@ -238,7 +235,7 @@ class ShardedEdenDataset(Dataset[Example]):
     # ---- items ----
 
     def __getitem__(self, index: Index) -> Example:
-        if self._packs is not None:
+        if not isinstance(self._rows, FullRows):
             return self.__getitems__([index])[0]
         window = self.fetch(index)
         if self._access_log is not None:

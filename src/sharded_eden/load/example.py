@@ -107,6 +107,10 @@ class RowFormat:
         sep = [self.encoding.sep] if self.include_sep else []
         return np.array([*bos, *tag_ids, *sep], dtype=np.int64)
 
+    def tag_of(self, header: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids of the control tag in a header."""
+        return header[int(self.include_bos) : len(header) - self.include_sep]
+
     def room(self, header: NDArray[np.int64]) -> int:
         """Return how many bases fit into a row with this header.
 

@@ -10,7 +10,8 @@ in a batch `cu_seqlens` is (B, S), rows with fewer segments repeat T. Costs one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import apsw
 import numpy as np
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.load.batch import Example, Rows
-from sharded_eden.load.buffers import DTYPES, RowBuffers
-from sharded_eden.load.compact import PAD, CompactEncoder, across_windows
+from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.codes import CodeTables
+from sharded_eden.load.compact import across_windows, check_compact
 from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import RowEncoder, RowFormat
+from sharded_eden.load.example import RowFormat
 from sharded_eden.load.fetch import Window, WindowFetcher
+from sharded_eden.load.fill import CodeRows, RowFiller
 from sharded_eden.load.locate import WindowIndex
 from sharded_eden.sqlite import table_columns, unreadable
 
@@ -99,33 +102,19 @@ class PackedRows(Rows):
         return {**item, "cu_seqlens": cu_seqlens[: segments + 1]}
 
 
-class _Boundaries:
-    """Where the windows of each row begin."""
-
-    def __init__(self, seq_length: int) -> None:
-        self._seq_length = seq_length
-        self._rows: list[list[int]] = []
-
-    def begin(self) -> None:
-        self._rows.append([0])
-
-    def end_of_window(self, at: int) -> None:
-        self._rows[-1].append(at)
-
-    def tensors(self) -> Example:
-        """Return `cu_seqlens` (B, S) int32 and `max_seqlen` (B,) int32."""
-        segments = max(map(len, self._rows), default=1) + 1
-        cu_seqlens = np.full((len(self._rows), segments), self._seq_length, dtype=np.int32)
-        for k, row in enumerate(self._rows):
-            cu_seqlens[k, : len(row)] = row
-        if (
-            self._rows and (cu_seqlens[:, -2] == self._seq_length).all()
-        ):  # every row is full, or has another segment to spare
-            cu_seqlens = np.ascontiguousarray(cu_seqlens[:, :-1])
-        return {
-            "cu_seqlens": torch.from_numpy(cu_seqlens),
-            "max_seqlen": torch.from_numpy(np.diff(cu_seqlens, axis=1).max(axis=1)),
-        }
+def _boundaries(ends: Sequence[Sequence[int]], seq_length: int) -> Example:
+    """Return `cu_seqlens` (B, S) int32 and `max_seqlen` (B,) int32 of rows whose windows end there, ascending."""
+    segments = max(map(len, ends), default=0) + 2
+    cu_seqlens = np.full((len(ends), segments), seq_length, dtype=np.int32)
+    cu_seqlens[:, 0] = 0
+    for k, row in enumerate(ends):
+        cu_seqlens[k, 1 : len(row) + 1] = row
+    if len(ends) and (cu_seqlens[:, -2] == seq_length).all():  # every row is full, or has another segment to spare
+        cu_seqlens = np.ascontiguousarray(cu_seqlens[:, :-1])
+    return {
+        "cu_seqlens": torch.from_numpy(cu_seqlens),
+        "max_seqlen": torch.from_numpy(np.diff(cu_seqlens, axis=1).max(axis=1)),
+    }
 
 
 class PackedFullRows:
@@ -138,55 +127,33 @@ class PackedFullRows:
     """
 
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, causal_mask: torch.Tensor | None) -> None:
-        self._encoder = RowEncoder(row_format)
-        self._format = row_format
-        self._fetcher = fetcher
+        self._filler = RowFiller(row_format, fetcher)
+        self._seq_length = row_format.seq_length
         self._causal_mask = causal_mask
         self._positions = np.arange(row_format.seq_length)
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
 
     def _make_buffers(self) -> RowBuffers:
-        return RowBuffers(self._format.seq_length, (*DTYPES, np.int64))
-
-    def one(self, window: Window) -> Example:
-        """Return the item of a row that holds nothing but this window."""
-        return self.many([window], [1])[0]
+        return RowBuffers(self._seq_length, BATCH_DTYPES)
 
     def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> PackedRows:
         """Return the items of rows with so many windows each, over one buffer."""
         tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
-        boundaries = _Boundaries(self._format.seq_length)
-        eos = int(self._format.include_eos)
-        coming = iter(windows)
-        for k, size in enumerate(sizes):
-            at = 0
-            boundaries.begin()
-            for window in _next(coming, size):
-                limit = at + len(window.header) + len(window.bases) + eos
-                _check_room(self._fetcher, limit, self._format.seq_length)
-                try:
-                    end = self._encoder.add(
-                        at, limit, window.bases, window.reverse, window.header, tokens[k], labels[k], loss_mask[k]
-                    )
-                except UnicodeError as error:
-                    raise self._fetcher.unreadable_letters(window, error) from error
-                position_ids[k, at:end] = self._positions[: end - at]
-                if end > at:
-                    boundaries.end_of_window(end)
-                at = end
-            self._encoder.pad(at, tokens[k], labels[k], loss_mask[k])
-            position_ids[k, at:] = self._positions[: self._format.seq_length - at]
-        if self._format.weighs_letters:
-            self._fetcher.check_loss(bool(loss_mask.any()))
+        ends = self._filler.fill(windows, sizes, tokens, labels, loss_mask)
+        # A tokenizer that makes nothing of a window leaves it no segment.
+        ends = [[end for at, end in pairwise((0, *row)) if end > at] for row in ends]
+        for row, row_ends in zip(position_ids, ends, strict=True):
+            for start, end in pairwise((0, *row_ends, self._seq_length)):
+                row[start:end] = self._positions[: end - start]
         stacked = {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
             "loss_mask": torch.from_numpy(loss_mask),
             "position_ids": torch.from_numpy(position_ids),
-            **boundaries.tensors(),
+            **_boundaries(ends, self._seq_length),
         }
         if self._causal_mask is not None:
-            apart = across_windows(stacked["cu_seqlens"], self._format.seq_length)
+            apart = across_windows(stacked["cu_seqlens"], self._seq_length)
             stacked["attention_mask"] = apart[:, None] | self._causal_mask
         return PackedRows(stacked, {})
 
@@ -197,45 +164,32 @@ class PackedCompactRows:
     Args:
         row_format: the layout of a row.
         fetcher: what the windows come from, for messages.
+
+    Raises:
+        UsageError: the tokenizer is no table.
     """
 
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher) -> None:
-        self._encoder = CompactEncoder(row_format)
+        check_compact(row_format)
+        self._filler = CodeRows(row_format, fetcher)
         self._format = row_format
         self._fetcher = fetcher
-        self._specials = int(row_format.include_bos), int(row_format.include_sep)
-
-    def one(self, window: Window) -> Example:
-        """Return the item of a row that holds nothing but this window."""
-        return self.many([window], [1])[0]
+        self._losses = CodeTables(row_format)
 
     def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> PackedRows:
         """Return the items of rows with so many windows each, over one buffer."""
         length = self._format.seq_length
-        bos, sep = self._specials
         codes = np.empty((len(sizes), length), dtype=np.uint8)
-        boundaries = _Boundaries(length)
-        tags: list[list[NDArray[np.int64]]] = []
-        coming = iter(windows)
-        for k, size in enumerate(sizes):
-            at = 0
-            boundaries.begin()
-            tags.append([])
-            for window in _next(coming, size):
-                tag = window.header[bos : len(window.header) - sep]
-                _check_room(
-                    self._fetcher, at + len(window.header) + len(window.bases) + self._format.include_eos, length
-                )
-                try:
-                    at = self._encoder.add(at, window.bases, window.reverse, len(tag), codes[k])
-                except UnicodeError as error:
-                    raise self._fetcher.unreadable_letters(window, error) from error
-                boundaries.end_of_window(at)
-                tags[-1].append(tag)
-            codes[k, at:] = PAD
-        stacked = {"codes": torch.from_numpy(codes), **boundaries.tensors()}
+        placed = self._filler.fill(iter(windows), sizes, codes)
+        self._filler.check(codes, placed)
+        ends: list[list[int]] = [[] for _ in sizes]
+        tags: list[list[NDArray[np.int64]]] = [[] for _ in sizes]
+        for k, _, end, window in placed:
+            ends[k].append(end)
+            tags[k].append(self._format.tag_of(window.header))
+        stacked = {"codes": torch.from_numpy(codes), **_boundaries(ends, length)}
         if self._format.weighs_letters:
-            self._fetcher.check_loss(self._encoder.any_loss(codes, stacked["cu_seqlens"].numpy()))
+            self._fetcher.check_loss(self._losses.any_loss(codes, stacked["cu_seqlens"].numpy()))
         longest = max((len(tag) for row in tags for tag in row), default=0)
         if longest:
             ids = np.full((len(sizes), max(map(len, tags)), longest), -1, dtype=np.int64)
@@ -244,15 +198,6 @@ class PackedCompactRows:
                     ids[k, w, : len(tag)] = tag
             stacked["tags"] = torch.from_numpy(ids)
         return PackedRows(stacked, {})
-
-
-def _next(windows: Iterator[Window], count: int) -> Iterator[Window]:
-    return (next(windows) for _ in range(count))
-
-
-def _check_room(fetcher: WindowFetcher, end: int, seq_length: int) -> None:
-    if end > seq_length:
-        raise fetcher.overfull_pack(end, seq_length)
 
 
 def flatten_rows(batch: Example) -> Example:

@@ -1,0 +1,192 @@
+"""Rows of codes, one byte a token: what compact batches are, and what full ones are made of, a block of rows at once.
+
+    codes       1    4  ...   3   A   C   g  ...   T    2    0    0
+    tokens     BOS  tag...   SEP  65  67  71 ...   84  EOS  PAD  PAD
+
+A letter stands for itself, its strand already chosen, and a number below 32 for what is no base, so that tokens and loss
+mask are one lookup each in a table of 256 entries. Where letters are their own ids they are only widened.
+
+Costs half of what the same rows cost one by one: a block of rows is one call of NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.load.example import COMPLEMENT, RowFormat, letters_within
+from sharded_eden.load.tokenizer import UNKNOWN, Encoding
+
+LEAST_LETTER = 32
+"""The first byte that can be a letter in a tokenizer's table."""
+
+BLOCK_BYTES = 1 << 18
+"""Codes that are turned into tensors at once: they stay in a core's cache between being read and being used."""
+
+_COMPLEMENT_BYTES = COMPLEMENT.tobytes()
+
+
+class Specials(NamedTuple):
+    """The codes of what is no base: control characters, which no sequence holds."""
+
+    pad: int = 0
+    bos: int = 1
+    eos: int = 2
+    sep: int = 3
+    tag: int = 4
+
+
+SENT = Specials()
+"""The codes of compact batches."""
+
+
+def specials_as_ids(form: RowFormat) -> Specials:
+    """Return codes that are the ids of the tokenizer, where its special ids are small enough; else those of compact batches."""
+    encoding = form.encoding
+    pad, bos, eos, sep = (
+        encoding.pad if i is None else i for i in (encoding.pad, encoding.bos, encoding.eos, encoding.sep)
+    )
+    if not all(0 <= i < LEAST_LETTER for i in (pad, bos, eos, sep)) or (form.loss_on_eos and eos in {pad, bos, sep}):
+        return SENT
+    return Specials(pad, bos, eos, sep, tag=pad)
+
+
+class CodeTables:
+    """Codes -> ids and weights in the loss.
+
+    Args:
+        row_format: the layout of a row; its tokenizer is a table.
+        specials: the codes of what is no base.
+    """
+
+    def __init__(self, row_format: RowFormat, specials: Specials = SENT) -> None:
+        encoding = row_format.encoding
+        assert encoding.table is not None  # noqa: S101 - callers see to it
+        self.ids: NDArray[np.int64] = _ids(encoding, encoding.table, specials)
+        """(256,) int64: code -> id; `UNKNOWN` for codes of tags and bytes that the tokenizer does not encode alone."""
+        letter_weights = row_format.loss_weights()
+        self.weights = np.ones(256, dtype=np.float32) if letter_weights is None else letter_weights.copy()
+        """(256,) float32: code -> what it weighs as a label."""
+        self.weights[:LEAST_LETTER] = 0
+        if row_format.loss_on_eos:
+            self.weights[specials.eos] = 1
+        same = (self.ids == np.arange(256)) | (self.ids == UNKNOWN)  # codes without an id are in no row
+        self._are_ids = np.logical_and.accumulate(same)  # (256,) bool: codes up to this one are their own ids
+        self._weighs_plainly = bool((self.weights[LEAST_LETTER:] == 1).all() and not self.weights[:LEAST_LETTER].any())
+        self._pad = encoding.pad
+
+    def expand(
+        self,
+        codes: NDArray[np.uint8],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> None:
+        """Make tokens, labels and loss mask of rows, without what is no code: tags, and what ends inside a packed row.
+
+        Args:
+            codes: (B, T) uint8.
+            tokens: (B, T) int64, written.
+            labels: (B, T) int64, written: tokens shifted left, PAD last.
+            loss_mask: (B, T) float32, written.
+        """
+        if self._are_ids[codes.max(initial=0)]:
+            tokens[...] = codes
+            labels[:, :-1] = codes[:, 1:]
+        else:
+            np.take(self.ids, codes, out=tokens, mode="clip")
+            labels[:, :-1] = tokens[:, 1:]
+        labels[:, -1] = self._pad
+        if self._weighs_plainly:
+            loss_mask[:, :-1] = codes[:, 1:] >= LEAST_LETTER
+        else:
+            loss_mask[:, :-1] = np.take(self.weights, codes[:, 1:], mode="clip")
+        loss_mask[:, -1] = 0
+
+    def any_loss(self, codes: NDArray[np.uint8], cu_seqlens: NDArray[np.int32] | None = None) -> bool:
+        """Tell whether any label earns a loss: of rows (B, T) uint8, packed where there are `cu_seqlens` (B, S)."""
+        earning = (self.weights > 0)[codes]
+        earning[:, 0] = False  # what a window begins with is nobody's label
+        if cu_seqlens is not None:
+            row, boundary = np.nonzero(cu_seqlens < codes.shape[1])
+            earning[row, cu_seqlens[row, boundary]] = False
+        return bool(earning.any())
+
+
+def _ids(encoding: Encoding, table: NDArray[np.int64], specials: Specials) -> NDArray[np.int64]:
+    ids = table.copy()
+    ids[:LEAST_LETTER] = UNKNOWN
+    for code, token in zip(specials, (encoding.pad, encoding.bos, encoding.eos, encoding.sep), strict=False):
+        ids[code] = encoding.pad if token is None else token
+    return ids
+
+
+class CodeEncoder:
+    """Writes windows into rows of codes.
+
+    Args:
+        row_format: the layout of a row; its tokenizer is a table.
+        specials: the codes of what is no base.
+    """
+
+    def __init__(self, row_format: RowFormat, specials: Specials = SENT) -> None:
+        table = row_format.encoding.table
+        assert table is not None  # noqa: S101 - callers see to it
+        self._specials = specials
+        self._has_bos, self._has_sep = row_format.include_bos, row_format.include_sep
+        self._has_eos = row_format.include_eos
+        self._untagged = row_format.include_bos + row_format.include_sep
+        self._known = table != UNKNOWN
+        self._known[:LEAST_LETTER] = False
+        self._all_known = letters_within(self._known)
+
+    def add(
+        self, start: int, bases: NDArray[np.uint8], reverse: bool, header_length: int, codes: NDArray[np.uint8]
+    ) -> int:
+        """Write one window into a row, and return where it ends. Letters are not checked, see `first_unknown`.
+
+        Args:
+            start: where it begins in the row.
+            bases: (n,) uint8, the letters of the window.
+            reverse: show the reverse complement.
+            header_length: tokens of BOS, control tag and SEP.
+            codes: (T,) uint8, written.
+        """
+        first = start + header_length
+        end = first + len(bases)
+        if header_length > self._untagged:
+            codes[start:first] = self._specials.tag
+        if self._has_bos:
+            codes[start] = self._specials.bos
+        if self._has_sep:
+            codes[first - 1] = self._specials.sep
+        if reverse:
+            # As bytes: twice as fast as a lookup of bytes in NumPy, which widens them to indices first.
+            codes[first:end][::-1] = np.frombuffer(bases.tobytes().translate(_COMPLEMENT_BYTES), dtype=np.uint8)
+        else:
+            codes[first:end] = bases
+        if self._has_eos:
+            codes[end] = self._specials.eos
+            return end + 1
+        return end
+
+    def knows_all(self, codes: NDArray[np.uint8], letters: int) -> bool:
+        """Tell whether the tokenizer knows every letter of these rows (B, T), which hold so many letters."""
+        least, most = self._all_known
+        if codes.max(initial=0) <= most and np.count_nonzero(codes >= least) == letters:
+            return True
+        # Letters among the control characters are none that a tokenizer's table knows.
+        return int(np.count_nonzero(np.take(self._known, codes, mode="clip"))) == letters
+
+    def check(self, letters: NDArray[np.uint8]) -> None:
+        """Refuse the letters of a window that the tokenizer's table does not know.
+
+        Raises:
+            UnicodeError: with the first one.
+        """
+        known = np.take(self._known, letters, mode="clip")
+        if not known.all():
+            unknown = letters[~known][0]
+            raise UnicodeError(f"byte {unknown} ({chr(unknown)!r}) has no id of its own in the tokenizer")

@@ -1,0 +1,215 @@
+"""Windows -> rows of arrays, a block of rows at once: written as codes, which one pass over the block turns into tensors.
+
+Enters: windows, and how many go into each row. Leaves: rows of codes, or of tokens, labels and loss masks, and where each
+window ends. A row with letters that the tokenizer's table does not know, and every row of a tokenizer without a table, is made
+by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.load.codes import BLOCK_BYTES, SENT, CodeEncoder, CodeTables, Specials, specials_as_ids
+from sharded_eden.load.connections import PerThread
+from sharded_eden.load.example import RowEncoder, RowFormat
+from sharded_eden.load.fetch import Window, WindowFetcher
+
+Placed = tuple[int, int, int, Window]
+"""(row, where the window begins in it, where it ends, the window, whose bases are gone)."""
+
+
+class CodeRows:
+    """Fills rows of codes.
+
+    Args:
+        row_format: the layout of a row; its tokenizer is a table.
+        fetcher: what the windows come from, for messages.
+        specials: the codes of what is no base.
+    """
+
+    def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, specials: Specials = SENT) -> None:
+        self._encoder = CodeEncoder(row_format, specials)
+        self._pad = specials.pad
+        self._has_eos = int(row_format.include_eos)
+        self._fetcher = fetcher
+
+    def fill(self, windows: Iterator[Window], sizes: Sequence[int], codes: NDArray[np.uint8]) -> list[Placed]:
+        """Fill rows with so many windows each; return where they are.
+
+        Args:
+            windows: as many as the rows need are taken.
+            sizes: windows of each row.
+            codes: (B, T) uint8, written.
+
+        Raises:
+            DatabaseError: the windows of a row do not fit into it.
+        """
+        add, seq_length, has_eos = self._encoder.add, codes.shape[1], self._has_eos
+        placed: list[Placed] = []
+        for k, size in enumerate(sizes):
+            row, at = codes[k], 0
+            for window in islice(windows, size):
+                needed = at + len(window.header) + len(window.bases) + has_eos
+                if needed > seq_length:
+                    raise self._fetcher.overfull_pack(needed, seq_length)
+                end = add(at, window.bases, window.reverse, len(window.header), row)
+                placed.append((k, at, end, window))
+                at = end
+            row[at:] = self._pad
+        return placed
+
+    def knows_all(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> bool:
+        """Tell whether the tokenizer's table knows every letter of these rows."""
+        return self._encoder.knows_all(codes, sum([len(window.bases) for _, _, _, window in placed]))
+
+    def letters(self, codes: NDArray[np.uint8], window: Placed) -> NDArray[np.uint8]:
+        """Return the letters of a window as its row shows them: a view."""
+        row, start, end, found = window
+        return codes[row, start + len(found.header) : end - self._has_eos]
+
+    def check(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> None:
+        """Refuse rows with letters that the tokenizer's table does not know.
+
+        Raises:
+            DatabaseError: with the contig and the letter.
+        """
+        if self.knows_all(codes, placed):
+            return
+        for window in placed:
+            try:
+                self._encoder.check(self.letters(codes, window))
+            except UnicodeError as error:
+                raise self._fetcher.unreadable_letters(window[3], error) from error
+
+
+class RowFiller:
+    """Fills rows of int64 tokens, int64 labels and float32 loss masks.
+
+    Args:
+        row_format: the layout of a row.
+        fetcher: what the windows come from, for messages.
+    """
+
+    def __init__(self, row_format: RowFormat, fetcher: WindowFetcher) -> None:
+        self._format = row_format
+        self._fetcher = fetcher
+        self._encoder = RowEncoder(row_format)
+        self._untagged = row_format.include_bos + row_format.include_sep
+        self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
+        self._scratch = PerThread(self._make_scratch, _forget)
+        self._has_table = row_format.encoding.table is not None
+        if self._has_table:
+            specials = specials_as_ids(row_format)
+            self._codes = CodeRows(row_format, fetcher, specials)
+            self._tables = CodeTables(row_format, specials)
+
+    def _make_scratch(self) -> NDArray[np.uint8]:
+        return np.empty((self._block_rows, self._format.seq_length), dtype=np.uint8)
+
+    def fill(
+        self,
+        windows: Iterable[Window],
+        sizes: Sequence[int],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> list[list[int]]:
+        """Fill rows with so many windows each, and return where each window of each row ends.
+
+        Args:
+            windows: as many as the rows need; each is used before the next one is taken.
+            sizes: windows of each row.
+            tokens: (B, T) int64, written.
+            labels: (B, T) int64, written.
+            loss_mask: (B, T) float32, written.
+
+        Raises:
+            DatabaseError: letters that cannot be encoded, or windows that do not fit into their row.
+        """
+        coming = iter(windows)
+        ends = []
+        for first in range(0, len(sizes), self._block_rows):
+            block = slice(first, first + self._block_rows)
+            arrays = tokens[block], labels[block], loss_mask[block]
+            if self._has_table:
+                ends += self._by_table(coming, sizes[block], *arrays)
+            else:
+                ends += [
+                    self._row(islice(coming, size), *(array[k] for array in arrays))
+                    for k, size in enumerate(sizes[block])
+                ]
+        if self._format.weighs_letters:
+            self._fetcher.check_loss(bool(loss_mask.any()))
+        return ends
+
+    def fill_one(
+        self, window: Window, tokens: NDArray[np.int64], labels: NDArray[np.int64], loss_mask: NDArray[np.float32]
+    ) -> None:
+        """Fill one row, (T,) each, with one window: see `fill`. For a single row that is faster than codes."""
+        self._row([window], tokens, labels, loss_mask)
+        if self._format.weighs_letters:
+            self._fetcher.check_loss(bool(loss_mask.any()))
+
+    def _by_table(
+        self,
+        windows: Iterator[Window],
+        sizes: Sequence[int],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> list[list[int]]:
+        codes = self._scratch.get()[: len(sizes)]
+        placed = self._codes.fill(windows, sizes, codes)
+        knows_all = self._codes.knows_all(codes, placed)  # now, while the codes are in the cache
+        self._tables.expand(codes, tokens, labels, loss_mask)
+        ends: list[list[int]] = [[] for _ in sizes]
+        for k, start, end, window in placed:
+            if ends[k]:  # the label of the last token before a window is none of its own
+                labels[k, start - 1] = self._format.encoding.pad
+                loss_mask[k, start - 1] = 0
+            ends[k].append(end)
+            header = window.header
+            if len(header) > self._untagged:
+                tokens[k, start : start + len(header)] = header
+                labels[k, start : start + len(header) - 1] = header[1:]
+        if not knows_all:
+            for k in range(len(sizes)):
+                of_row = [each for each in placed if each[0] == k]
+                if not self._codes.knows_all(codes[k : k + 1], of_row):
+                    shown = (each[3]._replace(bases=self._codes.letters(codes, each), reverse=False) for each in of_row)
+                    ends[k] = self._row(shown, tokens[k], labels[k], loss_mask[k])
+        return ends
+
+    def _row(
+        self,
+        windows: Iterable[Window],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> list[int]:
+        """Fill one row by itself; return where each window ends."""
+        at, ends = 0, []
+        seq_length, has_eos = len(tokens), self._format.include_eos
+        for window in windows:
+            limit = seq_length
+            if self._format.packed_bases is not None:
+                limit = at + len(window.header) + len(window.bases) + has_eos
+                if limit > seq_length:
+                    raise self._fetcher.overfull_pack(limit, seq_length)
+            try:
+                at = self._encoder.add(
+                    at, limit, window.bases, window.reverse, window.header, tokens, labels, loss_mask
+                )
+            except UnicodeError as error:
+                raise self._fetcher.unreadable_letters(window, error) from error
+            ends.append(at)
+        self._encoder.pad(at, tokens, labels, loss_mask)
+        return ends
+
+
+def _forget(codes: NDArray[np.uint8]) -> None:
+    """Memory needs no closing."""

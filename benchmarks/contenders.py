@@ -130,11 +130,13 @@ class FlatDataset(Dataset[Example]):
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         tokens, labels, loss_mask, position_ids = self._batch_buffers.get(len(indices))
         codes = self._codes.get(len(indices))[0]
-        letters = 0
+        first, letters = len(self._header), 0
         for row, index in zip(codes, indices, strict=True):
-            bases = self._bases_of(index)
-            row[self._writer.add(0, bases, False, len(self._header), row) :] = PAD
-            letters += len(bases)
+            start, length = self._starts[index], self._lengths[index]
+            end = first + length
+            row[first:end] = self._bases[start : start + length]
+            row[self._writer.frame(0, first, end, False, row) :] = PAD
+            letters += length
         assert self._writer.knows_all(codes, letters)
         self._tables.expand(codes, tokens, labels, loss_mask)
         position_ids[...] = self._positions

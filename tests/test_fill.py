@@ -55,7 +55,19 @@ ENCODINGS = {name: encoding_of(tokenizer) for name, tokenizer in TOKENIZERS.item
 
 
 class Fetcher:
-    """What rows ask of a fetcher: the errors."""
+    """What rows ask of a fetcher. The row of a window is the window itself."""
+
+    def place(self, epoch: int, window_idx: int, row: Any, out: np.ndarray, at: int) -> Window:
+        first = at + len(row.header)
+        end = first + len(row.bases)
+        if end > len(out):
+            raise self.overfull_pack(end, len(out))
+        out[first:end] = row.bases
+        return row._replace(bases=out[first:end])
+
+    def read(self, epoch: int, window_idx: int, row: Any) -> Window:
+        self._letters = np.zeros(T, dtype=np.uint8)
+        return self.place(epoch, window_idx, row, self._letters, 0)
 
     def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:
         return DatabaseError(f"{window.window_idx}: {error}")
@@ -101,13 +113,8 @@ def batches(draw: st.DrawFn) -> tuple[RowFormat, list[list[Window]]]:
     return form, rows
 
 
-def overwritten(rows: list[list[Window]]) -> Iterator[Window]:
-    """Yield windows as a fetcher does: over one buffer."""
-    letters = np.zeros(T, dtype=np.uint8)
-    for row in rows:
-        for window in row:
-            letters[: len(window.bases)] = window.bases
-            yield window._replace(bases=letters[: len(window.bases)])
+def located(rows: list[list[Window]]) -> Iterator[Any]:
+    return ((0, window.window_idx, window) for row in rows for window in row)
 
 
 def arrays(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,9 +153,9 @@ def test_a_block_is_its_rows(batch, block_rows):
         wanted = one_by_one(form, rows)
     except UnicodeError:  # letters that cannot be weighed
         with pytest.raises(DatabaseError):
-            filler.fill(overwritten(rows), sizes, tokens, labels, loss_mask)
+            filler.fill(located(rows), sizes, tokens, labels, loss_mask)
         return
-    ends = filler.fill(overwritten(rows), sizes, tokens, labels, loss_mask)
+    ends = filler.fill(located(rows), sizes, tokens, labels, loss_mask)
     assert ends == wanted[3]
     for name, made, right in zip(
         ("tokens", "labels", "loss"), (tokens, labels, loss_mask), wanted[:3], strict=True
@@ -164,7 +171,7 @@ def test_codes_say_the_same_or_are_refused(batch):
     rows = [[w._replace(header=form.header([])) for w in row] for row in rows]  # tags travel beside the codes
     codes = np.full((len(rows), T), 77, dtype=np.uint8)
     writer = CodeRows(form, FETCHER)
-    placed = writer.fill(overwritten(rows), list(map(len, rows)), codes)
+    placed = writer.fill(located(rows), list(map(len, rows)), codes)
     known = all(
         (form.encoding.table[window.bases if not window.reverse else COMPLEMENT[window.bases]] >= 0).all()
         for row in rows
@@ -201,7 +208,7 @@ def _boundaries(placed: list[Any], rows: int) -> np.ndarray:
 def test_a_pack_that_does_not_fit_is_refused():
     form = RowFormat(T, ENCODINGS["built in"], packed_bases=BASES)
     window = Window(np.full(BASES, 65, dtype=np.uint8), False, form.header([]), 0, "B__E-S__C", 0, 0)
-    with pytest.raises(DatabaseError, match="66 > 40"):
-        RowFiller(form, FETCHER).fill([window, window], [2], *arrays(1))
+    with pytest.raises(DatabaseError, match="65 > 40"):
+        RowFiller(form, FETCHER).fill(located([[window, window]]), [2], *arrays(1))
     with pytest.raises(UsageError, match="packed for 10 special tokens"):
         dataclasses.replace(form).room(form.header(list(range(20))))

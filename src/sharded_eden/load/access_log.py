@@ -22,7 +22,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from sharded_eden.errors import UsageError
-from sharded_eden.load.fetch import Window
+from sharded_eden.load.fetch import Located
 
 COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
 
@@ -49,8 +49,8 @@ class AccessLog:
         # Of this process, and those of its forebears, perhaps held for ever.
         self._locks: dict[int, threading.Lock] = {}
 
-    def write(self, visits: Sequence[Window]) -> None:
-        """Append visits.
+    def write(self, visits: Sequence[Located]) -> None:
+        """Append visits to windows.
 
         Raises:
             UsageError: the folder or the file cannot be written.
@@ -59,17 +59,8 @@ class AccessLog:
         worker = -1 if worker_info is None else worker_info.id
         now = time.time_ns()
         self._append(
-            (
-                v.window_idx,
-                v.sequence_id,
-                self._sample_of(v.sequence_id),
-                v.window_in_seq_idx,
-                self.rank,
-                now,
-                worker,
-                v.epoch,
-            )
-            for v in visits
+            (window_idx, row[0], self._sample_of(row[0]), row[1], self.rank, now, worker, epoch)
+            for epoch, window_idx, row in visits
         )
 
     def _append(self, rows: Any) -> None:

@@ -14,7 +14,7 @@ from sharded_eden.load.codes import CodeTables
 from sharded_eden.load.compact import check_compact
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat
-from sharded_eden.load.fetch import Window, WindowFetcher
+from sharded_eden.load.fetch import Located, Window, WindowFetcher
 from sharded_eden.load.fill import CodeRows, RowFiller
 
 Example = dict[str, torch.Tensor]
@@ -90,11 +90,8 @@ def _of_one_shape(items: Sequence[Example], name: str) -> list[Example]:
 class RowMaker(Protocol):
     """Makes rows of windows."""
 
-    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
-        """Return the items of rows with so many windows each, over one buffer.
-
-        Each window is used before the next one is taken.
-        """
+    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> Rows:
+        """Return the items of rows with so many windows each, over one buffer."""
 
 
 class FullRows:
@@ -102,7 +99,7 @@ class FullRows:
 
     Args:
         row_format: the layout of a row.
-        fetcher: what the windows come from, for messages.
+        fetcher: reads the windows.
         position_ids: (T,) int64; single items share it, a batch has its own.
         attention_mask: (1, T, T) bool, added to each item; None for none.
     """
@@ -140,10 +137,10 @@ class FullRows:
             **self._shared,
         }
 
-    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
+    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> Rows:
         """Return the items of rows with one window each, over one buffer."""
         tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
-        self._filler.fill(windows, sizes, tokens, labels, loss_mask)
+        self._filler.fill(located, sizes, tokens, labels, loss_mask)
         position_ids[...] = self._positions
         stacked = {
             "tokens": torch.from_numpy(tokens),
@@ -159,7 +156,7 @@ class CompactRows:
 
     Args:
         row_format: the layout of a row.
-        fetcher: what the windows come from, for messages.
+        fetcher: reads the windows.
 
     Raises:
         UsageError: the tokenizer is no table.
@@ -174,10 +171,10 @@ class CompactRows:
         room_without_tag = row_format.room(row_format.header([]))
         self._tag_length = room_without_tag - fetcher.least_room
 
-    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> Rows:
+    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> Rows:
         """Return the items of rows with one window each, over one buffer."""
         codes = np.empty((len(sizes), self._format.seq_length), dtype=np.uint8)
-        placed = self._filler.fill(iter(windows), sizes, codes)
+        placed = self._filler.fill(iter(located), sizes, codes)
         self._filler.check(codes, placed)
         if self._format.weighs_letters:
             self._fetcher.check_loss(self._losses.any_loss(codes))

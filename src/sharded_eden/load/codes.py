@@ -124,7 +124,7 @@ def _ids(encoding: Encoding, table: NDArray[np.int64], specials: Specials) -> ND
 
 
 class CodeEncoder:
-    """Writes windows into rows of codes.
+    """Makes rows of codes around letters that lie in them already.
 
     Args:
         row_format: the layout of a row; its tokenizer is a table.
@@ -142,21 +142,17 @@ class CodeEncoder:
         self._known[:LEAST_LETTER] = False
         self._all_known = letters_within(self._known)
 
-    def add(
-        self, start: int, bases: NDArray[np.uint8], reverse: bool, header_length: int, codes: NDArray[np.uint8]
-    ) -> int:
-        """Write one window into a row, and return where it ends. Letters are not checked, see `first_unknown`.
+    def frame(self, start: int, first: int, end: int, reverse: bool, codes: NDArray[np.uint8]) -> int:
+        """Make a window of letters, and return where it ends with what comes behind them. Letters are not checked.
 
         Args:
-            start: where it begins in the row.
-            bases: (n,) uint8, the letters of the window.
+            start: where the window begins in the row: with BOS, control tag and SEP.
+            first: where its letters begin.
+            end: where they end.
             reverse: show the reverse complement.
-            header_length: tokens of BOS, control tag and SEP.
             codes: (T,) uint8, written.
         """
-        first = start + header_length
-        end = first + len(bases)
-        if header_length > self._untagged:
+        if first - start > self._untagged:
             codes[start:first] = self._specials.tag
         if self._has_bos:
             codes[start] = self._specials.bos
@@ -164,9 +160,8 @@ class CodeEncoder:
             codes[first - 1] = self._specials.sep
         if reverse:
             # As bytes: twice as fast as a lookup of bytes in NumPy, which widens them to indices first.
-            codes[first:end][::-1] = np.frombuffer(bases.tobytes().translate(_COMPLEMENT_BYTES), dtype=np.uint8)
-        else:
-            codes[first:end] = bases
+            letters = codes[first:end]
+            letters[::-1] = np.frombuffer(letters.tobytes().translate(_COMPLEMENT_BYTES), dtype=np.uint8)
         if self._has_eos:
             codes[end] = self._specials.eos
             return end + 1

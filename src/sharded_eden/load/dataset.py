@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.batch import CompactRows, Example, FullRows, RowMaker, Rows, collate
 from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
-from sharded_eden.load.fetch import Window, WindowFetcher
+from sharded_eden.load.fetch import Located, Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
 from sharded_eden.load.packs import PackedCompactRows, PackedFullRows, PackIndex
 from sharded_eden.load.read import Connections, SequenceReader
@@ -237,9 +238,10 @@ class ShardedEdenDataset(Dataset[Example]):
     def __getitem__(self, index: Index) -> Example:
         if not isinstance(self._rows, FullRows):
             return self.__getitems__([index])[0]
-        window = self.fetch(index)
+        located = self._locate(index)
+        window = self._fetcher.read(*located)
         if self._access_log is not None:
-            self._access_log.write([window])
+            self._access_log.write([located])
         return self._rows.one(window)
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
@@ -248,12 +250,10 @@ class ShardedEdenDataset(Dataset[Example]):
         PyTorch's `DataLoader` calls this for each batch.
         """
         wanted, sizes = self._windows_of(indices)
-        windows = self._located(wanted)
-        if self._access_log is None:
-            return self._rows.many(windows, sizes)
-        visited: list[Window] = []
-        rows = self._rows.many(_noted(windows, visited), sizes)
-        self._access_log.write(visited)
+        located = self._locate_all(wanted)
+        rows = self._rows.many(located, sizes)
+        if self._access_log is not None:
+            self._access_log.write(located)
         return rows
 
     def _windows_of(self, indices: Sequence[Index]) -> tuple[list[tuple[int, int]], list[int]]:
@@ -266,10 +266,13 @@ class ShardedEdenDataset(Dataset[Example]):
         wanted = [(epoch, window) for (epoch, _), windows in zip(resolved, packs, strict=True) for window in windows]
         return wanted, [len(windows) for windows in packs]
 
-    def _located(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Window]:
+    def _locate(self, index: Index) -> Located:
+        epoch, window_idx = self._resolve(index, self._index.total_windows, "windows")
+        return epoch, window_idx, self._index.locate(window_idx)
+
+    def _locate_all(self, wanted: Sequence[tuple[int, int]]) -> list[Located]:
         rows = self._index.locate_many([window_idx for _, window_idx in wanted])
-        read = self._fetcher.read
-        return (read(epoch, window_idx, row) for (epoch, window_idx), row in zip(wanted, rows, strict=True))
+        return [(epoch, window_idx, row) for (epoch, window_idx), row in zip(wanted, rows, strict=True)]
 
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
@@ -280,15 +283,11 @@ class ShardedEdenDataset(Dataset[Example]):
 
         Where items are packs, an index is still that of a window in `fetch`, and that of a pack in `fetch_many`.
         """
-        return self._fetcher.fetch(*self._resolve(index, self._index.total_windows, "windows"))
+        return self._fetcher.read(*self._locate(index))
 
     def fetch_many(self, indices: Sequence[Index]) -> Iterator[Window]:
         """Yield the windows of many items, located by one query; the bases of each are overwritten by the next."""
-        return self._located(self._windows_of(indices)[0])
-
-    def encode(self, windows: Sequence[Window]) -> Rows:
-        """Return the items of windows with bases of their own, over one buffer; each has a row to itself."""
-        return self._rows.many(windows, [1] * len(windows))
+        return starmap(self._fetcher.read, self._locate_all(self._windows_of(indices)[0]))
 
     def expander(self) -> Expander:
         """Return what turns compact batches of this dataset into tensors, on whatever device they are.
@@ -366,12 +365,6 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def __del__(self) -> None:
         self.close()
-
-
-def _noted(windows: Iterable[Window], visited: list[Window]) -> Iterator[Window]:
-    for window in windows:
-        visited.append(window)
-        yield window
 
 
 def _rank() -> int:

@@ -36,6 +36,10 @@ class Window(NamedTuple):
     epoch: int
 
 
+Located = tuple[int, int, Row]
+"""(epoch, window index, its row of the window database)."""
+
+
 class WindowFetcher:
     """Fetches the windows of one split.
 
@@ -68,6 +72,7 @@ class WindowFetcher:
         self._rc_aug = rc_aug
         header = row_format.header([])
         self._untagged = header, row_format.room(header)
+        self._has_eos = int(row_format.include_eos)
         self._stride = index.geometry.stride
         self._window_size = index.geometry.window_size
         self._letters = PerThread(self._make_letters, _forget)
@@ -80,17 +85,27 @@ class WindowFetcher:
         """The fewest bases that a row shows."""
         return self._untagged[1] if self._tags is None else self._tags.least_room
 
-    def fetch(self, epoch: int, window_idx: int) -> Window:
-        """Return a window.
+    def read(self, epoch: int, window_idx: int, row: Row) -> Window:
+        """Return a window that was located already; raises as `place`."""
+        return self.place(epoch, window_idx, row, self._letters.get(), 0)
+
+    def place(self, epoch: int, window_idx: int, row: Row, out: NDArray[np.uint8], at: int) -> Window:
+        """Read a window that was located already into `out`, where its header, which begins at `at`, ends.
+
+        Args:
+            epoch: decides the strand.
+            window_idx: its index.
+            row: where it is.
+            out: (T,) uint8, written.
+            at: where it begins in the row.
+
+        Returns:
+            The window, its bases a view of `out`.
 
         Raises:
             MissingSequence: its contig is absent, or too short for it.
-            DatabaseError: a database cannot be read.
+            DatabaseError: a database cannot be read, or the window does not fit into its row.
         """
-        return self.read(epoch, window_idx, self._index.locate(window_idx))
-
-    def read(self, epoch: int, window_idx: int, row: Row) -> Window:
-        """Return a window that was located already; raises as `fetch`."""
         sequence_id, window_in_seq_idx, contig_length = row
         contig = self._reader.contig(sequence_id)
         start = window_in_seq_idx * self._stride
@@ -101,13 +116,17 @@ class WindowFetcher:
         if remaining < self._window_size and contig.length < self._needed_bases(start, contig_length):
             raise self._missing(window_idx, sequence_id, start, contig_length, contig)
         header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
-        bases = self._letters.get()[: room if room < remaining else remaining]
+        first = at + len(header)
+        length = room if room < remaining else remaining
+        end = first + length
+        if end + self._has_eos > len(out):
+            raise self.overfull_pack(end + self._has_eos, len(out))
         try:
-            contig.read(start, bases)
+            contig.read(start, out, first, length)
         except apsw.Error as error:
             raise unreadable(self._reader.paths[contig.sample_id], error) from error
         reverse = self._rc_aug and is_reversed(self._seed, epoch, window_idx)
-        return Window(bases, reverse, header, window_idx, sequence_id, window_in_seq_idx, epoch)
+        return Window(out[first:end], reverse, header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
     def _needed_bases(self, start: int, contig_length: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""

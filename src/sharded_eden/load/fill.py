@@ -1,14 +1,14 @@
-"""Windows -> rows of arrays, a block of rows at once: written as codes, which one pass over the block turns into tensors.
+"""Windows -> rows of arrays, a block of rows at once: read as rows of codes, which one pass over the block turns into tensors.
 
-Enters: windows, and how many go into each row. Leaves: rows of codes, or of tokens, labels and loss masks, and where each
-window ends. A row with letters that the tokenizer's table does not know, and every row of a tokenizer without a table, is made
-by itself.
+Enters: located windows, and how many go into each row. Leaves: rows of codes, or of tokens, labels and loss masks, and where
+each window ends. A row with letters that the tokenizer's table does not know, and every row of a tokenizer without a table, is
+made by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, starmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from sharded_eden.load.codes import BLOCK_BYTES, SENT, CodeEncoder, CodeTables, Specials, specials_as_ids
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowEncoder, RowFormat
-from sharded_eden.load.fetch import Window, WindowFetcher
+from sharded_eden.load.fetch import Located, Window, WindowFetcher
 
 Placed = tuple[int, int, int, Window]
-"""(row, where the window begins in it, where it ends, the window, whose bases are gone)."""
+"""(row, where the window begins in it, where it ends, the window). Its bases are what the row shows of it."""
 
 
 class CodeRows:
@@ -27,36 +27,35 @@ class CodeRows:
 
     Args:
         row_format: the layout of a row; its tokenizer is a table.
-        fetcher: what the windows come from, for messages.
+        fetcher: reads the windows.
         specials: the codes of what is no base.
     """
 
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, specials: Specials = SENT) -> None:
         self._encoder = CodeEncoder(row_format, specials)
         self._pad = specials.pad
-        self._has_eos = int(row_format.include_eos)
         self._fetcher = fetcher
 
-    def fill(self, windows: Iterator[Window], sizes: Sequence[int], codes: NDArray[np.uint8]) -> list[Placed]:
-        """Fill rows with so many windows each; return where they are.
+    def fill(self, located: Iterator[Located], sizes: Sequence[int], codes: NDArray[np.uint8]) -> list[Placed]:
+        """Read so many windows into each row; return where they are.
 
         Args:
-            windows: as many as the rows need are taken.
+            located: as many as the rows need are taken.
             sizes: windows of each row.
             codes: (B, T) uint8, written.
 
         Raises:
-            DatabaseError: the windows of a row do not fit into it.
+            MissingSequence: a contig is absent, or too short.
+            DatabaseError: a database cannot be read, or the windows of a row do not fit into it.
         """
-        add, seq_length, has_eos = self._encoder.add, codes.shape[1], self._has_eos
+        place, frame = self._fetcher.place, self._encoder.frame
         placed: list[Placed] = []
         for k, size in enumerate(sizes):
             row, at = codes[k], 0
-            for window in islice(windows, size):
-                needed = at + len(window.header) + len(window.bases) + has_eos
-                if needed > seq_length:
-                    raise self._fetcher.overfull_pack(needed, seq_length)
-                end = add(at, window.bases, window.reverse, len(window.header), row)
+            for epoch, window_idx, where in islice(located, size):
+                window = place(epoch, window_idx, where, row, at)
+                first = at + len(window.header)
+                end = frame(at, first, first + len(window.bases), window.reverse, row)
                 placed.append((k, at, end, window))
                 at = end
             row[at:] = self._pad
@@ -66,11 +65,6 @@ class CodeRows:
         """Tell whether the tokenizer's table knows every letter of these rows."""
         return self._encoder.knows_all(codes, sum([len(window.bases) for _, _, _, window in placed]))
 
-    def letters(self, codes: NDArray[np.uint8], window: Placed) -> NDArray[np.uint8]:
-        """Return the letters of a window as its row shows them: a view."""
-        row, start, end, found = window
-        return codes[row, start + len(found.header) : end - self._has_eos]
-
     def check(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> None:
         """Refuse rows with letters that the tokenizer's table does not know.
 
@@ -79,11 +73,11 @@ class CodeRows:
         """
         if self.knows_all(codes, placed):
             return
-        for window in placed:
+        for *_, window in placed:
             try:
-                self._encoder.check(self.letters(codes, window))
+                self._encoder.check(window.bases)
             except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(window[3], error) from error
+                raise self._fetcher.unreadable_letters(window, error) from error
 
 
 class RowFiller:
@@ -91,7 +85,7 @@ class RowFiller:
 
     Args:
         row_format: the layout of a row.
-        fetcher: what the windows come from, for messages.
+        fetcher: reads the windows.
     """
 
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher) -> None:
@@ -112,7 +106,7 @@ class RowFiller:
 
     def fill(
         self,
-        windows: Iterable[Window],
+        located: Iterable[Located],
         sizes: Sequence[int],
         tokens: NDArray[np.int64],
         labels: NDArray[np.int64],
@@ -121,16 +115,17 @@ class RowFiller:
         """Fill rows with so many windows each, and return where each window of each row ends.
 
         Args:
-            windows: as many as the rows need; each is used before the next one is taken.
+            located: as many windows as the rows need.
             sizes: windows of each row.
             tokens: (B, T) int64, written.
             labels: (B, T) int64, written.
             loss_mask: (B, T) float32, written.
 
         Raises:
-            DatabaseError: letters that cannot be encoded, or windows that do not fit into their row.
+            MissingSequence: a contig is absent, or too short.
+            DatabaseError: a database cannot be read, letters cannot be encoded, or windows do not fit into their row.
         """
-        coming = iter(windows)
+        coming = iter(located)
         ends = []
         for first in range(0, len(sizes), self._block_rows):
             block = slice(first, first + self._block_rows)
@@ -139,7 +134,7 @@ class RowFiller:
                 ends += self._by_table(coming, sizes[block], *arrays)
             else:
                 ends += [
-                    self._row(islice(coming, size), *(array[k] for array in arrays))
+                    self._row(starmap(self._fetcher.read, islice(coming, size)), *(array[k] for array in arrays))
                     for k, size in enumerate(sizes[block])
                 ]
         if self._format.weighs_letters:
@@ -156,14 +151,14 @@ class RowFiller:
 
     def _by_table(
         self,
-        windows: Iterator[Window],
+        located: Iterator[Located],
         sizes: Sequence[int],
         tokens: NDArray[np.int64],
         labels: NDArray[np.int64],
         loss_mask: NDArray[np.float32],
     ) -> list[list[int]]:
         codes = self._scratch.get()[: len(sizes)]
-        placed = self._codes.fill(windows, sizes, codes)
+        placed = self._codes.fill(located, sizes, codes)
         knows_all = self._codes.knows_all(codes, placed)  # now, while the codes are in the cache
         self._tables.expand(codes, tokens, labels, loss_mask)
         ends: list[list[int]] = [[] for _ in sizes]
@@ -180,7 +175,9 @@ class RowFiller:
             for k in range(len(sizes)):
                 of_row = [each for each in placed if each[0] == k]
                 if not self._codes.knows_all(codes[k : k + 1], of_row):
-                    shown = (each[3]._replace(bases=self._codes.letters(codes, each), reverse=False) for each in of_row)
+                    shown = [
+                        window._replace(reverse=False) for *_, window in of_row
+                    ]  # they lie there as they are shown
                     ends[k] = self._row(shown, tokens[k], labels[k], loss_mask[k])
         return ends
 

@@ -25,7 +25,7 @@ from sharded_eden.load.codes import CodeTables
 from sharded_eden.load.compact import across_windows, check_compact
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat
-from sharded_eden.load.fetch import Window, WindowFetcher
+from sharded_eden.load.fetch import Located, WindowFetcher
 from sharded_eden.load.fill import CodeRows, RowFiller
 from sharded_eden.load.locate import WindowIndex
 from sharded_eden.sqlite import table_columns, unreadable
@@ -122,7 +122,7 @@ class PackedFullRows:
 
     Args:
         row_format: the layout of a row.
-        fetcher: what the windows come from, for messages.
+        fetcher: reads the windows.
         causal_mask: (1, T, T) bool, true where attention is not allowed; None for no masks.
     """
 
@@ -136,10 +136,10 @@ class PackedFullRows:
     def _make_buffers(self) -> RowBuffers:
         return RowBuffers(self._seq_length, BATCH_DTYPES)
 
-    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> PackedRows:
+    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> PackedRows:
         """Return the items of rows with so many windows each, over one buffer."""
         tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
-        ends = self._filler.fill(windows, sizes, tokens, labels, loss_mask)
+        ends = self._filler.fill(located, sizes, tokens, labels, loss_mask)
         # A tokenizer that makes nothing of a window leaves it no segment.
         ends = [[end for at, end in pairwise((0, *row)) if end > at] for row in ends]
         for row, row_ends in zip(position_ids, ends, strict=True):
@@ -163,7 +163,7 @@ class PackedCompactRows:
 
     Args:
         row_format: the layout of a row.
-        fetcher: what the windows come from, for messages.
+        fetcher: reads the windows.
 
     Raises:
         UsageError: the tokenizer is no table.
@@ -176,11 +176,11 @@ class PackedCompactRows:
         self._fetcher = fetcher
         self._losses = CodeTables(row_format)
 
-    def many(self, windows: Iterable[Window], sizes: Sequence[int]) -> PackedRows:
+    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> PackedRows:
         """Return the items of rows with so many windows each, over one buffer."""
         length = self._format.seq_length
         codes = np.empty((len(sizes), length), dtype=np.uint8)
-        placed = self._filler.fill(iter(windows), sizes, codes)
+        placed = self._filler.fill(iter(located), sizes, codes)
         self._filler.check(codes, placed)
         ends: list[list[int]] = [[] for _ in sizes]
         tags: list[list[NDArray[np.int64]]] = [[] for _ in sizes]

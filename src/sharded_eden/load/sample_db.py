@@ -35,8 +35,8 @@ class Contig(Protocol):
     page_list_bytes: int
     """What SQLite remembers for this contig alone, in a handle worth keeping; 0 where there is none."""
 
-    def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bases from `start` on; all of them must exist."""
+    def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
+        """Fill `out` from `at` on with the `length` bases from `start` on; -1: to its end. All of them must exist."""
 
 
 class BlobContig:
@@ -55,10 +55,10 @@ class BlobContig:
         self._blob.reopen(rowid)
         self.length = self._blob.length()
 
-    def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bases from `start` on."""
+    def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
+        """See `Contig.read`."""
         self._blob.seek(start)
-        self._blob.read_into(out)  # type: ignore[arg-type]  # any writable buffer will do
+        self._blob.read_into(out, at, length)  # type: ignore[arg-type]  # any writable buffer will do
 
 
 class SubstrContig:
@@ -74,15 +74,16 @@ class SubstrContig:
         self.length = length_bytes // self._unit.itemsize
         self.page_list_bytes = 0
 
-    def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bases from `start` on."""
+    def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
+        """See `Contig.read`."""
+        place = out[at : len(out) if length < 0 else at + length]
         # The one place with SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
         data: bytes = self._cursor.execute(
             "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ?",
-            (start * self._unit.itemsize + 1, len(out) * self._unit.itemsize, self._key),
+            (start * self._unit.itemsize + 1, len(place) * self._unit.itemsize, self._key),
         ).get
         # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
-        out[:] = np.minimum(np.frombuffer(data, dtype=self._unit), 0xFF)
+        place[:] = np.minimum(np.frombuffer(data, dtype=self._unit), 0xFF)
 
 
 class SampleDatabase:

@@ -223,14 +223,14 @@ def _time_stages(stream: Stream, batch_size: int, seconds: float) -> tuple[dict[
 def _time_batch(dataset: ShardedEdenDataset, windows: list[tuple[int, int]]) -> tuple[list[float], list[int]]:
     """Return the seconds that each stage takes for one batch, and the bases of each of its windows."""
     located = _seconds(lambda: dataset.locate_many([window_idx for _, window_idx in windows]))
-    read = _seconds(lambda: deque(dataset.fetch_many(windows), maxlen=0)) - located  # fetching locates once more
-    fetched = [window._replace(bases=window.bases.copy()) for window in dataset.fetch_many(windows)]
-    spent = [located, read, _seconds(lambda: dataset.encode(fetched))]
-    rows = dataset.encode(fetched)
+    fetched = _seconds(lambda: deque(dataset.fetch_many(windows), maxlen=0))  # locates, and reads
+    made = _seconds(lambda: dataset.__getitems__(windows))  # locates, reads, and encodes
+    spent = [located, fetched - located, made - fetched]
+    rows = dataset.__getitems__(windows)
     spent.append(_seconds(lambda: dataset.collate_fn(rows)))
     if torch.cuda.is_available():
         spent.append(_seconds(lambda: _to_device(dataset.collate_fn(rows))))
-    return spent, [len(window.bases) for window in fetched]
+    return spent, [len(window.bases) for window in dataset.fetch_many(windows)]
 
 
 def _to_device(batch: dict[str, torch.Tensor]) -> None:

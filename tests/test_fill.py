@@ -55,22 +55,24 @@ ENCODINGS = {name: encoding_of(tokenizer) for name, tokenizer in TOKENIZERS.item
 
 
 class Fetcher:
-    """What rows ask of a fetcher. The row of a window is the window itself."""
+    """What rows ask of a fetcher; a window is its own contig length."""
 
-    def place(self, epoch: int, window_idx: int, row: Any, out: np.ndarray, at: int) -> Window:
-        first = at + len(row.header)
-        end = first + len(row.bases)
+    def place(self, epoch: int, window_idx: int, row: Any, out: np.ndarray, at: int) -> tuple[Any, int, int, bool]:
+        window = row[2]
+        first = at + len(window.header)
+        end = first + len(window.bases)
         if end > len(out):
             raise self.overfull_pack(end, len(out))
-        out[first:end] = row.bases
-        return row._replace(bases=out[first:end])
+        out[first:end] = window.bases
+        return window.header, first, end, window.reverse
 
     def read(self, epoch: int, window_idx: int, row: Any) -> Window:
-        self._letters = np.zeros(T, dtype=np.uint8)
-        return self.place(epoch, window_idx, row, self._letters, 0)
+        letters = np.zeros(T, dtype=np.uint8)
+        header, first, end, reverse = self.place(epoch, window_idx, row, letters, 0)
+        return Window(letters[first:end], reverse, header, window_idx, row[0], row[1], epoch)
 
-    def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:
-        return DatabaseError(f"{window.window_idx}: {error}")
+    def unreadable_letters(self, sequence_id: str, window_in_seq_idx: int, error: UnicodeError) -> DatabaseError:
+        return DatabaseError(f"{sequence_id}: {error}")
 
     def overfull_pack(self, tokens: int, seq_length: int) -> DatabaseError:
         return DatabaseError(f"{tokens} > {seq_length}")
@@ -114,7 +116,7 @@ def batches(draw: st.DrawFn) -> tuple[RowFormat, list[list[Window]]]:
 
 
 def located(rows: list[list[Window]]) -> Iterator[Any]:
-    return ((0, window.window_idx, window) for row in rows for window in row)
+    return ((0, w.window_idx, (w.sequence_id, w.window_in_seq_idx, w)) for row in rows for w in row)
 
 
 def arrays(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,7 +191,7 @@ def test_codes_say_the_same_or_are_refused(batch):
     if form.packed_bases is None:
         assert (labels == wanted[1]).all()
         assert (loss_mask == wanted[2]).all()
-    assert CodeTables(form).any_loss(codes, _boundaries(placed, len(rows))) == bool(wanted[2].any())
+    assert CodeTables(form).any_loss(codes, _boundaries(placed, len(rows), form.include_eos)) == bool(wanted[2].any())
 
 
 COMPLEMENT = np.arange(256, dtype=np.uint8)
@@ -197,10 +199,10 @@ for _one, _other in zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True):
     COMPLEMENT[[ord(_one), ord(_one.lower())]] = ord(_other), ord(_other.lower())
 
 
-def _boundaries(placed: list[Any], rows: int) -> np.ndarray:
+def _boundaries(placed: list[Any], rows: int, has_eos: bool) -> np.ndarray:
     ends: list[list[int]] = [[0] for _ in range(rows)]
-    for k, _, end, _ in placed:
-        ends[k].append(end)
+    for each in placed:
+        ends[each.row].append(each.end + has_eos)
     longest = max(map(len, ends))
     return np.array([row + [T] * (longest + 1 - len(row)) for row in ends], dtype=np.int32)
 

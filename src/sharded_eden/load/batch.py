@@ -179,7 +179,7 @@ class CompactRows:
         if self._format.weighs_letters:
             self._fetcher.check_loss(self._losses.any_loss(codes))
         stacked = {"codes": torch.from_numpy(codes)}
-        tags = [self._format.tag_of(window.header) for *_, window in placed]
+        tags = [self._format.tag_of(each.header) for each in placed]
         longest = max(map(len, tags), default=0)
         if longest or self._tag_length:
             ids = np.full((len(sizes), max(longest, self._tag_length)), -1, dtype=np.int64)

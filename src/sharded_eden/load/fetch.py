@@ -87,9 +87,13 @@ class WindowFetcher:
 
     def read(self, epoch: int, window_idx: int, row: Row) -> Window:
         """Return a window that was located already; raises as `place`."""
-        return self.place(epoch, window_idx, row, self._letters.get(), 0)
+        letters = self._letters.get()
+        header, first, end, reverse = self.place(epoch, window_idx, row, letters, 0)
+        return Window(letters[first:end], reverse, header, window_idx, row[0], row[1], epoch)
 
-    def place(self, epoch: int, window_idx: int, row: Row, out: NDArray[np.uint8], at: int) -> Window:
+    def place(
+        self, epoch: int, window_idx: int, row: Row, out: NDArray[np.uint8], at: int
+    ) -> tuple[NDArray[np.int64], int, int, bool]:
         """Read a window that was located already into `out`, where its header, which begins at `at`, ends.
 
         Args:
@@ -100,7 +104,7 @@ class WindowFetcher:
             at: where it begins in the row.
 
         Returns:
-            The window, its bases a view of `out`.
+            Its header, where its bases begin and end in `out`, and whether to show the reverse complement.
 
         Raises:
             MissingSequence: its contig is absent, or too short for it.
@@ -126,7 +130,7 @@ class WindowFetcher:
         except apsw.Error as error:
             raise unreadable(self._reader.paths[contig.sample_id], error) from error
         reverse = self._rc_aug and is_reversed(self._seed, epoch, window_idx)
-        return Window(out[first:end], reverse, header, window_idx, sequence_id, window_in_seq_idx, epoch)
+        return header, first, end, reverse
 
     def _needed_bases(self, start: int, contig_length: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
@@ -171,12 +175,12 @@ class WindowFetcher:
                 f"NaN. Leave such windows out: {command} --max-ambiguous 0.5 --sequences {folder}"
             )
 
-    def unreadable_letters(self, window: Window, error: UnicodeError) -> DatabaseError:
+    def unreadable_letters(self, sequence_id: str, window_in_seq_idx: int, error: UnicodeError) -> DatabaseError:
         """Return the error to raise where the letters of a window cannot be encoded."""
-        path = self._reader.paths[self._reader.sample_of(window.sequence_id)]
+        path = self._reader.paths[self._reader.sample_of(sequence_id)]
         return DatabaseError(
-            f"{path}: contig {window.sequence_id!r} holds characters that are no letters "
-            f"near base {window.window_in_seq_idx * self._stride}: {error}"
+            f"{path}: contig {sequence_id!r} holds characters that are no letters "
+            f"near base {window_in_seq_idx * self._stride}: {error}"
         )
 
 

@@ -8,7 +8,9 @@ made by itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice, starmap
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +20,20 @@ from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowEncoder, RowFormat
 from sharded_eden.load.fetch import Located, Window, WindowFetcher
 
-Placed = tuple[int, int, int, Window]
-"""(row, where the window begins in it, where it ends, the window). Its bases are what the row shows of it."""
+
+class Placed(NamedTuple):
+    """Where a window lies in rows of codes."""
+
+    row: int
+    start: int
+    """Where its header begins."""
+    first: int
+    """Where its letters begin."""
+    end: int
+    """Where its letters end."""
+    header: NDArray[np.int64]
+    """(H,) int64."""
+    located: Located
 
 
 class CodeRows:
@@ -52,18 +66,17 @@ class CodeRows:
         placed: list[Placed] = []
         for k, size in enumerate(sizes):
             row, at = codes[k], 0
-            for epoch, window_idx, where in islice(located, size):
-                window = place(epoch, window_idx, where, row, at)
-                first = at + len(window.header)
-                end = frame(at, first, first + len(window.bases), window.reverse, row)
-                placed.append((k, at, end, window))
-                at = end
+            for window in islice(located, size):
+                epoch, window_idx, where = window
+                header, first, end, reverse = place(epoch, window_idx, where, row, at)
+                placed.append(Placed(k, at, first, end, header, window))
+                at = frame(at, first, end, reverse, row)
             row[at:] = self._pad
         return placed
 
     def knows_all(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> bool:
         """Tell whether the tokenizer's table knows every letter of these rows."""
-        return self._encoder.knows_all(codes, sum([len(window.bases) for _, _, _, window in placed]))
+        return self._encoder.knows_all(codes, sum([each.end - each.first for each in placed]))
 
     def check(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> None:
         """Refuse rows with letters that the tokenizer's table does not know.
@@ -73,11 +86,12 @@ class CodeRows:
         """
         if self.knows_all(codes, placed):
             return
-        for *_, window in placed:
+        for each in placed:
             try:
-                self._encoder.check(window.bases)
+                self._encoder.check(codes[each.row, each.first : each.end])
             except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(window, error) from error
+                _, _, (sequence_id, window_in_seq_idx, _) = each.located
+                raise self._fetcher.unreadable_letters(sequence_id, window_in_seq_idx, error) from error
 
 
 class RowFiller:
@@ -145,7 +159,10 @@ class RowFiller:
         self, window: Window, tokens: NDArray[np.int64], labels: NDArray[np.int64], loss_mask: NDArray[np.float32]
     ) -> None:
         """Fill one row, (T,) each, with one window: see `fill`. For a single row that is faster than codes."""
-        self._row([window], tokens, labels, loss_mask)
+        try:
+            self._encoder.fill(window.bases, window.reverse, window.header, tokens, labels, loss_mask)
+        except UnicodeError as error:
+            raise self._fetcher.unreadable_letters(window.sequence_id, window.window_in_seq_idx, error) from error
         if self._format.weighs_letters:
             self._fetcher.check_loss(bool(loss_mask.any()))
 
@@ -161,24 +178,21 @@ class RowFiller:
         placed = self._codes.fill(located, sizes, codes)
         knows_all = self._codes.knows_all(codes, placed)  # now, while the codes are in the cache
         self._tables.expand(codes, tokens, labels, loss_mask)
+        has_eos = self._format.include_eos
         ends: list[list[int]] = [[] for _ in sizes]
-        for k, start, end, window in placed:
+        for k, start, _, end, header, _ in placed:
             if ends[k]:  # the label of the last token before a window is none of its own
                 labels[k, start - 1] = self._format.encoding.pad
                 loss_mask[k, start - 1] = 0
-            ends[k].append(end)
-            header = window.header
+            ends[k].append(end + has_eos)
             if len(header) > self._untagged:
                 tokens[k, start : start + len(header)] = header
                 labels[k, start : start + len(header) - 1] = header[1:]
         if not knows_all:
             for k in range(len(sizes)):
-                of_row = [each for each in placed if each[0] == k]
+                of_row = [each for each in placed if each.row == k]
                 if not self._codes.knows_all(codes[k : k + 1], of_row):
-                    shown = [
-                        window._replace(reverse=False) for *_, window in of_row
-                    ]  # they lie there as they are shown
-                    ends[k] = self._row(shown, tokens[k], labels[k], loss_mask[k])
+                    ends[k] = self._row(map(partial(_as_shown, codes), of_row), tokens[k], labels[k], loss_mask[k])
         return ends
 
     def _row(
@@ -202,10 +216,17 @@ class RowFiller:
                     at, limit, window.bases, window.reverse, window.header, tokens, labels, loss_mask
                 )
             except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(window, error) from error
+                raise self._fetcher.unreadable_letters(window.sequence_id, window.window_in_seq_idx, error) from error
             ends.append(at)
         self._encoder.pad(at, tokens, labels, loss_mask)
         return ends
+
+
+def _as_shown(codes: NDArray[np.uint8], placed: Placed) -> Window:
+    """Return a window that lies in rows of codes, on the strand on which it lies there."""
+    epoch, window_idx, (sequence_id, window_in_seq_idx, _) = placed.located
+    letters = codes[placed.row, placed.first : placed.end]
+    return Window(letters, False, placed.header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
 
 def _forget(codes: NDArray[np.uint8]) -> None:

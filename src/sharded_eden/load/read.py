@@ -34,34 +34,25 @@ MAX_PAGE_LIST_BYTES = 32 << 20
 """SQLite keeps 4 bytes for each overflow page of an open handle: 146 KB for a contig of 150 Mb."""
 
 
-class LongContigs:
+class LongContigs(OrderedDict[str, Contig]):
     """The handles that stay open: least recently used first out, bounded in number and in bytes of page lists."""
 
     def __init__(self) -> None:
-        self._handles: OrderedDict[str, Contig] = OrderedDict()
+        super().__init__()
         self._page_list_bytes = 0
-
-    def find(self, contig_id: str) -> Contig | None:
-        """Return the open handle of a contig, if there is one."""
-        found = self._handles.get(contig_id)
-        if found is not None:
-            self._handles.move_to_end(contig_id)
-        return found
 
     def keep(self, contig_id: str, contig: Contig) -> None:
         """Take a handle in, and let go of the least recently used ones beyond the bounds."""
-        self._handles[contig_id] = contig
+        self[contig_id] = contig
         self._page_list_bytes += contig.page_list_bytes
-        while len(self._handles) > 1 and (
-            len(self._handles) > MAX_LONG_HANDLES or self._page_list_bytes > MAX_PAGE_LIST_BYTES
-        ):
-            _, freed = self._handles.popitem(last=False)
+        while len(self) > 1 and (len(self) > MAX_LONG_HANDLES or self._page_list_bytes > MAX_PAGE_LIST_BYTES):
+            _, freed = self.popitem(last=False)
             self._page_list_bytes -= freed.page_list_bytes
 
     def forget(self, sample_id: str) -> None:
         """Let go of every handle of a database that is about to be closed."""
-        for contig_id in [key for key, contig in self._handles.items() if contig.sample_id == sample_id]:
-            self._page_list_bytes -= self._handles.pop(contig_id).page_list_bytes
+        for contig_id in [key for key, contig in self.items() if contig.sample_id == sample_id]:
+            self._page_list_bytes -= self.pop(contig_id).page_list_bytes
 
 
 _pools: weakref.WeakValueDictionary[int, OpenDatabases] = weakref.WeakValueDictionary()
@@ -195,8 +186,9 @@ class SequenceReader:
             DatabaseError: SQLite cannot read the database.
         """
         opened = self._databases.get()
-        found = opened.long_contigs.find(contig_id)
+        found = opened.long_contigs.get(contig_id)
         if found is not None:
+            opened.long_contigs.move_to_end(contig_id)
             return found
         sample_id = self._only_sample or extract_sample_id(contig_id)
         if sample_id not in self.paths:

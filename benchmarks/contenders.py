@@ -130,14 +130,13 @@ class FlatDataset(Dataset[Example]):
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         tokens, labels, loss_mask, position_ids = self._batch_buffers.get(len(indices))
         codes = self._codes.get(len(indices))[0]
-        first, letters = len(self._header), 0
-        for row, index in zip(codes, indices, strict=True):
-            start, length = self._starts[index], self._lengths[index]
-            end = first + length
-            row[first:end] = self._bases[start : start + length]
-            row[self._writer.frame(0, first, end, False, row) :] = PAD
-            letters += length
-        assert self._writer.knows_all(codes, letters)
+        codes.fill(PAD)
+        first, lengths = len(self._header), self._lengths[indices]
+        for row, start, length in zip(codes, self._starts[indices].tolist(), lengths.tolist(), strict=True):
+            row[first : first + length] = self._bases[start : start + length]
+        begin = np.zeros_like(lengths)
+        self._writer.frame(codes, np.arange(len(codes)), begin, begin + first, lengths + first)
+        assert self._writer.knows_all(codes, lengths.sum())
         self._tables.expand(codes, tokens, labels, loss_mask)
         position_ids[...] = self._positions
         stacked = {

@@ -201,8 +201,8 @@ for _one, _other in zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True):
 
 def _boundaries(placed: list[Any], rows: int, has_eos: bool) -> np.ndarray:
     ends: list[list[int]] = [[0] for _ in range(rows)]
-    for each in placed:
-        ends[each.row].append(each.end + has_eos)
+    for k, _, _, end, _, _ in placed:
+        ends[k].append(end + has_eos)
     longest = max(map(len, ends))
     return np.array([row + [T] * (longest + 1 - len(row)) for row in ends], dtype=np.int32)
 

@@ -53,6 +53,15 @@ def specials_as_ids(form: RowFormat) -> Specials:
     return Specials(pad, bos, eos, sep, tag=pad)
 
 
+Ints = NDArray[np.int64]
+
+
+def reverse_complement_in_place(letters: NDArray[np.uint8]) -> None:
+    """Turn letters, (n,) uint8, into those of the other strand."""
+    # As bytes: twice as fast as a lookup of bytes in NumPy, which widens them to indices first.
+    letters[::-1] = np.frombuffer(letters.tobytes().translate(_COMPLEMENT_BYTES), dtype=np.uint8)
+
+
 class CodeTables:
     """Codes -> ids and weights in the loss.
 
@@ -142,30 +151,25 @@ class CodeEncoder:
         self._known[:LEAST_LETTER] = False
         self._all_known = letters_within(self._known)
 
-    def frame(self, start: int, first: int, end: int, reverse: bool, codes: NDArray[np.uint8]) -> int:
-        """Make a window of letters, and return where it ends with what comes behind them. Letters are not checked.
+    def frame(self, codes: NDArray[np.uint8], rows: Ints, starts: Ints, firsts: Ints, ends: Ints) -> None:
+        """Write what stands around the letters of windows. Letters are not checked.
 
         Args:
-            start: where the window begins in the row: with BOS, control tag and SEP.
-            first: where its letters begin.
-            end: where they end.
-            reverse: show the reverse complement.
-            codes: (T,) uint8, written.
+            codes: (B, T) uint8, written.
+            rows: (n,) integers, the row of each window.
+            starts: (n,) integers, where it begins: with BOS, control tag and SEP.
+            firsts: (n,) integers, where its letters begin.
+            ends: (n,) integers, where they end.
         """
-        if first - start > self._untagged:
-            codes[start:first] = self._specials.tag
+        tagged = np.flatnonzero(firsts - starts > self._untagged)
+        for k in tagged.tolist():
+            codes[rows[k], starts[k] : firsts[k]] = self._specials.tag
         if self._has_bos:
-            codes[start] = self._specials.bos
+            codes[rows, starts] = self._specials.bos
         if self._has_sep:
-            codes[first - 1] = self._specials.sep
-        if reverse:
-            # As bytes: twice as fast as a lookup of bytes in NumPy, which widens them to indices first.
-            letters = codes[first:end]
-            letters[::-1] = np.frombuffer(letters.tobytes().translate(_COMPLEMENT_BYTES), dtype=np.uint8)
+            codes[rows, firsts - 1] = self._specials.sep
         if self._has_eos:
-            codes[end] = self._specials.eos
-            return end + 1
-        return end
+            codes[rows, ends] = self._specials.eos
 
     def knows_all(self, codes: NDArray[np.uint8], letters: int) -> bool:
         """Tell whether the tokenizer knows every letter of these rows (B, T), which hold so many letters."""

@@ -239,10 +239,10 @@ class ShardedEdenDataset(Dataset[Example]):
         if not isinstance(self._rows, FullRows):
             return self.__getitems__([index])[0]
         located = self._locate(index)
-        window = self._fetcher.read(*located)
+        item = self._rows.one(located)
         if self._access_log is not None:
             self._access_log.write([located])
-        return self._rows.one(window)
+        return item
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
         """Return the items of many indices at once: a sequence of items over one buffer.
@@ -267,6 +267,8 @@ class ShardedEdenDataset(Dataset[Example]):
         return wanted, [len(windows) for windows in packs]
 
     def _locate(self, index: Index) -> Located:
+        if type(index) is int and 0 <= index < self._index.total_windows:
+            return 0, index, self._index.locate(index)
         epoch, window_idx = self._resolve(index, self._index.total_windows, "windows")
         return epoch, window_idx, self._index.locate(window_idx)
 

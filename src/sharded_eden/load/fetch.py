@@ -110,15 +110,15 @@ class WindowFetcher:
             MissingSequence: its contig is absent, or too short for it.
             DatabaseError: a database cannot be read, or the window does not fit into its row.
         """
-        sequence_id, window_in_seq_idx, contig_length = row
+        sequence_id, window_in_seq_idx, recorded = row
         contig = self._reader.contig(sequence_id)
         start = window_in_seq_idx * self._stride
         if contig is None or start < 0:
-            raise self._missing(window_idx, sequence_id, start, contig_length, contig)
+            raise self._missing(window_idx, sequence_id, start, recorded, contig)
         remaining = contig.length - start
         # Where the whole window is there, it does not matter where its contig should end.
-        if remaining < self._window_size and contig.length < self._needed_bases(start, contig_length):
-            raise self._missing(window_idx, sequence_id, start, contig_length, contig)
+        if remaining < self._window_size and contig.length < self._needed_bases(window_idx, start, recorded):
+            raise self._missing(window_idx, sequence_id, start, recorded, contig)
         header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
         first = at + len(header)
         length = room if room < remaining else remaining
@@ -132,8 +132,9 @@ class WindowFetcher:
         reverse = self._rc_aug and is_reversed(self._seed, epoch, window_idx)
         return header, first, end, reverse
 
-    def _needed_bases(self, start: int, contig_length: int | None) -> int:
+    def _needed_bases(self, window_idx: int, start: int, recorded: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
+        contig_length = self._index.contig_length(window_idx) if recorded is None else recorded
         if contig_length is not None:
             return max(start + 1, min(start + self._window_size, contig_length))
         # Without recorded lengths: a contig's first window may be short, the later ones are whole unless tails are kept.
@@ -146,10 +147,10 @@ class WindowFetcher:
         window_idx: int,
         sequence_id: str,
         start: int,
-        contig_length: int | None,
+        recorded: int | None,
         contig: Contig | None,
     ) -> MissingSequence:
-        needed = self._needed_bases(start, contig_length)
+        needed = self._needed_bases(window_idx, start, recorded)
         path = self._reader.paths[self._reader.sample_of(sequence_id)]
         return MissingSequence(
             f"{self._split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; {path} has "

@@ -10,30 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, starmap
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.load.codes import BLOCK_BYTES, SENT, CodeEncoder, CodeTables, Specials, specials_as_ids
+from sharded_eden.load.codes import (
+    BLOCK_BYTES,
+    SENT,
+    CodeEncoder,
+    CodeTables,
+    Specials,
+    reverse_complement_in_place,
+    specials_as_ids,
+)
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowEncoder, RowFormat
 from sharded_eden.load.fetch import Located, Window, WindowFetcher
 
-
-class Placed(NamedTuple):
-    """Where a window lies in rows of codes."""
-
-    row: int
-    start: int
-    """Where its header begins."""
-    first: int
-    """Where its letters begin."""
-    end: int
-    """Where its letters end."""
-    header: NDArray[np.int64]
-    """(H,) int64."""
-    located: Located
+Placed = tuple[int, int, int, int, NDArray[np.int64], Located]
+"""Where a window lies in rows of codes: (row, where its header begins, where its letters begin and end, header, window)."""
 
 
 class CodeRows:
@@ -48,6 +43,7 @@ class CodeRows:
     def __init__(self, row_format: RowFormat, fetcher: WindowFetcher, specials: Specials = SENT) -> None:
         self._encoder = CodeEncoder(row_format, specials)
         self._pad = specials.pad
+        self._has_eos = int(row_format.include_eos)
         self._fetcher = fetcher
 
     def fill(self, located: Iterator[Located], sizes: Sequence[int], codes: NDArray[np.uint8]) -> list[Placed]:
@@ -62,21 +58,25 @@ class CodeRows:
             MissingSequence: a contig is absent, or too short.
             DatabaseError: a database cannot be read, or the windows of a row do not fit into it.
         """
-        place, frame = self._fetcher.place, self._encoder.frame
+        place, has_eos = self._fetcher.place, self._has_eos
         placed: list[Placed] = []
+        codes.fill(self._pad)
         for k, size in enumerate(sizes):
             row, at = codes[k], 0
             for window in islice(located, size):
                 epoch, window_idx, where = window
                 header, first, end, reverse = place(epoch, window_idx, where, row, at)
-                placed.append(Placed(k, at, first, end, header, window))
-                at = frame(at, first, end, reverse, row)
-            row[at:] = self._pad
+                if reverse:
+                    reverse_complement_in_place(row[first:end])
+                placed.append((k, at, first, end, header, window))
+                at = end + has_eos
+        if placed:
+            self._encoder.frame(codes, *np.array([each[:4] for each in placed]).T)
         return placed
 
     def knows_all(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> bool:
         """Tell whether the tokenizer's table knows every letter of these rows."""
-        return self._encoder.knows_all(codes, sum([each.end - each.first for each in placed]))
+        return self._encoder.knows_all(codes, sum([end - first for _, _, first, end, _, _ in placed]))
 
     def check(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> None:
         """Refuse rows with letters that the tokenizer's table does not know.
@@ -86,11 +86,10 @@ class CodeRows:
         """
         if self.knows_all(codes, placed):
             return
-        for each in placed:
+        for row, _, first, end, _, (_, _, (sequence_id, window_in_seq_idx, _)) in placed:
             try:
-                self._encoder.check(codes[each.row, each.first : each.end])
+                self._encoder.check(codes[row, first:end])
             except UnicodeError as error:
-                _, _, (sequence_id, window_in_seq_idx, _) = each.located
                 raise self._fetcher.unreadable_letters(sequence_id, window_in_seq_idx, error) from error
 
 
@@ -109,6 +108,7 @@ class RowFiller:
         self._untagged = row_format.include_bos + row_format.include_sep
         self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
         self._scratch = PerThread(self._make_scratch, _forget)
+        self._weighs_letters = row_format.weighs_letters
         self._has_table = row_format.encoding.table is not None
         if self._has_table:
             specials = specials_as_ids(row_format)
@@ -151,19 +151,22 @@ class RowFiller:
                     self._row(starmap(self._fetcher.read, islice(coming, size)), *(array[k] for array in arrays))
                     for k, size in enumerate(sizes[block])
                 ]
-        if self._format.weighs_letters:
+        if self._weighs_letters:
             self._fetcher.check_loss(bool(loss_mask.any()))
         return ends
 
     def fill_one(
-        self, window: Window, tokens: NDArray[np.int64], labels: NDArray[np.int64], loss_mask: NDArray[np.float32]
+        self, located: Located, tokens: NDArray[np.int64], labels: NDArray[np.int64], loss_mask: NDArray[np.float32]
     ) -> None:
         """Fill one row, (T,) each, with one window: see `fill`. For a single row that is faster than codes."""
+        epoch, window_idx, where = located
+        letters = self._scratch.get()[0]
+        header, first, end, reverse = self._fetcher.place(epoch, window_idx, where, letters, 0)
         try:
-            self._encoder.fill(window.bases, window.reverse, window.header, tokens, labels, loss_mask)
+            self._encoder.fill(letters[first:end], reverse, header, tokens, labels, loss_mask)
         except UnicodeError as error:
-            raise self._fetcher.unreadable_letters(window.sequence_id, window.window_in_seq_idx, error) from error
-        if self._format.weighs_letters:
+            raise self._fetcher.unreadable_letters(where[0], where[1], error) from error
+        if self._weighs_letters:
             self._fetcher.check_loss(bool(loss_mask.any()))
 
     def _by_table(
@@ -190,7 +193,7 @@ class RowFiller:
                 labels[k, start : start + len(header) - 1] = header[1:]
         if not knows_all:
             for k in range(len(sizes)):
-                of_row = [each for each in placed if each.row == k]
+                of_row = [each for each in placed if each[0] == k]
                 if not self._codes.knows_all(codes[k : k + 1], of_row):
                     ends[k] = self._row(map(partial(_as_shown, codes), of_row), tokens[k], labels[k], loss_mask[k])
         return ends
@@ -224,9 +227,8 @@ class RowFiller:
 
 def _as_shown(codes: NDArray[np.uint8], placed: Placed) -> Window:
     """Return a window that lies in rows of codes, on the strand on which it lies there."""
-    epoch, window_idx, (sequence_id, window_in_seq_idx, _) = placed.located
-    letters = codes[placed.row, placed.first : placed.end]
-    return Window(letters, False, placed.header, window_idx, sequence_id, window_in_seq_idx, epoch)
+    row, _, first, end, header, (epoch, window_idx, (sequence_id, window_in_seq_idx, _)) = placed
+    return Window(codes[row, first:end], False, header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
 
 def _forget(codes: NDArray[np.uint8]) -> None:

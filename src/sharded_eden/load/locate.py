@@ -26,14 +26,15 @@ from sharded_eden.windows import WindowGeometry
 logger = logging.getLogger(__name__)
 
 Row = tuple[str, int, int | None]
-"""(sequence_id, window_in_seq_idx, length of the contig in bases, None where the database does not tell)."""
+"""(sequence_id, window_in_seq_idx, length of the contig in bases or None: then `WindowIndex.contig_length` may know it)."""
 
 METADATA_KEYS = frozenset({*WindowGeometry().as_metadata(), "total_windows", "distinct_sequences", "fingerprint"})
 """The keys whose values must be integers."""
 
-_LENGTH = (
-    "(SELECT length FROM contig_lengths WHERE first_window_idx <= w.window_idx ORDER BY first_window_idx DESC LIMIT 1)"
-)
+_LENGTH = "SELECT length FROM contig_lengths WHERE first_window_idx <= {} ORDER BY first_window_idx DESC LIMIT 1"
+
+FEW_WINDOWS = 2
+"""Below so many windows a contig most of them end with their contig, and its length is looked up together with each."""
 
 WINDOW_CACHE_KIB = 2048
 """Page cache of the window database: its inner pages are walked at every lookup."""
@@ -75,6 +76,7 @@ class WindowIndex:
             self.metadata = self._read_metadata()
             self.geometry = self._read_geometry()
             self.total_windows = self._count_windows()
+            self._write_lookups()
         except apsw.Error as error:
             self.close()
             raise unreadable(self.path, error) from error
@@ -104,10 +106,14 @@ class WindowIndex:
                     + (f"{table}({', '.join(found)})" if found else "none")
                     + f". Make it: sharded-eden precompute SPLIT.parquet {self.path}"
                 )
-        has_lengths = {"first_window_idx", "length"} <= set(table_columns(self.connection, "contig_lengths"))
+        self._has_lengths = {"first_window_idx", "length"} <= set(table_columns(self.connection, "contig_lengths"))
+
+    def _write_lookups(self) -> None:
+        with_rows = self._has_lengths and self.total_windows < FEW_WINDOWS * self.metadata.get("distinct_sequences", 0)
+        length = f"({_LENGTH.format('w.window_idx')})" if with_rows else "NULL"
         # The outer loop of a LEFT JOIN is its left side: rows come in the order of the array, absent ones as NULL.
         self._lookup, self._lookup_many = (
-            f"SELECT sequence_id, window_in_seq_idx, {_LENGTH if has_lengths else 'NULL'} FROM {source}"
+            f"SELECT sequence_id, window_in_seq_idx, {length} FROM {source}"
             for source in (
                 "window_mappings AS w WHERE window_idx = ?",
                 "carray(?) AS wanted LEFT JOIN window_mappings AS w ON window_idx = wanted.value",
@@ -214,6 +220,20 @@ class WindowIndex:
                 f"Rebuild: {self.rebuild_command(self.geometry)}"
             )
         return row
+
+    def contig_length(self, window_idx: int) -> int | None:
+        """Return the length of the contig of a window, in bases; None where the database does not tell.
+
+        Raises:
+            DatabaseError: the table cannot be read.
+        """
+        if not self._has_lengths:
+            return None
+        try:
+            length: int | None = self._connections.get().cursor.execute(_LENGTH.format("?"), (window_idx,)).get
+        except apsw.Error as error:
+            raise unreadable(self.path, error) from error
+        return length
 
     def locate_many(self, window_indices: Sequence[int]) -> list[Row]:
         """Return which window of which contig each of these indices has, by one query.

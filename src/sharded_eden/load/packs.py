@@ -184,9 +184,9 @@ class PackedCompactRows:
         self._filler.check(codes, placed)
         ends: list[list[int]] = [[] for _ in sizes]
         tags: list[list[NDArray[np.int64]]] = [[] for _ in sizes]
-        for each in placed:
-            ends[each.row].append(each.end + self._format.include_eos)
-            tags[each.row].append(self._format.tag_of(each.header))
+        for k, _, _, end, header, _ in placed:
+            ends[k].append(end + self._format.include_eos)
+            tags[k].append(self._format.tag_of(header))
         stacked = {"codes": torch.from_numpy(codes), **_boundaries(ends, length)}
         if self._format.weighs_letters:
             self._fetcher.check_loss(self._losses.any_loss(codes, stacked["cu_seqlens"].numpy()))

@@ -1,33 +1,33 @@
 """From a folder of splits to a folder of window databases, several at once.
 
 Enters: `train_split.parquet` and its like, as `split` writes them. Leaves: `train_windows.db` and its like. Costs a process a
-split, each with the memory of one `precompute`. A process that loses the one that started it ends at once, so that the
-next run finds nobody writing.
+split, each with the memory of one `precompute`.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing import get_context, parent_process
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharded_eden.errors import EdenWarning, InputError, UsageError, warn
+from sharded_eden.engine import Engine, Say, run_tasks
+from sharded_eden.errors import EdenWarning, InputError, warn
 from sharded_eden.prepare.window_dbs import PrecomputeResult, precompute_window_database
 from sharded_eden.progress import Progress
 
 SPLIT_SUFFIX, WINDOWS_SUFFIX = "_split.parquet", "_windows.db"
-LOOK_SECONDS = 0.2
-"""How often processes are asked how far they are."""
 
-_told: list[Any] = []
-"""In a worker: the one array where it writes how far each split is, (2 * splits,) int64, done and total."""
+
+@dataclass(frozen=True)
+class _Task:
+    """One window database to write."""
+
+    name: str
+    split: Path
+    output: Path
+    options: dict[str, Any]
 
 
 def splits_of_folder(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -54,7 +54,7 @@ def precompute_window_databases(
 ) -> dict[str, PrecomputeResult]:
     """Write the window database of every split in a folder.
 
-    Each appears as a whole; those that are done stay where another one fails.
+    Each appears as a whole. Where one fails the others are finished first.
 
     Args:
         splits_folder: holds `<split>_split.parquet` for each split.
@@ -68,79 +68,46 @@ def precompute_window_databases(
 
     Raises:
         InputError: there is no split, or one of them is refused.
-        UsageError: `jobs` below 1, an option that cannot be meant, or a process that was killed.
+        UsageError: `jobs` below 1, or an option that cannot be meant.
+        EdenError: a process was killed.
 
     Warns:
         EdenWarning: as for single splits.
     """
-    if jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, not {jobs}")
-    splits, output = splits_of_folder(splits_folder), Path(output_folder)
+    output = Path(output_folder)
     tasks = [
-        partial(precompute_window_database, split, output / f"{name}{WINDOWS_SUFFIX}", **options)
-        for name, split in splits.items()
+        _Task(name, split, output / f"{name}{WINDOWS_SUFFIX}", options)
+        for name, split in splits_of_folder(splits_folder).items()
     ]
-    if min(jobs, len(tasks)) == 1:
-        results = [task(progress=progress) for task in tasks]
-    else:
-        results = _in_processes(tasks, min(jobs, len(tasks)), progress)
-    return dict(zip(splits, results, strict=True))
+    contigs: dict[str, tuple[int, int]] = {}  # of each split: those done, and their total
 
+    def hear(message: tuple[str, int, int]) -> None:
+        name, done, total = message
+        contigs[name] = done, total
+        if progress is not None:
+            progress(sum(done for done, _ in contigs.values()), sum(total for _, total in contigs.values()))
 
-def _in_processes(
-    tasks: Sequence[Callable[..., PrecomputeResult]], jobs: int, progress: Progress | None
-) -> list[PrecomputeResult]:
-    context = get_context("spawn")  # a forked child would inherit threads of Polars that no longer run
-    told = context.RawArray("q", 2 * len(tasks))
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(told,)) as pool:
-        futures = [pool.submit(_run, task, k) for k, task in enumerate(tasks)]
-        try:
-            _wait(futures, told, progress)
-            done = [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise UsageError(
-                "a process that wrote a window database was killed; where memory is short, use fewer --jobs. "
-                "Databases that have appeared are whole; run the same command again"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for _, messages in done:
+    results: dict[str, PrecomputeResult] = {}
+    errors: dict[str, BaseException] = {}
+    for ended in run_tasks(_run, tasks, Engine(jobs=min(jobs, len(tasks))), heard=hear):
+        if ended.result is None:
+            errors[ended.task.name] = ended.error or RuntimeError(f"{ended.task.split}: no result")
+            continue
+        results[ended.task.name], messages = ended.result
         for message in messages:
             warn(message)
-    return [result for result, _ in done]
+    if errors:
+        raise errors[min(errors)]
+    return {task.name: results[task.name] for task in tasks}
 
 
-def _wait(futures: list[Future[tuple[PrecomputeResult, list[str]]]], told: Any, progress: Progress | None) -> None:
-    """Wait until all are done, or one has failed."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=LOOK_SECONDS)
-        if progress is not None:
-            progress(sum(told[::2]), sum(told[1::2]))
-        for future in done:
-            future.result()
-
-
-def _begin(told: Any) -> None:
-    """Prepare a worker."""
-    _told.append(told)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _run(task: Callable[..., PrecomputeResult], k: int) -> tuple[PrecomputeResult, list[str]]:
-    """Do one task in a worker; return its result and its warnings."""
+def _run(task: _Task, say: Say) -> tuple[PrecomputeResult, list[str]]:
+    """Write one window database; return what it holds and what there is to say about it."""
 
     def tell(done: int, total: int) -> None:
-        _told[0][2 * k : 2 * k + 2] = [done, total]
+        say((task.name, done, total))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EdenWarning)
-        result = task(progress=tell)
+        result = precompute_window_database(task.split, task.output, progress=tell, **task.options)
     return result, [str(each.message) for each in caught if issubclass(each.category, EdenWarning)]

@@ -45,7 +45,7 @@ def run(world: World, quick: bool, say: Callable[[str], None]) -> Result:
     drafts = _prepare_drafts()
     filled.rows.append(["draft assemblies, pooled", *_filling(drafts), "", ""])
     loading, data["loading"] = _load(world, repeats, 1.0 if quick else 3.0, say)
-    training, data["training"] = _train(200_000 if quick else 4_000_000, say)
+    training, data["training"] = _train(200_000 if quick else 1_000_000, say)
     return Result("packing", "Packing", [filled, loading, training], data)
 
 

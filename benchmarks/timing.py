@@ -44,6 +44,13 @@ class Rates:
         """The median of the repeats, windows/s."""
         return statistics.median(self.each)
 
+    def over(self, other: Rates) -> float:
+        """Return how many times as fast as another this is: the median over the repeats, each with the other's own.
+
+        Cores that are slow for minutes are slow for both.
+        """
+        return statistics.median(mine / its for mine, its in zip(self.each, other.each, strict=True))
+
 
 def timed(runner: Runner, order: NDArray[np.int64]) -> Timed:
     """Return what times a runner on a stretch of an order, which is walked in a circle."""

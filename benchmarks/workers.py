@@ -105,22 +105,21 @@ def _table(worlds: Sequence[World], rates: dict[Key, Rates], has_compact: bool) 
     table = Table(
         f"Whole loop through DataLoader, {WORKERS} workers, batches of {BATCH}",
         "Windows/s as a multiple of the naive loader's best worker setting (0, 1 or 2) and, last rows, of the flat memory map "
-        "handing over full tensors in the same loop.",
+        "handing over full tensors in the same loop; medians of the ratios of each repeat.",
         ["", *(world.shape.title for world in worlds)],
     )
     names = [world.shape.name for world in worlds]
-    best = {
-        shape: max((rates[shape, NAIVE.format(workers)].median, workers) for workers in (0, 1, 2)) for shape in names
-    }
-    table.rows.append(["naive, best setting", *(f"1x, {best[s][1]} workers {rate(best[s][0])}" for s in names)])
+    settings = {s: max((0, 1, 2), key=lambda workers, s=s: rates[s, NAIVE.format(workers)].median) for s in names}
+    best = {s: rates[s, NAIVE.format(workers)] for s, workers in settings.items()}
+    table.rows.append(["naive, best setting", *(f"1x, {settings[s]} workers {rate(best[s].median)}" for s in names)])
     for name in (FLAT, OURS):
         table.rows.append(
-            [name, *(f"{ratio(rates[s, name].median / best[s][0])} {rate(rates[s, name].median)}" for s in names)]
+            [name, *(f"{ratio(rates[s, name].over(best[s]))} {rate(rates[s, name].median)}" for s in names)]
         )
     if not has_compact:
         table.rows.append([COMPACT, *("this version has none" for _ in names)])
         return table
-    over_naive = [rates[s, COMPACT].median / best[s][0] for s in names]
+    over_naive = [rates[s, COMPACT].over(best[s]) for s in names]
     cells = [
         verdict(v, OVER_NAIVE_ON_SHORT) if s == "short" else ratio(v) for s, v in zip(names, over_naive, strict=True)
     ]
@@ -128,7 +127,7 @@ def _table(worlds: Sequence[World], rates: dict[Key, Rates], has_compact: bool) 
         [COMPACT, *(f"{cell} {rate(rates[s, COMPACT].median)}" for s, cell in zip(names, cells, strict=True))]
     )
     for name in (OURS, COMPACT):
-        over = [rates[s, name].median / rates[s, FLAT].median for s in names]
+        over = [rates[s, name].over(rates[s, FLAT]) for s in names]
         cells = [verdict(v, OVER_FLAT) if name == COMPACT else ratio(v) for v in over]
         table.rows.append([f"{name}, over the flat memory map", *cells])
     return table

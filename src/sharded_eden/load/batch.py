@@ -7,7 +7,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
 
 from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
 from sharded_eden.load.codes import CodeTables
@@ -16,6 +16,7 @@ from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat
 from sharded_eden.load.fetch import Located, WindowFetcher
 from sharded_eden.load.fill import CodeRows, RowFiller
+from sharded_eden.load.sent import SentBatch
 
 Example = dict[str, torch.Tensor]
 """`tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32, perhaps `attention_mask` (1, T, T) bool."""
@@ -64,13 +65,16 @@ def collate(batch: Any) -> Any:
     """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`.
 
     Packed rows that come as a list get `cu_seqlens` of one length, filled up with T, and `tags` of one shape.
+    In a worker the batch is made to travel, see `sharded_eden.load.sent`.
     """
     if isinstance(batch, Rows):
-        return batch.collate()
-    if batch and isinstance(batch[0], Mapping):
-        for name in {"cu_seqlens", "tags"} & batch[0].keys():
-            batch = _of_one_shape(batch, name)
-    return default_collate(batch)
+        collated: Any = batch.collate()
+    else:
+        if batch and isinstance(batch[0], Mapping):
+            for name in {"cu_seqlens", "tags"} & batch[0].keys():
+                batch = _of_one_shape(batch, name)
+        collated = default_collate(batch)
+    return SentBatch(collated) if type(collated) is dict and get_worker_info() is not None else collated
 
 
 def _of_one_shape(items: Sequence[Example], name: str) -> list[Example]:

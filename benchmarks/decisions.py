@@ -70,7 +70,7 @@ def page_sizes(shape: str, lengths: np.ndarray, folder: Path, choose: np.random.
 
     def read_all(reader: SequenceReader) -> None:
         for contig_id, start in places:
-            contig = reader.contig("S", contig_id)
+            contig = reader.contig(contig_id)
             contig.read(start, np.empty(min(WINDOW_BASES, contig.length - start), dtype=np.uint8))
 
     medians = interleaved({key: lambda r=reader: read_all(r) for key, (reader, _) in readers.items()})

@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sharded_eden.prepare.sequence_dbs import create_sample_database
-from sharded_eden.prepare.window_dbs import precompute_window_database
-from sharded_eden.schema import make_sequence_id
-from sharded_eden.windows import WindowGeometry
+from sharded_eden.build.build import create_sample_database
+from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.schema import make_sequence_id
+from sharded_eden.windows.precompute import precompute_window_database
 
 ROOT = Path(__file__).resolve().parent.parent / ".bench"
 WINDOW_SIZE = 8192

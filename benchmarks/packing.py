@@ -24,13 +24,13 @@ import torch
 from benchmarks.contenders import BATCH
 from benchmarks.data import ROOT, STRIDE, WINDOW_SIZE, World
 from benchmarks.report import Result, Table, ratio, small, verdict
+from sharded_eden.build.build import build_sequence_dbs
 from sharded_eden.load.dataset import ShardedEdenDataset
-from sharded_eden.prepare.packs import PackResult, best_fit, pack_window_database
-from sharded_eden.prepare.sequence_dbs import build_sequence_dbs
-from sharded_eden.prepare.splits import write_splits
-from sharded_eden.prepare.window_dbs import precompute_window_database
-from sharded_eden.train.datamodule import ShardedEdenDataModule
+from sharded_eden.split import write_splits
+from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
 from sharded_eden.train.stream import Stream
+from sharded_eden.windows.pack import PackResult, best_fit, pack_window_database
+from sharded_eden.windows.precompute import precompute_window_database
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 USEFUL, ASSIGNED, COMMAND, ROWS, TOKENS = 0.995, 0.7e6, 0.3e6, 0.43, 0.9

@@ -18,8 +18,8 @@ import polars as pl
 
 from benchmarks.data import ROOT, SEED, STRIDE, WINDOW_SIZE
 from benchmarks.report import Result, Table, rate, ratio
-from sharded_eden.prepare.window_dbs import precompute_window_database
-from sharded_eden.schema import make_sequence_id
+from sharded_eden.format.schema import make_sequence_id
+from sharded_eden.windows.precompute import precompute_window_database
 
 BATCH_ROWS = 20_000
 REPEATS = 3

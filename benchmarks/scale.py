@@ -29,10 +29,10 @@ import polars as pl
 
 from benchmarks import machine
 from benchmarks.data import ROOT, SEED, STRIDE, WINDOW_SIZE
-from sharded_eden.prepare.packs import pack_window_database
-from sharded_eden.prepare.sequence_dbs import create_sample_database
-from sharded_eden.prepare.window_dbs import precompute_window_database
-from sharded_eden.schema import make_sequence_id
+from sharded_eden.build.build import create_sample_database
+from sharded_eden.format.schema import make_sequence_id
+from sharded_eden.windows.pack import pack_window_database
+from sharded_eden.windows.precompute import precompute_window_database
 
 if TYPE_CHECKING:  # torch has no place in the memory of the steps that prepare
     from sharded_eden.load.dataset import ShardedEdenDataset

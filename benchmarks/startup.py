@@ -25,10 +25,10 @@ import polars as pl
 from benchmarks.contenders import byte_ids
 from benchmarks.data import ROOT, STRIDE, WINDOW_SIZE
 from benchmarks.report import Result, Table, ratio, small
+from sharded_eden.build.build import create_sample_database
+from sharded_eden.format.schema import make_sequence_id
 from sharded_eden.load.dataset import ShardedEdenDataset
-from sharded_eden.prepare.sequence_dbs import create_sample_database
-from sharded_eden.prepare.window_dbs import precompute_window_database
-from sharded_eden.schema import make_sequence_id
+from sharded_eden.windows.precompute import precompute_window_database
 
 SAMPLES, TAGS, WINDOWS_OF_CONTIG = 20, 50, 4
 TARGET_SECONDS, TARGET_MB = 0.3, 20

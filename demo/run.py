@@ -24,7 +24,7 @@ import torch
 from entropy import order0_entropy, order0_entropy_within
 from model import TinyGenomeModel
 from sharded_eden import NucleotideTokenizer, ShardedEdenDataModule, ShardedEdenDataset, Stream, cli
-from sharded_eden.schema import discover_sample_databases
+from sharded_eden.format.schema import discover_sample_databases
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".demo"

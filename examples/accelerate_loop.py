@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sharded_eden import ShardedEdenDataset, Stream
-from sharded_eden.train.conventions import to_hugging_face
+from sharded_eden.train.batch_formats import to_hugging_face
 from sharded_eden.train.sampler import StreamBatchSampler
 
 MODEL = LlamaConfig(

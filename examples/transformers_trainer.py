@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sharded_eden import ShardedEdenDataset, Stream
 from sharded_eden.errors import StateError
-from sharded_eden.train.conventions import to_hugging_face
+from sharded_eden.train.batch_formats import to_hugging_face
 from sharded_eden.train.sampler import StreamBatchSampler
 
 MODEL = LlamaConfig(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from faults import World, write_world
 
 import oracle
-from faults import World, write_world
 from sharded_eden import ShardedEdenDataset
+
+HERE = Path(__file__).resolve().parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(
+        None, [*(str(HERE / name) for name in ("", "helpers", "train", "load", "build")), os.environ.get("PYTHONPATH")]
+    )
+)
+"""Programs that tests start import the same helpers."""
 
 
 class Small(NamedTuple):

@@ -10,10 +10,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
-
 import worlds
 from resume import assert_same_stream, row_hashes
+
 from sharded_eden import Stream
+
+HELPERS = Path(__file__).resolve().parent / "helpers"
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -24,7 +26,7 @@ MICRO, GLOBAL = 2, 8
 def run(example: str, folder: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an example in a folder, watched from outside, as `torchrun` would start it where there are more ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    program = [str(Path(__file__).with_name("watched.py")), "seen", str(ROOT / "examples" / example)]
+    program = [str(HELPERS / "watched.py"), "seen", str(ROOT / "examples" / example)]
     environment = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *launcher, *program, *arguments], cwd=folder, env={**os.environ, **environment},

@@ -1,4 +1,4 @@
-"""The house: who may import whom (DESIGN.md, section 5), and what importing costs. Read from the source with `ast`."""
+"""Which package may import which, and what importing costs. Read from the source with `ast`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ROOT = Path(sharded_eden.__file__).parent
 MODULES = {
     ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
 }
-ROOMS = ("prepare", "load", "train", "observe")
+PACKAGES = ("format", "build", "windows", "load", "train", "checks")
 
 
-def room(module: str) -> str:
-    """`prepare`, `load`, `train` or `observe`; `root` for what stands beside them."""
+def package_of(module: str) -> str:
+    """The package of a module: one of `PACKAGES`, a single file with rules of its own, or `root` for the files beside them."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "root"
+    return parts[1] if len(parts) > 1 and parts[1] in (*PACKAGES, "split", "throughput") else "root"
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> set[str]:
@@ -53,17 +53,21 @@ def packages(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-def test_the_rooms_are_there():
-    assert {room(module) for module in MODULES} >= {"root", "prepare", "load", "train"}
+def test_the_packages_are_there():
+    assert {package_of(module) for module in MODULES} >= {"root", *PACKAGES}
     assert len(MODULES) > 25
 
 
 MAY_IMPORT = {
     "root": {"root"},
-    "prepare": {"prepare", "root"},
-    "load": {"load", "root"},
-    "train": {"train", "load", "root"},
-    "observe": {"observe", "train", "load", "prepare", "root"},
+    "format": {"format", "root"},
+    "build": {"build", "format", "root"},
+    "windows": {"windows", "format", "root"},
+    "split": {"build", "windows", "format", "root"},
+    "load": {"load", "format", "root"},
+    "train": {"train", "load", "format", "root"},
+    "checks": {"checks", "train", "load", "windows", "build", "format", "root"},
+    "throughput": {"train", "load", "format", "root"},
 }
 FRONT_DOORS = {"sharded_eden.__init__", *(name for name in MODULES if name.startswith("sharded_eden.cli"))}
 """These two lead into every room, by imports that wait until they are needed."""
@@ -73,7 +77,7 @@ FRONT_DOORS = {"sharded_eden.__init__", *(name for name in MODULES if name.start
 def test_imports_point_up_the_list_only(module):
     for name in imports(MODULES[module], at_run_time=False):
         if name.split(".")[0] == "sharded_eden":
-            assert room(name) in MAY_IMPORT[room(module)], f"{module} imports {name}"
+            assert package_of(name) in MAY_IMPORT[package_of(module)], f"{module} imports {name}"
             assert not name.startswith("sharded_eden.cli"), f"{module} imports the command line"
 
 
@@ -91,23 +95,26 @@ def test_who_may_import_the_heavy_packages():
     for module, path in MODULES.items():
         for package in packages(path):
             by_package.setdefault(package, set()).add(module)
-    assert by_package["lightning"] == {"sharded_eden.train.datamodule", "sharded_eden.train.accumulation"}
+    assert by_package["lightning"] == {
+        "sharded_eden.train.lightning.datamodule",
+        "sharded_eden.train.lightning.accumulation",
+    }
     assert "pytorch_lightning" not in by_package
     assert by_package["megatron"] == {"sharded_eden.train.bridge"}, "train.megatron looks it up, but does not load it"
     assert not any("sharded_eden.train.bridge" in imports(path) for path in MODULES.values())
     assert "transformers" not in by_package
-    torch_users = {room(module) for module in by_package["torch"]}
-    assert torch_users <= {"load", "train", "observe"}
+    torch_users = {package_of(module) for module in by_package["torch"]}
+    assert torch_users <= {"load", "train", "checks", "throughput"}
     assert "typer" not in {
-        package for module in MODULES if room(module) != "root" for package in packages(MODULES[module])
+        package for module in MODULES if package_of(module) != "root" for package in packages(MODULES[module])
     }
     assert all(name.startswith("sharded_eden.cli") for name in by_package["typer"])
 
 
 PURE = [
-    "sharded_eden.windows",
-    "sharded_eden.seeds",
-    "sharded_eden.permutation",
+    "sharded_eden.format.geometry",
+    "sharded_eden.shuffle",
+    "sharded_eden.shuffle",
     "sharded_eden.train.order",
     "sharded_eden.load.example",
 ]

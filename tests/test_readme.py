@@ -31,21 +31,24 @@ def test_its_commands_run_one_after_the_other(page, tmp_path, monkeypatch):
     assert (tmp_path / "train_windows.db").is_file()
 
 
-def test_its_tree_is_the_tree():
-    tree = README[README.index("src/sharded_eden/\n") :]
+def test_the_file_tree_of_the_architecture_page_is_complete():
+    page = PAGES["architecture.md"]
+    tree = page[page.index("src/sharded_eden/\n") :]
     tree = tree[: tree.index("```")]
-    folder, named = [], set()
-    for line in tree.splitlines():
+    folders, named = [], set()
+    for line in tree.splitlines()[1:]:
         name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        if name.endswith("/") and depth <= 1 and line.startswith((" ", "src/sharded_eden")):
-            folder = [*folder[:depth], name.rstrip("/")]
-        elif name.endswith(".py") and line.startswith(" "):
-            named.add("/".join([*folder[:depth], name]))
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders = [*folders, name.rstrip("/")]
+        elif name.endswith(".py"):
+            named.add("/".join([*folders, name]))
+    source = ROOT / "src" / "sharded_eden"
     files = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "src" / "sharded_eden").rglob("*.py")
-        if path.name != "__init__.py" or path.parent.name == "sharded_eden"
+        str(path.relative_to(source))
+        for path in source.rglob("*.py")
+        if path.name != "__init__.py" or path.parent == source
     }
     assert named == files
 

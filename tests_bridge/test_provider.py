@@ -18,8 +18,8 @@ from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 from megatron.bridge.training.utils.config_utils import _ConfigContainerBase
 from megatron.bridge.utils.instantiate_utils import instantiate
-
 from resume import assert_same_stream, row_hashes
+
 from sharded_eden import ShardedEdenDataset, Stream
 from sharded_eden.errors import UsageError
 from sharded_eden.train.bridge import ShardedEdenDatasetProvider

@@ -12,36 +12,36 @@ from typing import TYPE_CHECKING, Any
 from sharded_eden.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from sharded_eden.build.build import build_sequence_dbs, create_sample_database
+    from sharded_eden.checks.run import verify
+    from sharded_eden.format.geometry import WindowGeometry, compute_num_windows
+    from sharded_eden.format.schema import extract_sample_id
     from sharded_eden.load.dataset import ShardedEdenDataset
     from sharded_eden.load.tokenizer import NucleotideTokenizer
-    from sharded_eden.observe.bench import bench
-    from sharded_eden.observe.verify import verify
-    from sharded_eden.prepare.packs import pack_window_database
-    from sharded_eden.prepare.sequence_dbs import build_sequence_dbs, create_sample_database
-    from sharded_eden.prepare.splits import write_splits
-    from sharded_eden.prepare.window_dbs import precompute_window_database
-    from sharded_eden.schema import extract_sample_id
-    from sharded_eden.train.datamodule import ShardedEdenDataModule
+    from sharded_eden.split import write_splits
+    from sharded_eden.throughput import bench
+    from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
     from sharded_eden.train.stream import Stream
-    from sharded_eden.windows import WindowGeometry, compute_num_windows
+    from sharded_eden.windows.pack import pack_window_database
+    from sharded_eden.windows.precompute import precompute_window_database
 
 __version__ = "0.1.0"
 
 _HOME = {
     "NucleotideTokenizer": "sharded_eden.load.tokenizer",
-    "ShardedEdenDataModule": "sharded_eden.train.datamodule",
+    "ShardedEdenDataModule": "sharded_eden.train.lightning.datamodule",
     "ShardedEdenDataset": "sharded_eden.load.dataset",
     "Stream": "sharded_eden.train.stream",
-    "WindowGeometry": "sharded_eden.windows",
-    "bench": "sharded_eden.observe.bench",
-    "build_sequence_dbs": "sharded_eden.prepare.sequence_dbs",
-    "compute_num_windows": "sharded_eden.windows",
-    "create_sample_database": "sharded_eden.prepare.sequence_dbs",
-    "extract_sample_id": "sharded_eden.schema",
-    "pack_window_database": "sharded_eden.prepare.packs",
-    "precompute_window_database": "sharded_eden.prepare.window_dbs",
-    "verify": "sharded_eden.observe.verify",
-    "write_splits": "sharded_eden.prepare.splits",
+    "WindowGeometry": "sharded_eden.format.geometry",
+    "bench": "sharded_eden.throughput",
+    "build_sequence_dbs": "sharded_eden.build.build",
+    "compute_num_windows": "sharded_eden.format.geometry",
+    "create_sample_database": "sharded_eden.build.build",
+    "extract_sample_id": "sharded_eden.format.schema",
+    "pack_window_database": "sharded_eden.windows.pack",
+    "precompute_window_database": "sharded_eden.windows.precompute",
+    "verify": "sharded_eden.checks.run",
+    "write_splits": "sharded_eden.split",
 }
 
 _EXTRA = {"lightning": "train", "torch": "train"}

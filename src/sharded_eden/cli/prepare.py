@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sharded_eden.build.build import build_sequence_dbs
 from sharded_eden.cli.show import progress_bar, quoted, rate, say_next, size
-from sharded_eden.prepare.packs import PackResult, pack_window_database
-from sharded_eden.prepare.sequence_dbs import build_sequence_dbs
-from sharded_eden.prepare.splits import write_splits
-from sharded_eden.prepare.window_dbs import PrecomputeResult, precompute_window_database
-from sharded_eden.prepare.window_dbs_of_folder import precompute_window_databases
+from sharded_eden.split import write_splits
+from sharded_eden.windows.folder import precompute_window_databases
+from sharded_eden.windows.pack import PackResult, pack_window_database
+from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
 
 
 def build(

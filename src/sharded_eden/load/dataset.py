@@ -21,6 +21,8 @@ import torch
 from torch.utils.data import Dataset
 
 from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
+from sharded_eden.format.schema import discover_sample_databases, extract_sample_id
+from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.batch import CompactRows, Example, FullRows, RowMaker, Rows, collate
 from sharded_eden.load.compact import Expander
@@ -29,11 +31,9 @@ from sharded_eden.load.fetch import Located, Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
 from sharded_eden.load.packs import PackedCompactRows, PackedFullRows, PackIndex
 from sharded_eden.load.read import Connections, SequenceReader
-from sharded_eden.load.sample_db import ReadMode
+from sharded_eden.load.sequences import ReadMode
 from sharded_eden.load.tags import ControlTags
 from sharded_eden.load.tokenizer import encoding_of
-from sharded_eden.schema import discover_sample_databases, extract_sample_id
-from sharded_eden.sqlite import IOMode
 
 logger = logging.getLogger(__name__)
 

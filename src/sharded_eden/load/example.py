@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
+from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.tokenizer import UNKNOWN, Encoding
-from sharded_eden.schema import NUCLEOTIDES
-from sharded_eden.seeds import MASK64, derive_keys, mix64
+from sharded_eden.shuffle import MASK64, derive_keys, mix64
 
 _PAIRS = dict(zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True))
 COMPLEMENT = np.arange(256, dtype=np.uint8)

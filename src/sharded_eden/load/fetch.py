@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
+from sharded_eden.format.sqlite import unreadable
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.example import RowFormat, is_reversed
 from sharded_eden.load.locate import Row, WindowIndex, pack_options, rebuild_command
 from sharded_eden.load.read import SequenceReader
-from sharded_eden.load.sample_db import Contig
+from sharded_eden.load.sequences import Contig
 from sharded_eden.load.tags import ControlTags
-from sharded_eden.sqlite import unreadable
 
 
 class Window(NamedTuple):

@@ -18,10 +18,10 @@ import apsw
 import numpy as np
 
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, UsageError
-from sharded_eden.fingerprint import fingerprint_of_rows
+from sharded_eden.format.fingerprint import fingerprint_of_rows
+from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.sqlite import IOMode, open_read_only, table_columns, unreadable
 from sharded_eden.load.connections import PerThread
-from sharded_eden.sqlite import IOMode, open_read_only, table_columns, unreadable
-from sharded_eden.windows import WindowGeometry
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class WindowIndex:
 
     Args:
         path: the window database.
-        io: see `sharded_eden.sqlite.open_read_only`.
+        io: see `sharded_eden.format.sqlite.open_read_only`.
 
     Raises:
         MissingDatabase: there is no such file.

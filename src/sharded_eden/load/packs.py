@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError
+from sharded_eden.format.sqlite import table_columns, unreadable
 from sharded_eden.load.batch import Example, Rows
 from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
 from sharded_eden.load.codes import CodeTables
@@ -28,7 +29,6 @@ from sharded_eden.load.example import RowFormat
 from sharded_eden.load.fetch import Located, WindowFetcher
 from sharded_eden.load.fill import CodeRows, RowFiller
 from sharded_eden.load.locate import WindowIndex
-from sharded_eden.sqlite import table_columns, unreadable
 
 _LOOKUP = "SELECT windows FROM carray(?) AS wanted LEFT JOIN packs ON pack_idx = wanted.value"
 

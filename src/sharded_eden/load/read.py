@@ -22,10 +22,10 @@ from typing import TypeVar, get_args
 import apsw
 
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
+from sharded_eden.format.schema import extract_sample_id
+from sharded_eden.format.sqlite import IOMode, attach_read_only, descriptors_are_exhausted, unreadable
 from sharded_eden.load.connections import PerThread, alive, connection_budget
-from sharded_eden.load.sample_db import Contig, ReadMode, SampleDatabase
-from sharded_eden.schema import extract_sample_id
-from sharded_eden.sqlite import IOMode, attach_read_only, descriptors_are_exhausted, unreadable
+from sharded_eden.load.sequences import Contig, ReadMode, SampleDatabase
 
 T = TypeVar("T")
 
@@ -151,7 +151,7 @@ class SequenceReader:
 
     Args:
         paths: {sample ID: sequence database}.
-        io: see `sharded_eden.sqlite.open_read_only`.
+        io: see `sharded_eden.format.sqlite.open_read_only`.
         read_with: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
-from sharded_eden.schema import NUCLEOTIDES
+from sharded_eden.format.schema import NUCLEOTIDES
 
 logger = logging.getLogger(__name__)
 

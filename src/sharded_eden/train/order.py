@@ -1,12 +1,12 @@
 """(seed, epoch, position) -> window index: the order of each pass over the data, O(1) in memory. Pure.
 
-The construction and its sources are in `sharded_eden.permutation`. tests/test_order.py shows that standard tests cannot tell it
+The construction and its sources are in `sharded_eden.shuffle`. tests/test_order.py shows that standard tests cannot tell it
 from a uniform one.
 """
 
 from __future__ import annotations
 
-from sharded_eden.permutation import MAX_LENGTH, Permutation
+from sharded_eden.shuffle import MAX_LENGTH, Permutation
 
 __all__ = ["MAX_LENGTH", "Order"]
 

@@ -1,0 +1,1 @@
+"""Input files -> one sequence database for each sample."""

@@ -1,0 +1,225 @@
+"""What is known about an output folder: which samples were built, from which inputs, with which settings.
+
+    inputs          path, size, time of change, hash        of every file that was read
+    samples         settings, contigs, bases, bytes, hash   of every sample that was built
+    sample_inputs   which of the inputs hold records of it, in their order
+
+`OUT/manifest.sqlite` is replaced as a whole. Between two replacements each finished task leaves a receipt (`staging.py`),
+so that nothing is lost with a process. Costs some 200 bytes a sample; a build reads what it asks about.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from sharded_eden.build.sample import SampleResult
+from sharded_eden.build.source import FileState
+from sharded_eden.errors import DatabaseError
+from sharded_eden.format import schema
+from sharded_eden.format.sqlite import create_database, open_read_only, publishing, unreadable
+
+VERSION = 1
+
+CREATE = f"""
+CREATE TABLE inputs (
+    input INTEGER PRIMARY KEY,
+    path TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    hash TEXT NOT NULL,
+    complete_with TEXT,
+    UNIQUE (path, hash)
+);
+CREATE TABLE samples (
+    sample TEXT PRIMARY KEY,
+    settings TEXT NOT NULL,
+    contigs INTEGER NOT NULL,
+    bases INTEGER NOT NULL,
+    bytes_on_disk INTEGER NOT NULL,
+    rows_hash TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE sample_inputs (
+    sample TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    input INTEGER NOT NULL,
+    PRIMARY KEY (sample, position)
+) WITHOUT ROWID;
+CREATE INDEX samples_of_input ON sample_inputs(input);
+PRAGMA user_version = {VERSION};
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A sample that a task has finished."""
+
+    result: SampleResult
+    staged: str
+    """The name of its database in the staging folder, until that is renamed."""
+    inputs: tuple[int, ...]
+    """Which of the receipt's inputs hold records of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a task has finished."""
+
+    settings: str
+    inputs: tuple[FileState, ...]
+    built: tuple[Built, ...]
+
+    def to_json(self) -> str:
+        """Return the receipt as text."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Receipt:
+        """Return the receipt that a text was made from."""
+        found = json.loads(text)
+        return Receipt(
+            settings=found["settings"],
+            inputs=tuple(FileState(*each) for each in found["inputs"]),
+            built=tuple(
+                Built(result=SampleResult(**each["result"]), staged=each["staged"], inputs=tuple(each["inputs"]))
+                for each in found["built"]
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What the manifest says about a sample."""
+
+    settings: str
+    bytes_on_disk: int
+    inputs: tuple[FileState, ...]
+
+
+class Manifest:
+    """A manifest, open for reading; where there is none, one that knows nothing.
+
+    Raises:
+        DatabaseError: the file is none, or one of another version.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._path = out / schema.MANIFEST_FILE
+        self._database: apsw.Connection | None = None
+        if self._path.exists():
+            self._database = open_read_only(self._path)
+            try:
+                if (version := self._database.pragma("user_version")) != VERSION:
+                    raise DatabaseError(f"{self._path}: is version {version} of the manifest, not {VERSION}. {_CURE}")
+                self._query("SELECT count(*) FROM samples, inputs, sample_inputs WHERE 0")
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._database is not None:
+            self._database.close()
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def sample(self, sample: str) -> Recorded | None:
+        """Return what is recorded about a sample."""
+        found = self._query("SELECT settings, bytes_on_disk FROM samples WHERE sample = ?", sample)
+        if not found:
+            return None
+        inputs = self._query(
+            "SELECT path, size_bytes, mtime_ns, hash FROM sample_inputs JOIN inputs USING (input) WHERE sample = ? "
+            "ORDER BY position",
+            sample,
+        )
+        (settings, bytes_on_disk), *_ = found
+        return Recorded(settings=settings, bytes_on_disk=bytes_on_disk, inputs=tuple(FileState(*row) for row in inputs))
+
+    def complete(self, path: str, settings: str) -> FileState | None:
+        """Return the state of an input all of whose samples were built with these settings, if it looks unchanged."""
+        found = self._query(
+            "SELECT path, size_bytes, mtime_ns, hash FROM inputs WHERE path = ? AND complete_with = ?",
+            path,
+            settings,
+        )
+        return next((state for state in (FileState(*row) for row in found) if state.looks_unchanged()), None)
+
+    def samples_of(self, state: FileState) -> Iterator[str]:
+        """Yield the samples that have records of an input."""
+        query = "SELECT sample FROM inputs JOIN sample_inputs USING (input) WHERE path = ? AND hash = ?"
+        yield from (sample for (sample,) in self._query(query, state.path, state.hash))
+
+    def _query(self, sql: str, *bindings: str) -> list[tuple[Any, ...]]:
+        if self._database is None:
+            return []
+        try:
+            return list(self._database.execute(sql, bindings))
+        except apsw.Error as error:
+            raise DatabaseError(f"{unreadable(self._path, error)}. {_CURE}") from error
+
+
+_CURE = "Remove it: what it knows is then asked for by --force"
+
+
+def update_manifest(out: Path, receipts: Iterable[Receipt], complete: Sequence[FileState], settings: str) -> None:
+    """Write a manifest that knows of these receipts too.
+
+    Args:
+        out: the output folder.
+        receipts: the later one of two for the same sample counts.
+        complete: inputs all of whose samples are built.
+        settings: those that they were built with.
+    """
+    path = out / schema.MANIFEST_FILE
+    with publishing(path) as unfinished:
+        if path.exists():
+            shutil.copyfile(path, unfinished)
+        with closing(create_database(unfinished)) as database:
+            database.execute("BEGIN")
+            if not database.execute("SELECT count(*) FROM sqlite_schema").get:
+                database.execute(CREATE)
+            for receipt in receipts:
+                _record(database, receipt)
+            for state in complete:
+                row = _input(database, state)
+                database.execute("UPDATE inputs SET complete_with = ? WHERE input = ?", (settings, row))
+            database.execute("COMMIT")
+
+
+def _record(database: apsw.Connection, receipt: Receipt) -> None:
+    inputs = [_input(database, state) for state in receipt.inputs]
+    for built in receipt.built:
+        result = built.result
+        database.execute(
+            "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)",
+            (result.sample, receipt.settings, result.contigs, result.bases, result.bytes_on_disk, result.rows_hash),
+        )
+        database.execute("DELETE FROM sample_inputs WHERE sample = ?", (result.sample,))
+        database.executemany(
+            "INSERT INTO sample_inputs VALUES (?, ?, ?)",
+            ((result.sample, position, inputs[i]) for position, i in enumerate(built.inputs)),
+        )
+
+
+def _input(database: apsw.Connection, state: FileState) -> int:
+    """Return the row of an input, made where there is none."""
+    return int(
+        database.execute(
+            "INSERT INTO inputs (path, size_bytes, mtime_ns, hash) VALUES (?, ?, ?, ?) ON CONFLICT (path, hash) "
+            "DO UPDATE SET size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns RETURNING input",
+            tuple(state),
+        ).get
+    )

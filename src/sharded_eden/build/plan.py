@@ -1,0 +1,118 @@
+"""One build from the driver's side: which tasks there are, what they need not do, what became of them.
+
+Enters: numbered inputs. Leaves: samples in place, the manifest and the contig table brought up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sharded_eden.build import records
+from sharded_eden.build.direct import DirectTask, Input, build_direct, path_of
+from sharded_eden.build.job import Job
+from sharded_eden.build.manifest import Manifest
+from sharded_eden.build.pool import build_pooled
+from sharded_eden.build.sample import page_size_for
+from sharded_eden.errors import UsageError
+from sharded_eden.jobs import run_tasks
+
+BASES_PER_BYTE = 4
+"""Of a compressed input, about; of one that is not, 1."""
+
+
+def build(job: Job, inputs: Sequence[Input]) -> None:
+    """Build what is missing or has changed.
+
+    Raises:
+        EdenError: as `build_sequence_dbs` says. What was finished before is in place and recorded.
+    """
+    job.settle()
+    try:
+        with Manifest(job.place.out) as manifest:
+            tasks, pooled = _plan(job, inputs, manifest)
+        pooled += _run_direct(job, tasks)
+        if pooled:
+            job.settle()  # the samples just built, too, may have records among these inputs
+            build_pooled(job, sorted(pooled, key=lambda each: each.number), inputs)
+    finally:
+        job.settle()
+    if job.has_failed():
+        raise job.failed()
+
+
+def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[DirectTask], list[Input]]:
+    """Return a task for each sample that some inputs are wholly of, and the inputs that are not."""
+    of_sample: dict[str, list[Input]] = {}
+    pooled: list[Input] = []
+    for each in inputs:
+        sample = _sample_of(job, each)
+        if sample is None or job.sample_regex is not None:
+            pooled.append(each)
+        else:
+            of_sample.setdefault(sample, []).append(each)
+    given = {path_of(each) for each in inputs}
+    tasks = []
+    for sample, files in of_sample.items():
+        if len(files) > 1 and job.sample is None:
+            pooled += files  # sound only where their records name their samples
+            continue
+        recorded = None if job.force else manifest.sample(sample)
+        paths = [path_of(each) for each in files]
+        if not job.force:
+            states = [manifest.complete(path_of(each), job.settings) for each in files]
+            samples = {name for state in states if state is not None for name in manifest.samples_of(state)}
+            known = recorded is not None and [state.path for state in recorded.inputs] == paths
+            if all(states) and samples == {sample} and known and job.is_whole(sample, recorded):
+                job.unchanged.add(sample)
+                job.tally.end(sample, sum(each.size_bytes for each in files), 0, 0)
+                continue
+            others = {state.path for state in recorded.inputs}.difference(paths) if recorded is not None else set()
+            shared = others and (others <= given or (recorded is not None and len(recorded.inputs) > len(files)))
+            if job.sample is None and (shared or (all(states) and samples != {sample})):
+                pooled += files  # records of other samples, or other inputs with records of this one, are known
+                continue
+        tasks.append(
+            DirectTask(
+                place=job.place,
+                sample=sample,
+                inputs=tuple(files),
+                options=job.options,
+                tag=job.tag,
+                settings=job.settings,
+                page_size=job.page_size or page_size_for(BASES_PER_BYTE * sum(each.size_bytes for each in files)),
+                is_asked_for=job.sample is not None,
+                recorded=recorded.inputs if job.is_whole(sample, recorded) and recorded else None,
+                is_taken=recorded is None and not job.force and job.database(sample).exists(),
+            )
+        )
+    return tasks, pooled
+
+
+def _sample_of(job: Job, each: Input) -> str | None:
+    """Return the sample that an input's name stands for, None where it gives none."""
+    if job.sample is not None:
+        return job.sample
+    try:
+        return records.default_sample_id(each.called)
+    except UsageError:
+        return None
+
+
+def _run_direct(job: Job, tasks: Sequence[DirectTask]) -> list[Input]:
+    """Build samples, and return the inputs that turned out to hold records of others."""
+    pooled: list[Input] = []
+    for ended in run_tasks(build_direct, tasks, job.engine, heard=job.tally.hear):
+        task = ended.task
+        outcome = job.outcome(ended, task.inputs[0].number)
+        if outcome is None or outcome.is_mixed:
+            job.tally.end(task.sample, 0, 0, 0)
+            pooled += task.inputs if outcome is not None else ()
+            continue
+        job.complete += outcome.states
+        result = outcome.built
+        if result is None:
+            job.unchanged.add(task.sample)
+        else:
+            job.note_built([result], {task.sample} if task.recorded is not None else set())
+        job.tally.end(task.sample, task.size_bytes, result.contigs if result else 0, result.bases if result else 0)
+    return pooled

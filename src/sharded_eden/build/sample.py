@@ -1,0 +1,240 @@
+"""The records of one sample -> its sequence database, and the rows of the contig table that tell what they were.
+
+Enter: records in input order. Leave: a database that is whole and synced, under a name of its own. The memory is that of one
+record, and 100,000 rows of the contig table.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import polars as pl
+import xxhash
+
+from sharded_eden.build.records import Record, describe
+from sharded_eden.errors import InputError
+from sharded_eden.format import schema
+from sharded_eden.format.sqlite import create_database
+
+MAX_CONTIG_BASES = 999_999_000
+"""SQLite holds values of at most 1,000,000,000 bytes, the row's other column included."""
+
+CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
+    "contig_id": pl.String,
+    "original_id": pl.String,
+    "description": pl.String,
+    "sample": pl.String,
+    "length": pl.Int64,
+    "source_file": pl.String,
+}
+"""The columns of `contigs.parquet`."""
+
+ORDINAL = "ordinal"
+"""In the rows of an unfinished build, beside those: a record's place in its file."""
+
+ROW_COLUMNS: dict[str, type[pl.DataType]] = {**CONTIG_COLUMNS, ORDINAL: pl.Int64}
+
+ROWS_IN_MEMORY = 100_000
+
+SMALL_PAGE = 4096
+LARGE_PAGE = 65_536
+"""Bytes a page. Large pages are written twice as fast, and one of a long contig is found in a quarter of the time; but a
+database has three of them at least."""
+
+LARGE_SAMPLE_BASES = 64_000_000
+"""From here on large pages are worth it, unless the user says otherwise."""
+
+HASHED_AT_ONCE = 1 << 20
+"""Bases that are copied to be hashed."""
+
+TOLD_BASES = 1_000_000
+"""So many bases pass between two words about progress."""
+
+
+def page_size_for(bases: int) -> int:
+    """Return the page size for a sample of about so many bases."""
+    return LARGE_PAGE if bases >= LARGE_SAMPLE_BASES else SMALL_PAGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult:
+    """One sequence database as written."""
+
+    sample: str
+    contigs: int
+    bases: int
+    bytes_on_disk: int
+    rows_hash: str
+    """XXH3 (128 bits) over every (contig ID, length, sequence) in their order, hexadecimal."""
+
+
+class ContigRows:
+    """Rows of the contig table: a few in memory, by column, the others in files of a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._parts: list[Path] = []
+        self._in_parts = 0
+        self._columns: dict[str, list[Any]] = {column: [] for column in ROW_COLUMNS}
+
+    def __len__(self) -> int:
+        return self._in_parts + len(self._columns[ORDINAL])
+
+    def appends(self) -> list[Callable[[Any], None]]:
+        """Return what appends to each column, in their order."""
+        return [column.append for column in self._columns.values()]
+
+    def flush(self) -> None:
+        """Write what is in memory to a file where that has become much."""
+        if len(self._columns[ORDINAL]) >= ROWS_IN_MEMORY:
+            self._parts.append(self._folder / f"{self._name}.rows{len(self._parts)}.parquet")
+            frame = self._frame()
+            frame.write_parquet(self._parts[-1])
+            self._in_parts += frame.height
+            for column in self._columns.values():
+                column.clear()
+
+    def table(self) -> pl.LazyFrame:
+        """Return all rows, in their order."""
+        return pl.concat([*(pl.scan_parquet(part) for part in self._parts), self._frame().lazy()])
+
+    def _frame(self) -> pl.DataFrame:
+        return pl.DataFrame(self._columns, schema=ROW_COLUMNS)
+
+
+def write_sample(
+    path: Path,
+    sample: str,
+    tag: str,
+    files: Iterable[tuple[str, Iterable[Record]]],
+    rows: ContigRows,
+    *,
+    page_size: int = SMALL_PAGE,
+    tell: Callable[[int, int], object] = lambda records, bases: None,
+    other: Callable[[str, str], Exception] | None = None,
+) -> SampleResult:
+    """Write the database of one sample.
+
+    Args:
+        path: where; there is nothing yet.
+        sample: its ID. A record whose name has the form of a sequence ID keeps it; any other gets one.
+        tag: what the IDs given begin with.
+        files: what messages call each file, and its records, in input order.
+        rows: takes in the row of each record.
+        page_size: of the database, in bytes.
+        tell: called now and then with the records and bases since it was called last.
+        other: called with a record that names another sample, in words, and that sample; returns the error to raise. Unless
+            given, records are taken to be of this sample.
+
+    Raises:
+        InputError: two records share a name or an ID, or one is longer than SQLite holds.
+    """
+    first_row = len(rows)
+    digest = xxhash.xxh3_128()
+    names = array("q")  # hashes of the names that did not become IDs
+    bases = count = 0
+
+    def contigs() -> Iterator[tuple[str, str]]:
+        nonlocal bases, count
+        update, add_hash = digest.update, names.append
+        add_id, add_name, add_description, add_sample, add_length, add_file, add_ordinal = rows.appends()
+        given = schema.make_sequence_id(tag, sample, 0)[:-1]
+        told_records = told_bases = 0
+        for file, records in files:
+            for name, description, sequence, ordinal in records:
+                length = len(sequence)
+                if length > MAX_CONTIG_BASES:
+                    raise InputError(
+                        f"{describe(file, ordinal, name)}: {length:,} bases are more than SQLite holds in one value "
+                        f"({MAX_CONTIG_BASES:,})"
+                    )
+                count += 1
+                if "__" in name and schema.has_sequence_id_form(name):
+                    contig_id = name
+                    if other is not None and (named := schema.extract_sample_id(name)) != sample:
+                        raise other(describe(file, ordinal, name), named)
+                else:
+                    contig_id = f"{given}{count}"
+                    if name:
+                        add_hash(hash(name))
+                bases += length
+                add_id(contig_id)
+                add_name(name)
+                add_description(description)
+                add_sample(sample)
+                add_length(length)
+                add_file(file)
+                add_ordinal(ordinal)
+                update(f"{contig_id}\t{length}\t".encode())
+                if length <= HASHED_AT_ONCE:
+                    update(sequence.encode())
+                else:
+                    for start in range(0, length, HASHED_AT_ONCE):
+                        update(sequence[start : start + HASHED_AT_ONCE].encode())
+                yield contig_id, sequence
+                del sequence  # the next one is read before this name is bound again
+                if bases - told_bases > TOLD_BASES:
+                    tell(count - told_records, bases - told_bases)
+                    told_records, told_bases = count, bases
+                    rows.flush()
+                if not count % ROWS_IN_MEMORY:
+                    rows.flush()
+        rows.flush()
+        tell(count - told_records, bases - told_bases)
+
+    _insert(path, page_size, contigs(), rows, first_row, sample)
+    _check_names(names, rows, first_row, sample)
+    return SampleResult(
+        sample=sample,
+        contigs=count,
+        bases=bases,
+        bytes_on_disk=path.stat().st_size,
+        rows_hash=digest.hexdigest(),
+    )
+
+
+def _insert(
+    path: Path, page_size: int, contigs: Iterator[tuple[str, str]], rows: ContigRows, first_row: int, sample: str
+) -> None:
+    with closing(create_database(path, page_size=page_size)) as database:
+        database.execute(f"BEGIN; {schema.CREATE_SEQUENCES}")
+        try:
+            database.executemany("INSERT INTO sequences VALUES (?, ?)", contigs)
+        except apsw.ConstraintError as error:
+            so_far = rows.table().slice(first_row).collect()
+            raise _taken(so_far, "contig_id", so_far["contig_id"][-1], sample) from error
+        database.execute("COMMIT")
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _check_names(names: array[int], rows: ContigRows, first_row: int, sample: str) -> None:
+    """Refuse names that appear twice. Hashes first: eight bytes a name, and what they suspect is looked at."""
+    hashes = np.sort(np.frombuffer(names, dtype=np.int64))
+    if not (hashes[1:] == hashes[:-1]).any():
+        return
+    table = (
+        rows.table()
+        .slice(first_row)
+        .filter((pl.col("original_id") != "") & (pl.col("original_id") != pl.col("contig_id")))
+    )
+    again = table.filter(~pl.col("original_id").is_first_distinct()).first().collect()
+    if not again.is_empty():
+        name = again["original_id"][0]
+        raise _taken(table.filter(pl.col("original_id") == name).collect(), "original_id", name, sample)
+
+
+def _taken(rows: pl.DataFrame, column: str, name: str, sample: str) -> InputError:
+    first, second, *_ = rows.filter(pl.col(column) == name).select("source_file", ORDINAL, "original_id").rows()
+    return InputError(
+        f"{describe(second[0], second[1], second[2])}: {name!r} is taken within sample {sample!r} by record {first[1]} of "
+        f"{first[0]}. Names within a sample must differ; those of JSON lines and tables may be left out (--id-field '')"
+    )

@@ -1,0 +1,279 @@
+"""Inputs whose records name their samples: scattered into runs, then gathered sample by sample.
+
+    input 1 ─┐ scatter: one task a run               gather: one task for a range of samples
+    input 2 ─┴▶ run 0: records, indexed by sample ─┬─▶ S1, S2, S3
+    input 3 ──▶ run 1 ─────────────────────────────┴─▶ S4, S5
+
+A run is an SQLite file on scratch that holds the records of some inputs as they came. Costs each base a second writing and
+the disk for it; the memory is that of one record a task.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import apsw
+
+from sharded_eden.build.direct import Input, key_of
+from sharded_eden.build.formats import ReadOptions
+from sharded_eden.build.manifest import Built, Receipt
+from sharded_eden.build.records import Record, describe, read_records
+from sharded_eden.build.sample import LARGE_PAGE, ContigRows, SampleResult, page_size_for, write_sample
+from sharded_eden.build.source import FileState, Source
+from sharded_eden.build.staging import Place
+from sharded_eden.errors import InputError, UsageError
+from sharded_eden.format import schema
+from sharded_eden.format.sqlite import create_database, open_read_only
+from sharded_eden.jobs import Say, Tick, Ticker
+
+MOST_RUNS = 96
+"""A task that gathers has all runs open: fewer than the 256 files that some systems allow a process."""
+
+GATHER_BASES = 256_000_000
+GATHER_SAMPLES = 500
+"""What one task gathers, at most: so many bases, unless a single sample has more, and so many samples."""
+
+_CREATE_RUN = """
+CREATE TABLE records (
+    sample TEXT NOT NULL, input INTEGER NOT NULL, ordinal INTEGER NOT NULL, bases INTEGER NOT NULL,
+    name TEXT NOT NULL, description TEXT NOT NULL, sequence TEXT NOT NULL
+)"""
+_INDEX_RUN = "CREATE INDEX by_sample ON records(sample, input, ordinal, bases)"
+_SHARES = "SELECT sample, input, count(*), sum(bases) FROM records GROUP BY sample, input ORDER BY sample, input"
+_RECORDS = "SELECT name, description, sequence, ordinal FROM records WHERE sample = ? AND input = ? ORDER BY ordinal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatterTask:
+    """Inputs that become one run."""
+
+    place: Place
+    folder: Path
+    """Where runs lie: seen by all processes that gather."""
+    inputs: tuple[Input, ...]
+    defaults: tuple[str | None, ...]
+    """The sample of each input's records that name none; None where its name gives none."""
+    options: ReadOptions
+    sample_regex: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all inputs."""
+        return sum(each.size_bytes for each in self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as written."""
+
+    path: Path
+    states: dict[int, FileState]
+    """What each input was, by its number."""
+    unnamed: frozenset[int]
+    """The inputs with records that name no sample."""
+    records: int
+    bases: int
+
+
+def scatter(task: ScatterTask, say: Say) -> Run:
+    """Write the records of some inputs to a run.
+
+    Raises:
+        InputError: an input cannot be taken as it is, or a record's name does not match `--sample-regex`.
+        UsageError: a record names a sample that cannot be one.
+    """
+    states: dict[int, FileState] = {}
+    unnamed: set[int] = set()
+    ticker = Ticker(say, task.inputs[0].number)
+    pattern = re.compile(task.sample_regex) if task.sample_regex is not None else None
+    path = task.folder / f"{uuid4().hex}.run"
+    checked: set[str] = set()
+
+    def rows() -> Iterator[tuple[str, int, int, int, str, str, str]]:
+        before = 0
+        for each, default in zip(task.inputs, task.defaults, strict=True):
+            with Source(each.path, each.called) as source:
+                for record in read_records(source, task.options):
+                    sample = _sample_of(record, each, pattern)
+                    if sample is None:
+                        unnamed.add(each.number)
+                        sample = default
+                    if sample is None:
+                        raise UsageError(
+                            f"{describe(each.called, record.ordinal, record.name)}: names no sample, nor does the name of "
+                            "its file. Give one: --sample NAME, or --sample-regex"
+                        )
+                    if sample not in checked:
+                        schema.check_folder_name(sample, describe(each.called, record.ordinal, record.name))
+                        checked.add(sample)
+                    bases = len(record.sequence)
+                    yield sample, each.number, record.ordinal, bases, record.name, record.description, record.sequence
+                    ticker.count(1, bases, (before + source.position()) // 2, sample)
+                states[each.number] = source.finish()
+            before += each.size_bytes
+
+    with task.place.desk() as desk:
+        unfinished = desk / "run"
+        with closing(create_database(unfinished, page_size=LARGE_PAGE)) as database:
+            database.execute(f"BEGIN; {_CREATE_RUN}")
+            database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
+            database.execute(_INDEX_RUN)
+            database.execute("COMMIT")
+        shutil.move(unfinished, path)
+    return Run(path=path, states=states, unnamed=frozenset(unnamed), records=ticker.records, bases=ticker.bases)
+
+
+def _sample_of(record: Record, file: Input, pattern: re.Pattern[str] | None) -> str | None:
+    """Return the sample that a record names, None where it names none."""
+    by_id = schema.extract_sample_id(record.name) if schema.has_sequence_id_form(record.name) else None
+    if pattern is None:
+        return by_id
+    where = describe(file.called, record.ordinal, record.name)
+    match = pattern.search(record.name)
+    if match is None or match["sample"] is None:
+        raise InputError(f"{where}: --sample-regex {pattern.pattern!r} finds no sample in its name")
+    sample: str = match["sample"]
+    if by_id is not None and by_id != sample:
+        raise UsageError(f"{where}: its ID names sample {by_id!r}, --sample-regex gives {sample!r}")
+    schema.check_sample_id(sample, f"{where}, by --sample-regex")
+    return sample
+
+
+def scatter_tasks(
+    place: Place,
+    folder: Path,
+    inputs: Sequence[tuple[Input, str | None]],
+    options: ReadOptions,
+    sample_regex: str | None,
+) -> Iterator[ScatterTask]:
+    """Yield tasks that together scatter some inputs, each with its default sample: neighbours, of about the same size."""
+    whole = sum(each.size_bytes for each, _ in inputs) + len(inputs)
+    before = 0
+    groups: dict[int, list[tuple[Input, str | None]]] = {}
+    for each, default in inputs:
+        groups.setdefault(before * min(len(inputs), MOST_RUNS) // whole, []).append((each, default))
+        before += each.size_bytes + 1
+    for group in groups.values():
+        files, defaults = zip(*group, strict=True)
+        yield ScatterTask(
+            place=place, folder=folder, inputs=files, defaults=defaults, options=options, sample_regex=sample_regex
+        )
+
+
+class Share(NamedTuple):
+    """The records of one sample in all runs."""
+
+    sample: str
+    inputs: tuple[tuple[int, Path], ...]
+    """Each input's number, in order, and the run that holds its records."""
+    contigs: int
+    bases: int
+
+
+def shares(runs: Sequence[Run]) -> Iterator[Share]:
+    """Yield what the runs hold of each sample, sorted by sample."""
+    with ExitStack() as stack:
+        cursors = [_shares_of(stack.enter_context(closing(open_read_only(run.path))), run.path) for run in runs]
+        for sample, found in groupby(heapq.merge(*cursors), key=lambda row: row[0]):
+            rows = list(found)
+            yield Share(
+                sample,
+                tuple((number, path) for _, number, _, _, path in rows),
+                sum(row[2] for row in rows),
+                sum(row[3] for row in rows),
+            )
+
+
+def _shares_of(run: apsw.Connection, path: Path) -> Iterator[tuple[str, int, int, int, Path]]:
+    for sample, number, contigs, bases in run.execute(_SHARES):
+        yield str(sample), int(number), int(contigs), int(bases), path
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatherTask:
+    """Samples that one task builds out of the runs."""
+
+    place: Place
+    shares: tuple[Share, ...]
+    inputs: dict[int, tuple[str, FileState]]
+    """What messages call each input, and what it is, by its number."""
+    tag: str
+    settings: str
+    page_size: int | None
+    """Bytes a page; None: as each sample's size suggests."""
+
+
+def gather_tasks(
+    wanted: Iterator[Share],
+    place: Place,
+    inputs: dict[int, tuple[str, FileState]],
+    tag: str,
+    settings: str,
+    page_size: int | None,
+) -> Iterator[GatherTask]:
+    """Yield tasks that together build the samples wanted."""
+    some: list[Share] = []
+
+    def task() -> GatherTask:
+        used = {number for share in some for number, _ in share.inputs}
+        return GatherTask(
+            place=place,
+            shares=tuple(some),
+            inputs={n: inputs[n] for n in sorted(used)},
+            tag=tag,
+            settings=settings,
+            page_size=page_size,
+        )
+
+    for share in wanted:
+        if some and (len(some) == GATHER_SAMPLES or sum(s.bases for s in some) + share.bases > GATHER_BASES):
+            yield task()
+            some = []
+        some.append(share)
+    if some:
+        yield task()
+
+
+def gather(task: GatherTask, say: Say) -> list[SampleResult]:
+    """Build some samples out of the runs.
+
+    Raises:
+        InputError: two records of a sample share a name or an ID.
+    """
+    numbers = list(task.inputs)
+    results = []
+    with task.place.desk() as desk, ExitStack() as stack:
+        rows = ContigRows(desk, "contigs")
+        opened: dict[Path, apsw.Connection] = {}
+        built = []
+        for place_in_task, share in enumerate(task.shares):
+            for _, path in share.inputs:
+                if path not in opened:
+                    opened[path] = stack.enter_context(closing(open_read_only(path)))
+            database = desk / f"{place_in_task}.sqlite"
+            say(Tick(task.shares[0].sample, 0, 0, 0, share.sample))
+            page_size = task.page_size or page_size_for(share.bases)
+            results.append(
+                write_sample(database, share.sample, task.tag, _files(task, share, opened), rows, page_size=page_size)
+            )
+            inputs = tuple(numbers.index(number) for number, _ in share.inputs)
+            built.append(Built(result=results[-1], staged=task.place.make_ready(database), inputs=inputs))
+        states = tuple(state for _, state in task.inputs.values())
+        receipt = Receipt(settings=task.settings, inputs=states, built=tuple(built))
+        task.place.publish(f"1-{key_of(task.shares[0].sample)}", receipt, rows.table())
+    return results
+
+
+def _files(task: GatherTask, share: Share, runs: dict[Path, apsw.Connection]) -> Iterator[tuple[str, Iterator[Record]]]:
+    for number, path in share.inputs:
+        called, _ = task.inputs[number]
+        yield called, map(Record._make, runs[path].execute(_RECORDS, (share.sample, number)))

@@ -1,0 +1,191 @@
+"""What `verify` says: findings, and how what goes wrong while a file is read becomes one.
+
+Enters: whatever a check noticed or SQLite raised. Leaves: `Finding`s, one for each file and check, however many rows are wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
+from typing import Literal
+
+import apsw
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from sharded_eden.errors import EdenError, MissingDatabase
+from sharded_eden.format.sqlite import is_mutable_now, open_read_only, unreadable
+
+Severity = Literal["error", "warning"]
+
+CHECKS = {
+    "file": "it is there, whole, and SQLite reads it",
+    "leftover": "no -wal or -journal stands beside it",
+    "schema": "it has the specified tables and columns",
+    "encoding": "its text is UTF-8",
+    "layout": "its tables are ordinary ones: no view, not WITHOUT ROWID",
+    "index": "rows are found by an index",
+    "integrity": "PRAGMA integrity_check says ok",
+    "metadata": "the metadata are integers and make sense together",
+    "totals": "total_windows and distinct_sequences are what the table holds",
+    "gap": "windows are numbered 0, 1, 2, ... without a gap",
+    "order": "windows stand in the order of their contigs' IDs, those of a contig one after the other",
+    "fingerprint": "the fingerprint is that of these contigs and lengths",
+    "packs": "every window is in one pack, each pack fits into a row, and total_packs, "
+    "pack_useful_tokens and pack_fingerprint are theirs",
+    "sample": "every sample that windows name has a sequence database",
+    "contig": "every contig that has windows is in the database of its sample, as text",
+    "length": "contigs are as long as their windows and contig_lengths say",
+    "windows": "contigs have the windows that their lengths make",
+    "alphabet": "sequences are IUPAC nucleotide letters, in either case",
+    "table": "contigs.parquet lists what the sequence databases hold",
+    "shared-sample": "no sample is in two splits",
+    "copied-contig": "no contig is in two splits, not as a copy and not as its other strand either",
+}
+"""{name of a check: what it holds to be true}."""
+
+UNREADABLE = (
+    apsw.Error,
+    EdenError,
+    OSError,
+    ValueError,  # text that is no UTF-8 among them
+    TypeError,  # a value of another type than its column declares
+    OverflowError,
+    MemoryError,  # a size that only damage can have made
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+)
+"""What reading a damaged file may raise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with one file."""
+
+    check: str
+    """One of `CHECKS`."""
+    severity: Severity
+    """`error`: training would stop, or train on something else. `warning`: it works, at a cost that `what` names."""
+    file: str
+    what: str
+    """What is wrong, with both values."""
+    mend: str
+    """The command that mends it."""
+
+
+@dataclass
+class Findings:
+    """A list of findings that grows."""
+
+    found: list[Finding] = field(default_factory=list)
+
+    def error(self, check: str, file: str | Path, what: str, mend: str) -> None:
+        """Add what would stop training, or change what it trains on."""
+        self.found.append(Finding(check=check, severity="error", file=str(file), what=what, mend=mend))
+
+    def warning(self, check: str, file: str | Path, what: str, mend: str) -> None:
+        """Add what only costs something."""
+        self.found.append(Finding(check=check, severity="warning", file=str(file), what=what, mend=mend))
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether any of them is an error."""
+        return any(finding.severity == "error" for finding in self.found)
+
+    def has(self, check: str) -> bool:
+        """Whether any of them is of this check."""
+        return any(finding.check == check for finding in self.found)
+
+    def checking(self, check: str, file: str | Path, mend: str) -> Checking:
+        """Turn whatever a file raises while it is read into an error of this check, and go on behind the block."""
+        return Checking(self, check, file, mend)
+
+    def opened(self, path: Path, mend: str) -> apsw.Connection | None:
+        """Open a database for reading, without mapping it; None where it cannot be opened, which is then a finding."""
+        for suffix in ("-wal", "-journal"):
+            beside = path.resolve().with_name(path.resolve().name + suffix)
+            if beside.exists():
+                self.warning(
+                    "leftover",
+                    path,
+                    f"{beside} ({beside.stat().st_size:,} bytes) stands beside it: a program has it open or was stopped "
+                    "while writing it. Every reader must lock the file, and a copy of it without this one is another",
+                    f"close that program, then: sqlite3 {quote(str(path))} 'PRAGMA journal_mode = DELETE' && "
+                    f"rm -f {quote(str(beside))}",
+                )
+        with self.checking("file", path, mend):
+            if path.is_file() and path.stat().st_size == 0 and not is_mutable_now(path):
+                raise MissingDatabase(f"{path}: it is empty: 0 bytes, where the least database has 512")
+            return open_read_only(path, io="read", cache_kib=CACHE_KIB)
+        return None
+
+    def integrity(self, connection: apsw.Connection, path: Path, mend: str) -> None:
+        """Let SQLite look at every page and every row of an index."""
+        with self.checking("integrity", path, mend):
+            said = [row[0] for row in connection.execute(f"PRAGMA integrity_check({EXAMPLES})")]
+            if said != ["ok"]:
+                self.error("integrity", path, f"integrity_check says {'; '.join(said)!r} instead of 'ok'", mend)
+
+
+EXAMPLES = 3
+"""So many of the things that a finding is about are named."""
+
+CACHE_KIB = 8192
+"""Page cache of one connection."""
+
+
+class Checking:
+    """The context of one check, see `Findings.checking`."""
+
+    def __init__(self, findings: Findings, check: str, file: str | Path, mend: str) -> None:
+        self._findings, self._check, self._file, self._mend = findings, check, file, mend
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        if not isinstance(error, UNREADABLE):
+            return False
+        what = str(unreadable(self._file, error) if isinstance(error, apsw.Error) else error)
+        self._findings.error(
+            self._check, self._file, what.removeprefix(f"{self._file}: ") or type(error).__name__, self._mend
+        )
+        return True
+
+
+@dataclass
+class Tally:
+    """Counts what is wrong in the same way, and keeps the first few."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(example)
+
+    def add_rows(self, wrong: NDArray[np.bool_], describe: Callable[[int], str]) -> None:
+        """Count the true ones of (n,) bool; `describe` is called for the few that are kept."""
+        rows = np.flatnonzero(wrong)
+        self.examples += [describe(int(row)) for row in rows[: EXAMPLES - len(self.examples)]]
+        self.count += len(rows)
+
+    def __str__(self) -> str:
+        more = self.count - len(self.examples)
+        return "; ".join(self.examples) + (f" and {more:,} more" if more else "")
+
+
+def scans(connection: apsw.Connection, query: str) -> bool:
+    """Tell whether SQLite would walk a whole table to answer a query with one parameter."""
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", (0,))
+    return any(str(row[3]).startswith("SCAN") for row in plan)
+
+
+def build_command(folder: str | Path) -> str:
+    """Return the command that makes a sample's database anew."""
+    return f"sharded-eden build INPUT --out {quote(str(folder))} --force"

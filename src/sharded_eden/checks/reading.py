@@ -1,0 +1,88 @@
+"""Random windows of a split, read the way training reads them.
+
+Enters: a window database and the sequence databases. Leaves: findings. Costs one read a window.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from shlex import quote
+
+from sharded_eden.checks.findings import UNREADABLE, Findings, Tally, build_command
+from sharded_eden.checks.sample import strange_letter
+from sharded_eden.checks.windows import WindowsReport
+from sharded_eden.errors import InputError, MissingSequence
+from sharded_eden.load.example import RowFormat
+from sharded_eden.load.fetch import WindowFetcher
+from sharded_eden.load.locate import Row, WindowIndex
+from sharded_eden.load.read import SequenceReader
+from sharded_eden.load.tokenizer import encoding_of
+
+
+def read_windows(
+    findings: Findings, report: WindowsReport, paths: Mapping[str, Path], broken: Collection[str], count: int, seed: int
+) -> int:
+    """Read the first, the last and `count` random windows of a split; return how many were read.
+
+    Windows of samples that are missing or `broken` are left out: those were found before.
+    """
+    with (
+        findings.checking("file", report.path, report.mend),
+        closing(WindowIndex(report.path, io="read")) as index,
+        closing(SequenceReader(paths, io="read")) as reader,
+    ):
+        total = index.total_windows
+        chosen = random.Random(seed).sample(range(total), min(count, total))
+        ends = [0, total - 1] if chosen else []
+        return _Reading(index, reader, broken, report).read(sorted({*chosen, *ends}), findings)
+    return 0
+
+
+class _Reading:
+    """Windows of one split on their way through the loader."""
+
+    def __init__(
+        self, index: WindowIndex, reader: SequenceReader, broken: Collection[str], report: WindowsReport
+    ) -> None:
+        self._index, self._reader, self._broken, self._report = index, reader, broken, report
+        # Without special tokens a row shows all bases of its window.
+        row = RowFormat(
+            index.geometry.window_size, encoding_of(None), include_bos=False, include_sep=False, include_eos=False
+        )
+        self._fetcher = WindowFetcher(index, reader, row, tags=None, split=str(report.path), seed=0, rc_aug=False)
+
+    def read(self, window_indices: Sequence[int], findings: Findings) -> int:
+        """Read windows and add what goes wrong; return how many were read."""
+        wrong: dict[tuple[str, Path], Tally] = {}
+        read = 0
+        rows: list[Row] = []
+        with findings.checking("gap", self._report.path, self._report.mend):
+            rows = self._index.locate_many(window_indices)
+        for window_idx, row in zip(window_indices, rows, strict=False):
+            try:
+                sample = self._reader.sample_of(row[0])
+            except InputError:
+                continue  # said already, as are samples that are not there or broken
+            if sample in self._broken or sample not in self._reader.paths:
+                continue
+            read += 1
+            where = f"window {window_idx} of {self._report.path} is window {row[1]} of {row[0]!r}"
+            try:
+                bases = self._fetcher.read(0, window_idx, row).bases.tobytes()
+                check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} behind its start"
+            except MissingSequence:
+                contig = self._reader.contig(row[0])
+                check = "contig" if contig is None else "length"
+                what = "is not here" if contig is None else f"has only {contig.length} bases"
+            except UNREADABLE as error:
+                check, what = "file", f"cannot be read: {error}"
+            if what:
+                wrong.setdefault((check, self._reader.paths[sample]), Tally()).add(f"{where}, which {what}")
+        for (check, path), tally in wrong.items():
+            folder = path.parent.parent
+            anew = f"sharded-eden split {quote(str(folder))} --out DIR, then {self._report.mend}"
+            findings.error(check, path, str(tally), anew if check in {"contig", "length"} else build_command(folder))
+        return read

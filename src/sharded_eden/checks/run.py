@@ -1,0 +1,351 @@
+"""`verify`: what was prepared, checked before it is trained on.
+
+    window databases ──one task each──▶ which samples they name, and where
+            │                                       │
+            │              sequence databases ──one task each, joined with their windows──▶ digests of contigs
+            ▼                                                                                      │
+    random windows, read as training reads them                              splits, compared with one another
+
+Enters: a folder of sequence databases and window databases. Leaves: findings. Costs, quick, an open for each database and some
+hundred reads for each split; with `full` every page and every base is read. Memory does not grow with contigs or windows.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from shlex import quote
+from typing import Any, Literal, TypeVar, get_args
+
+import polars as pl
+
+from sharded_eden.checks.digests import find_copies
+from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally, build_command
+from sharded_eden.checks.reading import read_windows
+from sharded_eden.checks.sample import (
+    SampleReport,
+    SampleTask,
+    WindowsOfSample,
+    verify_sample,
+)
+from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
+from sharded_eden.errors import EdenError, UsageError
+from sharded_eden.format.schema import CONTIGS_FILE, discover_sample_databases
+from sharded_eden.format.sqlite import open_read_only
+from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+
+By = Literal["sample", "contig"]
+Task = TypeVar("Task")
+Report = TypeVar("Report")
+
+TASKS_AT_ONCE = 32
+"""Quick tasks that a process is handed together; a full one is worth the way by itself."""
+
+
+@dataclass(kw_only=True)
+class VerifyResult:
+    """What was looked at, and what is wrong."""
+
+    full: bool
+    samples: int
+    window_databases: int
+    windows: int
+    """Windows of all window databases that could be used."""
+    windows_read: int
+    """Those that were read as training reads them."""
+    contigs: int
+    """Contigs that were read; 0 unless `full`."""
+    bases: int
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there are no findings."""
+        return not self.findings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {"is_clean": self.is_clean, **asdict(self)}
+
+
+def verify(
+    sequence_db_dir: str | os.PathLike[str],
+    window_dbs: Iterable[str | os.PathLike[str]] = (),
+    *,
+    full: bool = False,
+    by: By = "sample",
+    jobs: int | None = 1,
+    engine: EngineName = "local",
+    address: str | None = None,
+    windows_read: int = 512,
+    seed: int = 42,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Check sequence databases, and the window databases of their splits.
+
+    Args:
+        sequence_db_dir: the folder of sequence databases.
+        window_dbs: the window databases, one for each split.
+        full: check every window and every base, not only what a quick look sees.
+        by: what the splits divide: `sample` finds samples that are in two of them; `contig` accepts those. Where there is just
+            one sequence database they are accepted anyway.
+        jobs: tasks at a time; None on Ray: as many as the cluster has processors.
+        engine: `local`, or `ray`: databases and `scratch` must then lie where all nodes see them.
+        address: of the Ray cluster, `auto` for the one that this machine belongs to.
+        windows_read: random windows of each split that are read as training reads them.
+        seed: another seed looks at other places.
+        scratch: a folder for temporary files: with `full` 60 bytes a contig where there are several splits, 5 a window where
+            there are packs; None is the system's.
+        progress: called with the bytes of databases that are done and their total.
+
+    Raises:
+        UsageError: a window database is given twice, or a number cannot be meant.
+    """
+    folder = Path(sequence_db_dir)
+    splits = [Path(path) for path in window_dbs]
+    if by not in get_args(By):
+        raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
+    where = Engine(engine, jobs, address)
+    if windows_read < 0:
+        raise UsageError(f"windows_read must be at least 0, not {windows_read}")
+    for one, other in combinations(splits, 2):
+        if os.path.realpath(one) == os.path.realpath(other):
+            raise UsageError(f"{one} and {other} are the same window database: give each split once")
+    if scratch is not None and not Path(scratch).is_dir():
+        raise UsageError(f"scratch folder {scratch}: no such folder")
+    with tempfile.TemporaryDirectory(prefix="sharded-eden-verify-", dir=scratch) as temporary:
+        return _Run(
+            folder=folder,
+            splits=splits,
+            scratch=Path(temporary),
+            full=full,
+            by=by,
+            engine=where,
+            windows_read=windows_read,
+            seed=seed,
+            progress=progress,
+        ).result()
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One run of `verify`; see there."""
+
+    folder: Path
+    splits: Sequence[Path]
+    scratch: Path
+    full: bool
+    by: By
+    engine: Engine
+    windows_read: int
+    seed: int
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        self._findings = Findings()
+        self._paths: dict[str, Path] = {}
+        with self._findings.checking("file", self.folder, build_command(self.folder)):
+            self._paths = discover_sample_databases(self.folder)
+        self._done = 0
+        self._meter = Meter(self.progress, sum(map(_size, [*self.splits, *self._paths.values()])))
+
+    def result(self) -> VerifyResult:
+        """Run everything."""
+        windows = self._check_windows()
+        samples = self._check_samples(windows)
+        broken = {report.task.sample_id for report in samples if Findings(report.findings).has_errors}
+        read = sum(
+            read_windows(self._findings, report, self._paths, broken, self.windows_read, self.seed)
+            for report in windows
+            if report.is_open and self._paths
+        )
+        if self.by == "sample" and len(self._paths) > 1:
+            self._shared_samples(windows)
+        if self.full and len(windows) > 1:
+            with self._findings.checking("copied-contig", self.folder, "give --scratch a folder with room"):
+                self._copied_contigs(samples)
+        self._meter.finish()
+        return VerifyResult(
+            full=self.full,
+            samples=len(self._paths),
+            window_databases=len(windows),
+            windows=sum(report.windows for report in windows),
+            windows_read=read,
+            contigs=sum(report.contigs for report in samples),
+            bases=sum(report.bases for report in samples),
+            findings=self._findings.found,
+        )
+
+    def _reports(
+        self, check: Callable[[Task], Report], tasks: Sequence[Task], path_of: Callable[[Task], Path]
+    ) -> Iterator[Report]:
+        """Run tasks, in this process or in several, and count them as done."""
+        for task, report in zip(
+            tasks, _each(check, tasks, self.engine, 1 if self.full else TASKS_AT_ONCE), strict=True
+        ):
+            yield report
+            size = _size(path_of(task))
+            self._meter.reach(self._done, size)
+            self._done += size
+
+    # ---- each database ----
+
+    def _check_windows(self) -> list[WindowsReport]:
+        tasks = [
+            WindowsTask(
+                path=path,
+                full=self.full,
+                by_sample=len(self._paths) != 1,
+                sequences=self.folder,
+                seed=self.seed,
+                copy=self.scratch / f"windows{number}",
+            )
+            for number, path in enumerate(self.splits)
+        ]
+        reports = list(self._reports(verify_windows, tasks, lambda task: task.path))
+        for report in reports:
+            missing = Tally()
+            for sample in sorted(report.ranges.keys() - self._paths.keys() - {""}) if self._paths else ():
+                missing.add(repr(sample))
+            if missing.count:
+                report.findings.append(
+                    Finding(
+                        check="sample",
+                        severity="error",
+                        file=str(report.path),
+                        what=f"{missing.count} samples that it names have no sequence database in {self.folder}: {missing}",
+                        mend=f"sharded-eden build INPUT --out {quote(str(self.folder))}, or make splits and windows without "
+                        f"them: sharded-eden split {quote(str(self.folder))} --out DIR, then {report.mend}",
+                    )
+                )
+            self._findings.found += report.findings
+        return reports
+
+    def _check_samples(self, windows: Sequence[WindowsReport]) -> list[SampleReport]:
+        listed = self._listed()
+        tasks = [
+            SampleTask(
+                number=number,
+                sample_id=sample,
+                path=path,
+                full=self.full,
+                windows=tuple(_windows_of(sample, windows)),
+                listed=listed.get(sample),
+                digests=self.scratch / f"digests{number}" if self.full and len(windows) > 1 else None,
+            )
+            for number, (sample, path) in enumerate(self._paths.items())
+        ]
+        reports = list(self._reports(verify_sample, tasks, lambda task: task.path))
+        for report in reports:
+            self._findings.found += report.findings
+        return reports
+
+    def _listed(self) -> dict[str, tuple[int, int]]:
+        """Return {sample: (contigs, bases)} as `contigs.parquet` has it."""
+        table = self.folder / CONTIGS_FILE
+        if not table.exists() or not self._paths:
+            return {}
+        mend = f"rm {quote(str(table))}, which only split reads, to save time"
+        with self._findings.checking("table", table, mend):
+            sums = pl.scan_parquet(table).group_by("sample").agg(pl.len(), pl.col("length").sum())
+            listed = {sample: (n, bases) for sample, n, bases in sums.collect(engine="streaming").rows()}
+            if missing := sorted(map(str, listed.keys() - self._paths.keys())):
+                what = f"it lists {len(missing)} samples that have no sequence database, such as {missing[0]!r}"
+                self._findings.error("table", table, what, f"{build_command(self.folder)}; or {mend}")
+            return listed
+        return {}
+
+    # ---- splits against one another ----
+
+    def _shared_samples(self, windows: Sequence[WindowsReport]) -> None:
+        for one, other in combinations(windows, 2):
+            shared = Tally()
+            for sample in sorted(one.ranges.keys() & other.ranges.keys()):
+                shared.add(repr(sample))
+            if shared.count:
+                self._findings.error(
+                    "shared-sample",
+                    other.path,
+                    f"{shared.count} samples are in {one.path} as well: {shared}",
+                    f"sharded-eden split {quote(str(self.folder))} --out DIR, then {other.mend} and the same for the others; "
+                    "where contigs were divided on purpose (split --by contig): sharded-eden verify --by contig",
+                )
+
+    def _copied_contigs(self, samples: Sequence[SampleReport]) -> None:
+        paths = list(self._paths.values())
+        files = [report.task.digests for report in samples if report.task.digests is not None]
+        for (one, other), copies in sorted(find_copies(files, self.scratch, EXAMPLES).items()):
+            tally = Tally(count=copies.count)
+            for first, second in copies.examples:
+                names = [repr(_contig_at(paths[number], ordinal)) for number, ordinal in (first, second)]
+                tally.examples.append(" is ".join(names))
+            self._findings.error(
+                "copied-contig",
+                self.splits[other],
+                f"{copies.count} contigs, or their other strands, are in {self.splits[one]} as well: {tally}",
+                f"leave them out of one of the two split files, then sharded-eden precompute SPLIT.parquet "
+                f"{quote(str(self.splits[other]))}",
+            )
+
+
+def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[WindowsOfSample]:
+    """Yield where a sample's windows are in each window database that is sound enough to be joined with."""
+    for split, report in enumerate(reports):
+        ranges = report.ranges.get("") or report.ranges.get(sample)
+        is_sound = not any(finding.check in {"file", "integrity"} for finding in report.findings)
+        if ranges and report.geometry is not None and is_sound:
+            yield WindowsOfSample(
+                split=split,
+                path=report.path,
+                joined=report.joined,
+                ranges=tuple(ranges),
+                geometry=report.geometry,
+                has_lengths=report.has_lengths,
+                has_holes=report.max_ambiguous is not None,
+                mend=report.mend,
+            )
+
+
+def _each(check: Callable[[Task], Report], tasks: Sequence[Task], engine: Engine, at_once: int) -> Iterator[Report]:
+    """Yield the reports of tasks in their order, wherever they run."""
+    if engine.name == "local" and (engine.jobs == 1 or len(tasks) < 2):
+        yield from map(check, tasks)
+        return
+    groups = [
+        (number, check, tasks[first : first + at_once]) for number, first in enumerate(range(0, len(tasks), at_once))
+    ]
+    waiting: dict[int, list[Report]] = {}
+    expected = 0
+    for ended in run_tasks(_check_group, groups, engine):
+        if ended.result is None:
+            raise ended.error or EdenError("a task of verify gave no report")
+        waiting[ended.task[0]] = ended.result
+        while expected in waiting:
+            yield from waiting.pop(expected)
+            expected += 1
+
+
+def _check_group(group: tuple[int, Callable[[Task], Report], Sequence[Task]], say: Say) -> list[Report]:
+    _, check, tasks = group
+    return [check(task) for task in tasks]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _contig_at(path: Path, ordinal: int) -> str:
+    """Return the ID of the contig at a place of its table."""
+    with closing(open_read_only(path, io="read")) as database:
+        # typeof() keeps SQLite from walking an index on contig_id, in another order, instead of the table.
+        query = "SELECT contig_id, typeof(nt_sequence) FROM sequences LIMIT 1 OFFSET ?"
+        return str(database.execute(query, (ordinal,)).fetchall()[0][0])

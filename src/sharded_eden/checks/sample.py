@@ -1,0 +1,320 @@
+"""One sequence database, checked against the windows that name it. One task: it can be pickled and run anywhere.
+
+Enters: the database, and where its IDs are in each window database. Leaves: findings, counts, and a file of digests by which
+copies are found. Costs an open and five pragmas; with `full` one JOIN for each window database, and every base is read once
+(twice where a contig of more than 16 Mb is hashed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from shlex import quote
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.checks.digests import PIECE_BASES, Bases, DigestFile, Pieces, canonical_digest
+from sharded_eden.checks.findings import Finding, Findings, Tally, build_command, scans
+from sharded_eden.checks.window_ranges import Range
+from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES
+from sharded_eden.format.sqlite import attach_read_only, open_read_only, table_columns
+from sharded_eden.load.read import SequenceReader
+
+LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
+WHOLE_BYTES = 1 << 24
+"""Contigs up to here are read as a whole, longer ones piece by piece."""
+CHUNK_ROWS = 50_000
+
+TEMPORARY = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+
+_WINDOWS = """
+SELECT sequence_id, count(*) AS n, min(window_in_seq_idx) AS first, max(window_in_seq_idx) AS last,
+       count(DISTINCT window_in_seq_idx) AS different, min(window_idx) AS window_idx
+FROM windows.window_mappings WHERE sequence_id >= ?1 AND sequence_id < ifnull(?2, x'') GROUP BY sequence_id"""
+"""The windows of the contigs in a range of IDs; every text is below the BLOB x''."""
+
+_JOIN = """
+SELECT w.sequence_id, w.n, w.first, w.last, w.different, ifnull({recorded}, -1), c.contig_id IS NOT NULL,
+       ifnull(c.length, 0)
+FROM ({windows}) AS w LEFT JOIN {contigs} AS c ON c.contig_id = w.sequence_id {lengths}"""
+
+_CONTIGS = """
+(SELECT contig_id, octet_length(nt_sequence) / iif(typeof(nt_sequence) = 'text', {unit}, 1) AS length FROM sequences)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsOfSample:
+    """Where the windows of a sample are in one window database."""
+
+    split: int
+    """Which of the window databases it is, counted from 0."""
+    path: Path
+    joined: Path
+    """What to join with: the database, or an indexed copy of it."""
+    ranges: tuple[Range, ...]
+    geometry: WindowGeometry
+    has_lengths: bool
+    has_holes: bool
+    """Ambiguous windows were left out."""
+    mend: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTask:
+    """What to check, and how thoroughly."""
+
+    number: int
+    """Which of the samples it is, counted from 0."""
+    sample_id: str
+    path: Path
+    full: bool
+    windows: tuple[WindowsOfSample, ...] = ()
+    listed: tuple[int, int] | None = None
+    """Its contigs and bases by `contigs.parquet`."""
+    digests: Path | None = None
+    """Where the digests of its contigs go; None where copies are not looked for."""
+
+
+@dataclass(kw_only=True)
+class SampleReport:
+    """What was found."""
+
+    task: SampleTask
+    findings: list[Finding] = field(default_factory=list)
+    contigs: int = 0
+    """Contigs read, with `full`."""
+    bases: int = 0
+
+
+def verify_sample(task: SampleTask) -> SampleReport:
+    """Check one sequence database."""
+    report = SampleReport(task=task)
+    findings = Findings(report.findings)
+    mend = build_command(task.path.parent.parent)
+    connection = findings.opened(task.path, mend)
+    if connection is not None:
+        with closing(connection), findings.checking("file", task.path, mend):
+            _Check(task, report, findings, connection, mend).run()
+    return report
+
+
+class _Check:
+    """The checks of one open sequence database."""
+
+    def __init__(
+        self, task: SampleTask, report: SampleReport, findings: Findings, connection: apsw.Connection, mend: str
+    ) -> None:
+        self._task, self._report, self._findings, self._db, self._mend = task, report, findings, connection, mend
+        self._path = task.path
+        self._encoding = str(connection.pragma("encoding"))
+        self._unit = 1 if self._encoding == "UTF-8" else 2
+        self._is_plain = True  # BLOB I/O serves it
+
+    def run(self) -> None:
+        if self._task.full:
+            self._findings.integrity(self._db, self._path, self._mend)
+        if not self._tables() or not self._task.full:
+            return
+        for windows in self._task.windows:
+            # The window database was found sound before: what cannot be read now is this one.
+            with self._findings.checking("file", self._path, self._mend):
+                self._join(windows)
+        with self._findings.checking("file", self._path, self._mend):
+            self._read()
+
+    # ---- what it is ----
+
+    def _tables(self) -> bool:
+        columns = table_columns(self._db, "sequences")
+        if not {"contig_id", "nt_sequence"} <= set(columns):
+            has = f"sequences({', '.join(columns)})" if columns else "no such table"
+            self._findings.error(
+                "schema", self._path, f"expected a table sequences(contig_id, nt_sequence), found {has}", self._mend
+            )
+            return False
+        slow = "each window is read with substr(), which loads its whole contig first"
+        if self._unit == 2:
+            what = f"its encoding is {self._encoding} instead of UTF-8: {slow}"
+            self._findings.warning("encoding", self._path, what, self._copy_command())
+            self._is_plain = False
+        kind = self._db.execute("SELECT type, wr FROM pragma_table_list('sequences') WHERE schema = 'main'").get
+        if kind[0] != "table" or kind[1]:
+            is_a = "WITHOUT ROWID table" if kind[1] else kind[0]
+            what = f"sequences is a {is_a} instead of an ordinary table: {slow}"
+            self._findings.warning("layout", self._path, what, self._copy_command())
+            self._is_plain = False
+        if scans(self._db, "SELECT nt_sequence FROM sequences WHERE contig_id = ?"):
+            what = "contig_id has no index: each window is looked for in the whole table"
+            self._findings.warning("index", self._path, what, self._copy_command())
+        return True
+
+    def _copy_command(self) -> str:
+        """Return the command that writes the rows into a table as specified, in a new file, and puts it in place."""
+        old, new = quote(str(self._path)), quote(f"{self._path}.new")
+        if self._unit == 2:
+            return f"sqlite3 {old} .dump | sqlite3 {new} && mv {new} {old}"
+        rows = (
+            f"ATTACH {apsw.format_sql_value(str(self._path))} AS old; {' '.join(CREATE_SEQUENCES.split())}; "
+            "INSERT INTO sequences SELECT contig_id, nt_sequence FROM old.sequences"
+        )
+        return f"sqlite3 {new} {quote(rows)} && mv {new} {old}"
+
+    # ---- its windows ----
+
+    def _join(self, windows: WindowsOfSample) -> None:
+        """Check the windows of one split: are their contigs here, and as long as they must be."""
+        absent, short, other = Tally(), Tally(), Tally()
+        for ids, columns in self._joined(windows):
+            _compare(windows, ids, columns, absent, short, other)
+        mend = f"sharded-eden split {quote(str(self._path.parent.parent))} --out DIR, then {windows.mend}"
+        for check, tally, what in (
+            ("contig", absent, f"contigs that have windows in {windows.path} are not here"),
+            ("length", short, f"contigs are not as long as their windows in {windows.path} say"),
+            ("windows", other, f"contigs have other windows in {windows.path} than their lengths make"),
+        ):
+            if tally.count:
+                self._findings.error(check, self._path, f"{what}: {tally}", mend)
+
+    def _joined(self, windows: WindowsOfSample) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+        """Yield, in chunks, the contigs that have windows: IDs, and (7, n) int64 of what the JOIN says about them."""
+        with ExitStack() as stack:
+            database, contigs = self._beside(windows.joined, stack)
+            query = _JOIN.format(
+                windows=_WINDOWS,
+                contigs=contigs,
+                recorded="l.length" if windows.has_lengths else "NULL",
+                lengths="LEFT JOIN windows.contig_lengths AS l ON l.first_window_idx = w.window_idx"
+                if windows.has_lengths
+                else "",
+            )
+            for span in windows.ranges:
+                rows = database.execute(query, span)
+                while chunk := list(islice(rows, CHUNK_ROWS)):
+                    yield [row[0] for row in chunk], np.array([row[1:] for row in chunk], dtype=np.int64).T
+
+    def _beside(self, windows: Path, stack: ExitStack) -> tuple[apsw.Connection, str]:
+        """Return a connection with both databases, and what stands for (contig_id, length) in it.
+
+        SQLite attaches no database of another encoding; then IDs and lengths are copied into a temporary one first.
+        """
+        with closing(open_read_only(windows, io="read")) as other:
+            encoding = str(other.pragma("encoding"))
+        contigs = _CONTIGS.format(unit=self._unit)
+        if encoding == self._encoding:
+            database = stack.enter_context(closing(open_read_only(self._path, io="read")))
+        else:
+            database = stack.enter_context(closing(apsw.Connection("", flags=TEMPORARY)))
+            database.execute(f"PRAGMA encoding = '{encoding}'")
+            database.execute("CREATE TABLE contigs (contig_id TEXT PRIMARY KEY, length INTEGER)")
+            with database:
+                rows = self._db.execute(f"SELECT contig_id, length FROM {contigs}")
+                database.executemany("INSERT OR IGNORE INTO contigs VALUES (?, ?)", rows)
+            contigs = "contigs"
+        attach_read_only(database, windows, "windows")
+        return database, contigs
+
+    # ---- its bases ----
+
+    def _read(self) -> None:
+        """Read every base: letters, digests, totals."""
+        no_text, letters = Tally(), Tally()
+        task = self._task
+        with ExitStack() as stack:
+            digests = None if task.digests is None else stack.enter_context(DigestFile(task.digests))
+            splits = [] if digests is None else [(w.split, self._membership(w.joined, stack)) for w in task.windows]
+            for ordinal, (contig_id, kind, bases) in enumerate(self._contigs(stack)):
+                if bases is None:
+                    no_text.add(f"{contig_id!r} holds {kind}")
+                    continue
+                self._report.contigs += 1
+                self._report.bases += len(bases)
+                if strange := strange_letter(bases):
+                    letters.add(f"{contig_id!r} holds {strange}")
+                found_in = [split for split, has in splits if has(contig_id)]
+                if digests is not None and found_in and len(bases):
+                    digest = canonical_digest(bases)
+                    for split in found_in:
+                        digests.add(digest, ordinal=ordinal, sample=task.number, split=split)
+        if no_text.count:
+            self._findings.error("contig", self._path, f"sequences that are no text: {no_text}", self._mend)
+        if letters.count:
+            what = f"characters that are no IUPAC nucleotide letters: {letters}"
+            self._findings.error("alphabet", self._path, what, self._mend)
+        listed, counted = task.listed, (self._report.contigs, self._report.bases)
+        if listed not in {None, counted}:
+            self._findings.error(
+                "table",
+                self._path,
+                f"{CONTIGS_FILE} lists {listed[0]} contigs of {listed[1]} bases, here are {counted[0]} of {counted[1]}",
+                f"{self._mend}; or rm {quote(str(self._path.parent.parent / CONTIGS_FILE))}, which only split reads",
+            )
+
+    def _membership(self, windows: Path, stack: ExitStack) -> Callable[[object], bool]:
+        """Return what tells whether a contig has windows in a window database."""
+        cursor = stack.enter_context(closing(open_read_only(windows, io="read"))).cursor()
+        query = "SELECT EXISTS (SELECT 1 FROM window_mappings WHERE sequence_id = ?)"
+        return lambda contig_id: bool(cursor.execute(query, (contig_id,)).get)
+
+    def _contigs(self, stack: ExitStack) -> Iterator[tuple[str, str, Bases | None]]:
+        """Yield (contig ID, type, bases) of every row, long contigs piece by piece."""
+        reader = SequenceReader({self._task.sample_id: self._path}, io="read")
+        stack.callback(reader.close)
+        most = WHOLE_BYTES if self._is_plain else 1 << 40
+        rows = self._db.execute(
+            f"SELECT contig_id, typeof(nt_sequence), "
+            f"iif(octet_length(nt_sequence) <= {most}, CAST(nt_sequence AS BLOB), NULL) FROM sequences"
+        )
+        for contig_id, kind, data in rows:
+            if kind not in {"text", "blob"}:
+                yield contig_id, kind, None
+            elif data is not None:
+                yield contig_id, kind, self._as_letters(data) if kind == "text" and self._unit == 2 else data
+            else:
+                contig = reader.contig(contig_id)
+                yield contig_id, "an ID that finds nothing", None if contig is None else Pieces(contig)
+
+    def _as_letters(self, data: bytes) -> bytes:
+        """Return UTF-16 text as one byte a letter, 255 for what is not ASCII."""
+        units = np.frombuffer(data, dtype=np.dtype("<u2" if self._encoding == "UTF-16le" else ">u2"))
+        return np.minimum(units, 0xFF).astype(np.uint8).tobytes()
+
+
+def _compare(
+    windows: WindowsOfSample, ids: list[str], columns: NDArray[np.int64], absent: Tally, short: Tally, other: Tally
+) -> None:
+    """Compare what the JOIN says about contigs with what their lengths make, as the loader has it."""
+    geometry = windows.geometry
+    n, first, last, different, recorded, present, length = columns
+    start = last * geometry.stride
+    # Recorded lengths are exact. Without them the first window may be short, later ones are whole unless tails are kept.
+    least = np.where((last > 0) & (not geometry.keep_tail), geometry.window_size, max(1, geometry.min_length))
+    needed = np.where(recorded >= 0, np.maximum(recorded, start + 1), start + least)
+    is_short = np.where(recorded >= 0, length != needed, length < needed) & (present != 0)
+    expected = geometry.counts(length)
+    if windows.has_holes:
+        is_other = (last >= expected) | (different != n)
+    else:
+        is_other = (n != expected) | (first != 0) | (last != n - 1) | (different != n)
+    absent.add_rows(present == 0, lambda row: repr(ids[row]))
+    short.add_rows(is_short, lambda row: f"{ids[row]!r} has {length[row]} bases instead of {needed[row]}")
+    other.add_rows(
+        is_other & (present != 0) & ~is_short,
+        lambda row: (
+            f"{ids[row]!r} of {length[row]} bases has {n[row]} up to number {last[row]} instead of {expected[row]}"
+        ),
+    )
+
+
+def strange_letter(bases: Bases) -> str:
+    """Return the first character that is no nucleotide letter, and where it is; nothing where there is none."""
+    for start in range(0, len(bases), PIECE_BASES):
+        piece = bases[start : start + PIECE_BASES]
+        if strange := piece.translate(None, LETTERS):
+            return f"{chr(strange[0])!r} at base {start + piece.index(strange[:1])}"
+    return ""

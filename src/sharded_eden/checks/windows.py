@@ -1,0 +1,368 @@
+"""One window database, checked by itself: tables, metadata, totals, gaps, order, recorded lengths, fingerprint, packs.
+
+Enters: its path. Leaves: findings, and which samples its windows name, each with the ranges of the index that are theirs. Costs
+a few seeks and one for each sample; with `full` four walks over the table and SQLite's own check (1.5 µs a window together).
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
+
+import apsw
+
+from sharded_eden.checks.findings import Finding, Findings, scans
+from sharded_eden.checks.lengths import check_lengths
+from sharded_eden.checks.packs import PacksCheck
+from sharded_eden.checks.window_ranges import EVERYTHING, Range, copy_with_index, prefixes
+from sharded_eden.errors import InputError, UsageError
+from sharded_eden.format import schema
+from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.sqlite import open_read_only, table_columns
+from sharded_eden.load.locate import METADATA_KEYS, pack_options, rebuild_command
+
+PLACES = 64
+"""Places at which a quick look reads neighbouring windows."""
+NEIGHBOURS = 64
+"""Windows read at each of them."""
+_FOLLOWS = """
+(b.sequence_id = a.sequence_id AND b.window_in_seq_idx = a.window_in_seq_idx + 1
+ OR b.sequence_id > a.sequence_id AND b.window_in_seq_idx = 0)"""
+"""Whether window b may stand directly behind window a."""
+
+_FOLLOWS_WITH_HOLES = """
+(b.sequence_id = a.sequence_id AND b.window_in_seq_idx > a.window_in_seq_idx OR b.sequence_id > a.sequence_id)"""
+"""The same where ambiguous windows were left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsTask:
+    """What to check, and how thoroughly."""
+
+    path: Path
+    full: bool
+    by_sample: bool
+    """Several sequence databases: IDs tell which one a contig is in."""
+    sequences: Path
+    """The folder of sequence databases."""
+    seed: int
+    copy: Path
+    """Where a copy goes of tables that have no index."""
+
+
+@dataclass(kw_only=True)
+class WindowsReport:
+    """What was found, and what the checks of samples need to know."""
+
+    path: Path
+    joined: Path
+    """What to join with: the database itself, or an indexed copy of it."""
+    findings: list[Finding] = field(default_factory=list)
+    geometry: WindowGeometry | None = None
+    """None where nothing says how its windows were cut."""
+    max_ambiguous: object = None
+    """The share of ambiguous letters from which on windows were left out; None where none were."""
+    packed: str = ""
+    """Options of the command that makes it which make packs."""
+    windows: int = 0
+    is_open: bool = False
+    """Whether the loader opens it, as far as was seen."""
+    has_lengths: bool = False
+    ranges: dict[str, list[Range]] = field(default_factory=dict)
+    """{sample: where its IDs are}; {'': everything} where there is just one sequence database."""
+
+    @property
+    def mend(self) -> str:
+        """The command that makes it anew."""
+        again = _rebuild(self.path, self.geometry) + self.packed
+        return (
+            again if self.max_ambiguous is None else f"{again} --max-ambiguous {self.max_ambiguous} --sequences SEQDB"
+        )
+
+
+def _rebuild(path: Path, geometry: WindowGeometry | None) -> str:
+    plain = f"sharded-eden precompute SPLIT.parquet {quote(str(path))}"
+    return plain if geometry is None else rebuild_command(quote(str(path)), geometry)
+
+
+def verify_windows(task: WindowsTask) -> WindowsReport:
+    """Check one window database."""
+    report = WindowsReport(path=task.path, joined=task.path)
+    findings = Findings(report.findings)
+    connection = findings.opened(task.path, report.mend)
+    if connection is not None:
+        with closing(connection), findings.checking("file", task.path, report.mend):
+            _Check(task, report, findings, connection).run()
+    return report
+
+
+class _Check:
+    """The checks of one open window database."""
+
+    def __init__(
+        self, task: WindowsTask, report: WindowsReport, findings: Findings, connection: apsw.Connection
+    ) -> None:
+        self._task, self._report, self._findings, self._db = task, report, findings, connection
+        self._path = task.path
+        self._metadata: dict[str, int] = {}
+        self._follows = _FOLLOWS
+
+    def run(self) -> None:
+        if self._task.full:
+            self._findings.integrity(self._db, self._path, self._report.mend)
+        if not self._tables():
+            return
+        geometry = self._geometry()
+        if geometry is None:
+            return
+        self._report.geometry = geometry
+        self._report.packed = pack_options(dict(self._db.execute("SELECT key, value FROM metadata")))
+        left_out = self._db.execute("SELECT value FROM metadata WHERE key = 'max_ambiguous'").get
+        if left_out is not None:
+            self._report.max_ambiguous, self._follows = left_out, _FOLLOWS_WITH_HOLES
+        has_index = self._indices()
+        if not self._numbering():
+            return
+        self._report.has_lengths = self._has_lengths()
+        with self._findings.checking("sample", self._path, self._report.mend):
+            self._samples(has_index)
+        if self._task.full:
+            with self._findings.checking("order", self._path, self._report.mend):
+                self._order()
+            with self._findings.checking("totals", self._path, self._report.mend):
+                self._distinct()
+            with self._findings.checking("windows", self._path, self._report.mend):
+                self._recorded_lengths(geometry)
+        else:
+            with self._findings.checking("gap", self._path, self._report.mend):
+                self._places()
+        self._packs(geometry)
+
+    def _error(self, check: str, what: str) -> None:
+        self._findings.error(check, self._path, what, self._report.mend)
+
+    def _one(self, query: str, *values: int) -> int:
+        """Return a query's only value, an integer."""
+        return int(self._db.execute(query, values).get or 0)
+
+    # ---- what it is ----
+
+    def _tables(self) -> bool:
+        expected = {
+            "metadata": {"key", "value"},
+            "window_mappings": {"window_idx", "sequence_id", "window_in_seq_idx"},
+        }
+        whole = True
+        for table, columns in expected.items():
+            found = table_columns(self._db, table)
+            if not columns <= set(found):
+                has = f"{table}({', '.join(found)})" if found else "no such table"
+                self._error("schema", f"expected a table {table}({', '.join(sorted(columns))}), found {has}")
+                whole = False
+        encoding = str(self._db.pragma("encoding"))
+        if encoding != "UTF-8":
+            self._findings.warning(
+                "encoding",
+                self._path,
+                f"its encoding is {encoding} instead of UTF-8: it cannot be attached to the sequence databases",
+                self._report.mend,
+            )
+        return whole
+
+    def _has_lengths(self) -> bool:
+        return {"first_window_idx", "length"} <= set(table_columns(self._db, "contig_lengths"))
+
+    def _geometry(self) -> WindowGeometry | None:
+        stated = {
+            key: value for key, value in self._db.execute("SELECT key, value FROM metadata") if key in METADATA_KEYS
+        }
+        known = {key: number for key, value in stated.items() if (number := _integer(value)) is not None}
+        wrong = {key: value for key, value in stated.items() if key not in known}
+        missing = [key for key in ("window_size", "stride") if key not in stated]
+        if wrong:
+            self._error("metadata", f"metadata {', '.join(f'{k}={v!r}' for k, v in wrong.items())}: expected integers")
+        if missing:
+            self._error("metadata", f"metadata lacks {' and '.join(missing)}: nothing says how its windows were cut")
+        if wrong or missing:
+            return None
+        self._metadata = known
+        try:
+            return WindowGeometry.from_metadata(known)
+        except UsageError as error:
+            self._error("metadata", f"its metadata contradicts itself: {error}")
+            return None
+
+    def _indices(self) -> bool:
+        """Return whether the IDs have an index."""
+        if scans(self._db, "SELECT sequence_id FROM window_mappings WHERE window_idx = ?"):
+            self._error(
+                "index", "window_idx is no INTEGER PRIMARY KEY: each window is looked for in all of window_mappings"
+            )
+        if not scans(self._db, "SELECT sequence_id FROM window_mappings WHERE sequence_id >= ? ORDER BY sequence_id"):
+            return True
+        self._findings.warning(
+            "index",
+            self._path,
+            "sequence_id has no index: all windows are walked through for each sample and each control tag",
+            f"sqlite3 {quote(str(self._path))} '{schema.CREATE_SEQUENCE_ID_INDEX}'",
+        )
+        return False
+
+    # ---- its numbers ----
+
+    def _numbering(self) -> bool:
+        """Check the total and the ends of the numbering; with `full` that no number is left out."""
+        first, last = self._db.execute(
+            "SELECT (SELECT min(window_idx) FROM window_mappings), (SELECT max(window_idx) FROM window_mappings)"
+        ).get
+        stated = self._metadata.get("total_windows")
+        counted = stated
+        if self._task.full or stated is None:
+            counted = self._one("SELECT count(*) FROM window_mappings")
+        if stated not in {None, counted if self._task.full else 0 if last is None else last + 1}:
+            held = f"holds {counted:,} windows" if self._task.full else f"ends with window {last}"
+            self._error("totals", f"metadata total_windows={stated}, but window_mappings {held}")
+            if not self._task.full:
+                return False
+        if counted and (first, last) != (0, counted - 1):
+            missing = self._db.execute(
+                "SELECT a.window_idx + 1 FROM window_mappings AS a LEFT JOIN window_mappings AS b "
+                "ON b.window_idx = a.window_idx + 1 WHERE b.window_idx IS NULL AND a.window_idx >= -1 LIMIT 1"
+            ).get
+            where = f"; the first one missing is {missing}" if first == 0 else ""
+            self._error(
+                "gap", f"{counted} windows should be numbered 0 to {counted - 1}, but they are {first} to {last}{where}"
+            )
+            return False
+        self._report.windows = int(counted or 0)
+        self._report.is_open = not self._findings.has("totals")
+        return True
+
+    def _places(self) -> None:
+        """Look at neighbouring windows at random places."""
+        choose = random.Random(self._task.seed)
+        total = self._report.windows
+        ordered = self._is_ordered()
+        for _ in range(min(PLACES, total)):
+            start = choose.randrange(max(1, total - NEIGHBOURS + 1))
+            end = min(total, start + NEIGHBOURS)
+            found = self._one(
+                "SELECT count(*) FROM window_mappings WHERE window_idx >= ? AND window_idx < ?", start, end
+            )
+            if found != end - start:
+                self._error("gap", f"of the windows {start} to {end - 1} there are {found}, not {end - start}")
+                self._report.is_open = False
+                return
+            if not ordered:
+                continue
+            astray = self._db.execute(
+                "SELECT b.window_idx FROM window_mappings AS b JOIN window_mappings AS a ON a.window_idx = b.window_idx - 1 "
+                f"WHERE b.window_idx > ? AND b.window_idx < ? AND NOT {self._follows} LIMIT 1",
+                (start, end),
+            ).get
+            if astray is not None:
+                self._disorder(astray, "such windows near it")
+                return
+
+    def _is_ordered(self) -> bool:
+        """Tell whether this database promises an order: precompute does, and `contig_lengths` is of no use without."""
+        return self._report.has_lengths or "fingerprint" in self._metadata
+
+    def _order(self) -> None:
+        strange = self._one(
+            "SELECT count(*) FROM window_mappings WHERE typeof(sequence_id) != 'text' OR typeof(window_in_seq_idx) != 'integer'"
+        )
+        if strange:
+            self._error("schema", f"{strange:,} rows of window_mappings hold no text as ID, or no integer as position")
+        if not self._is_ordered():
+            return
+        count, astray = self._db.execute(
+            "SELECT count(*), min(b.window_idx) FROM window_mappings AS b JOIN window_mappings AS a "
+            f"ON a.window_idx = b.window_idx - 1 WHERE NOT {self._follows}"
+        ).get
+        if count:
+            self._disorder(astray, f"{count:,} such places in all")
+
+    def _disorder(self, window_idx: int, how_many: str) -> None:
+        before, this = self._db.execute(
+            "SELECT sequence_id, window_in_seq_idx FROM window_mappings WHERE window_idx IN (?, ?) ORDER BY window_idx",
+            (window_idx - 1, window_idx),
+        ).fetchall()
+        self._error(
+            "order",
+            f"window {window_idx} is window {this[1]} of {this[0]!r}, behind window {before[1]} of {before[0]!r}: IDs should "
+            f"rise, and the windows of each be 0, 1, 2, ... ({how_many})",
+        )
+
+    def _distinct(self) -> None:
+        stated = self._metadata.get("distinct_sequences")
+        if stated is not None:
+            counted = self._one("SELECT count(*) FROM (SELECT DISTINCT sequence_id FROM window_mappings)")
+            if stated != counted:
+                self._error(
+                    "totals", f"metadata distinct_sequences={stated}, but window_mappings names {counted} contigs"
+                )
+
+    def _recorded_lengths(self, geometry: WindowGeometry) -> None:
+        stated = self._metadata.get("fingerprint")
+        if self._report.has_lengths:
+            check_lengths(
+                self._findings,
+                self._db,
+                self._path,
+                self._report.mend,
+                geometry=geometry,
+                windows=self._report.windows,
+                fingerprint=stated,
+                has_holes=self._report.max_ambiguous is not None,
+            )
+        elif stated is not None:
+            self._error("fingerprint", f"metadata has fingerprint={stated}, but no contig_lengths to compute it from")
+
+    def _packs(self, geometry: WindowGeometry) -> None:
+        with self._findings.checking("packs", self._path, self._report.mend):
+            check = PacksCheck(
+                self._findings,
+                self._db,
+                self._path,
+                geometry=geometry,
+                windows=self._report.windows,
+                has_lengths=self._report.has_lengths,
+                sequences=self._task.sequences,
+                scratch=self._task.copy.parent,
+            )
+            with self._findings.checking("packs", self._path, check.mend):
+                sound = not any(self._findings.has(of) for of in ("gap", "order", "windows", "fingerprint"))
+                check.run(full=self._task.full, seed=self._task.seed, lengths_are_sound=sound)
+
+    # ---- its samples ----
+
+    def _samples(self, has_index: bool) -> None:
+        """Find which samples its windows name, and where their IDs are."""
+        if not has_index:  # else it would be walked through for each sample
+            self._report.joined = self._task.copy
+            copy_with_index(self._path, self._report.joined, str(self._db.pragma("encoding")), self._report.has_lengths)
+        if not self._task.by_sample:
+            self._report.ranges[""] = [EVERYTHING]
+            return
+        with closing(open_read_only(self._report.joined, io="read")) as source:
+            for sequence_id, found in prefixes(source):
+                try:
+                    sample = schema.extract_sample_id(sequence_id)
+                except InputError as error:
+                    self._error("sample", str(error))
+                    return
+                self._report.ranges.setdefault(sample, []).append(found)
+
+
+def _integer(value: object) -> int | None:
+    """Return a value of the metadata as the loader reads it; None where it is no integer."""
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    try:
+        return int(value)  # type: ignore[call-overload, no-any-return]  # a TypeError is answered
+    except (TypeError, ValueError):
+        return None

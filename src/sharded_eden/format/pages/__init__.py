@@ -1,0 +1,1 @@
+"""SQLite's file format, read and written by hand: the only package that knows it."""

@@ -1,0 +1,346 @@
+"""Where tasks run (in this process, in a pool of processes, or on a Ray cluster), and progress callbacks for long commands.
+
+Enter: a function, and tasks that can be pickled. Leaves: what became of each, in the order in which they end. A task's
+function is the same everywhere, `function(task, say)`: `say` takes a small message to whoever runs the tasks. No more tasks
+wait than keep everyone busy, so that a million of them may come from an iterator.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from queue import Empty
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+from sharded_eden.errors import EdenError, MissingExtra, UsageError
+
+EngineName = Literal["local", "ray"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Say: TypeAlias = Callable[[Any], object]
+Work: TypeAlias = Callable[[Task, Say], Result]
+
+WAIT_SECONDS = 0.2
+"""How long the messages of a pool's workers may wait before they are delivered."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where tasks run.
+
+    Args:
+        name: `local` or `ray`.
+        jobs: how many at a time; 1 on `local` is this process. None on `ray`: as many as the cluster has processors.
+        address: of a Ray cluster (`auto` for the one this machine belongs to).
+    """
+
+    name: EngineName = "local"
+    jobs: int | None = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in {"local", "ray"}:
+            raise UsageError(f"--engine must be 'local' or 'ray', not {self.name!r}")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, not {self.jobs}")
+        if self.address is not None and self.name != "ray":
+            raise UsageError(f"--address {self.address} needs --engine ray")
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Task, Result]):
+    """What became of a task: a result, or an error."""
+
+    task: Task
+    result: Result | None = None
+    error: BaseException | None = None
+
+
+class TaskStopped(Exception):
+    """Raised inside a task, by `say`, when whoever runs it wants it no longer."""
+
+
+def run_tasks(
+    function: Work[Task, Result], tasks: Iterable[Task], engine: Engine, *, heard: Say | None = None
+) -> Iterator[Ended[Task, Result]]:
+    """Run tasks and yield what became of each.
+
+    Args:
+        function: a function of a module, called with a task and `say`.
+        tasks: read as they are needed.
+        engine: where they run.
+        heard: called in this process with each message that a task says. On Ray nothing is heard.
+
+    Raises:
+        EdenError: a worker process died; what other tasks wrote stands.
+        MissingExtra: Ray is asked for and not installed.
+    """
+    heard = heard or (lambda message: None)
+    if engine.name == "ray":
+        return _run_on_ray(function, iter(tasks), engine)
+    if engine.jobs == 1:
+        return _run_here(function, iter(tasks), heard)
+    return _run_in_pool(function, iter(tasks), engine.jobs or os.cpu_count() or 1, heard)
+
+
+def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -> Iterator[Ended[Task, Result]]:
+    for task in tasks:
+        try:
+            ended = Ended(task, result=function(task, heard))
+        except Exception as error:
+            ended = Ended(task, error=error)
+        yield ended
+
+
+# In a worker: how it is heard, and whether it shall go on.
+_messages: Any = None
+_stop: Any = None
+
+
+def _begin_worker(messages: Any, stop: Any) -> None:
+    global _messages, _stop
+    _messages, _stop = messages, stop
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver then stops its workers
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """End this worker at once when the process that started it is gone, however it ended."""
+    parent.join()
+    os._exit(1)
+
+
+def _say(message: object) -> None:
+    if _stop.is_set():
+        raise TaskStopped
+    _messages.put(message)
+
+
+def _run_in_worker(function: Work[Task, Result], task: Task) -> Result:
+    return function(task, _say)
+
+
+def _run_in_pool(
+    function: Work[Task, Result], tasks: Iterator[Task], jobs: int, heard: Say
+) -> Iterator[Ended[Task, Result]]:
+    context = multiprocessing.get_context("spawn")  # a forked worker would inherit SQLite connections and threads
+    messages, stop = context.SimpleQueue(), context.Event()
+    listener = threading.Thread(target=_listen, args=(messages, inbox := _Inbox()), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop))
+    running: dict[Future[Result], Task] = {}
+    try:
+        while True:
+            for task in islice(tasks, 2 * jobs - len(running)):
+                running[pool.submit(_run_in_worker, function, task)] = task
+            if not running:
+                break
+            done, _ = wait(running, timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)
+            inbox.deliver(heard)
+            for future in done:
+                task = running.pop(future)
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise EdenError(
+                        "a worker process died, as it does when memory runs out. What is finished is kept: run the same "
+                        f"command again, with fewer --jobs than {jobs}"
+                    ) from error
+                yield Ended(task, result=None if error else future.result(), error=error)
+        inbox.deliver(heard)
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        messages.put(None)
+        listener.join()
+        messages.close()
+
+
+class _Inbox:
+    """Messages between the thread that receives them and the one that runs the tasks."""
+
+    def __init__(self) -> None:
+        from queue import SimpleQueue
+
+        self._queue: SimpleQueue[object] = SimpleQueue()
+        self.put = self._queue.put
+
+    def deliver(self, heard: Say) -> None:
+        while True:
+            try:
+                heard(self._queue.get_nowait())
+            except Empty:
+                return
+
+
+def _listen(messages: Any, inbox: _Inbox) -> None:
+    """Empty the pipe at all times: a worker that writes to a full one would wait for ever."""
+    while (message := messages.get()) is not None:
+        inbox.put(message)
+
+
+RAY_RETRIES = 5
+"""How often a task is run again whose node or process died."""
+
+
+def _run_on_ray(function: Work[Task, Result], tasks: Iterator[Task], engine: Engine) -> Iterator[Ended[Task, Result]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra("ray", "ray") from error
+    started_here = not ray.is_initialized()
+    if started_here:
+        try:
+            ray.init(address=engine.address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, ValueError) as error:
+            raise UsageError(f"--address {engine.address}: no Ray cluster answers there ({error})") from error
+    remote: Any = ray.remote(max_retries=RAY_RETRIES, num_cpus=1)(_run_quietly)
+    resources: Any = ray.cluster_resources
+    running: dict[Any, Task] = {}
+    try:
+        while True:
+            width = engine.jobs or 2 * max(1, int(resources().get("CPU", 1)))
+            for task in islice(tasks, max(0, width - len(running))):
+                running[remote.remote(function, task)] = task
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                task = running.pop(reference)
+                try:
+                    ended = Ended(task, result=ray.get(reference))
+                except ray.exceptions.RayTaskError as error:
+                    ended = Ended(task, error=error.cause if isinstance(error.cause, Exception) else error)
+                except ray.exceptions.RayError as error:
+                    raise EdenError(
+                        f"Ray gave a task up after {RAY_RETRIES} retries ({error}). What is finished is kept: run the "
+                        "same command again"
+                    ) from error
+                yield ended
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if started_here:
+            ray.shutdown()
+
+
+def _run_quietly(function: Work[Task, Result], task: Task) -> Result:
+    return function(task, lambda message: None)
+
+
+# ---- progress ----
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called with what is done and the total, in a unit of the step's own choice (bytes of input, contigs)."""
+
+Note: TypeAlias = Callable[[str], object]
+"""Called with what is being done, in a few words: `1,204 records, 5.2 Gb, 310 Mb/s, SAMPLE1`."""
+
+REPORT_SECONDS = 0.1
+"""The least time between two reports of one `Meter`."""
+
+
+class Meter:
+    """Adds up what is done and reports it, ten times a second at most."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._next_report = 0.0
+
+    def reach(self, before: int, done: int) -> None:
+        """Say that `done` of the present part is behind us, and `before` of the total in the parts before it."""
+        if self._progress is not None and (now := time.monotonic()) >= self._next_report:
+            self._next_report = now + REPORT_SECONDS
+            self._progress(min(before + done, self._total), self._total)
+
+    def finish(self) -> None:
+        """Say that everything is done."""
+        if self._progress is not None:
+            self._progress(self._total, self._total)
+
+
+class Tick(NamedTuple):
+    """How far one of many tasks has come since it began."""
+
+    task: Hashable
+    done: int
+    """In the unit of the total."""
+    records: int
+    bases: int
+    sample: str
+    """What it works on."""
+
+
+class Ticker:
+    """Tells how far one task has come, five times a second at most.
+
+    Args:
+        say: takes a `Tick`.
+        task: what tells the task from others.
+    """
+
+    INTERVAL_SECONDS = 0.2
+
+    def __init__(self, say: Callable[[Any], object], task: Hashable) -> None:
+        self._say, self._task = say, task
+        self._next = 0.0
+        self.records = self.bases = 0
+
+    def count(self, records: int, bases: int, done: int, sample: str) -> None:
+        """Count more records and bases; `done` is what is behind us of the whole task."""
+        self.records += records
+        self.bases += bases
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + self.INTERVAL_SECONDS
+            self._say(Tick(self._task, done, self.records, self.bases, sample))
+
+
+class Tally:
+    """Adds up the ticks of all tasks, and what is finished, and tells both callbacks."""
+
+    def __init__(self, progress: Progress | None, note: Note | None, total: int) -> None:
+        self._meter = Meter(progress, total)
+        self._note = note
+        self._running: dict[Hashable, Tick] = {}
+        self._done = self._records = self._bases = 0
+        self._started = time.monotonic()
+
+    def hear(self, tick: Tick) -> None:
+        """Take in how far a task has come."""
+        self._running[tick.task] = tick
+        self._tell(tick.sample)
+
+    def end(self, task: Hashable, done: int, records: int, bases: int) -> None:
+        """Take in that a task has ended, with all it has done."""
+        self._running.pop(task, None)
+        self._done += done
+        self._records += records
+        self._bases += bases
+        self._tell("")
+
+    def finish(self) -> None:
+        """Say that everything is done."""
+        self._meter.finish()
+
+    def _tell(self, sample: str) -> None:
+        running = self._running.values()
+        self._meter.reach(self._done, sum(tick.done for tick in running))
+        if self._note is not None:
+            records = self._records + sum(tick.records for tick in running)
+            bases = self._bases + sum(tick.bases for tick in running)
+            rate = bases / max(time.monotonic() - self._started, 1e-9)
+            words = f"{records:,} records, {bases / 1e6:,.0f} Mb, {rate / 1e6:,.0f} Mb/s"
+            self._note(f"{words}, {sample}" if sample else words)

@@ -1,0 +1,167 @@
+"""One sequence database in one thread, and what a contig of it is: flat cost in contig length.
+
+Enters: a contig ID, a 0-based start and a buffer. Leaves: the bases, as the bytes that the database holds.
+Costs: SQLite's incremental BLOB I/O reads just the bytes asked for (on TEXT values too), about 3 µs a window. The first read
+of a contig walks its chain of overflow pages; a handle that stays open remembers the pages, so long contigs keep theirs.
+
+`substr()`, which loads the whole value first, is the fallback where BLOB I/O cannot serve: WITHOUT ROWID tables, views,
+UTF-16 databases. Source: https://www.sqlite.org/c3ref/blob_open.html
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import DatabaseError
+from sharded_eden.format.sqlite import IOMode, open_read_only, table_columns
+
+ReadMode = Literal["auto", "blob", "substr"]
+
+LONG_CONTIG_BASES = 1 << 17
+"""Contigs from here on keep a handle of their own: 128 kb are 32 pages, whose walk costs as much as a lookup."""
+
+
+class Contig(Protocol):
+    """One contig, ready to be read."""
+
+    sample_id: str
+    length: int
+    """Bases."""
+    page_list_bytes: int
+    """What SQLite remembers for this contig alone, in a handle worth keeping; 0 where there is none."""
+
+    def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
+        """Fill `out` from `at` on with the `length` bases from `start` on; -1: to its end. All of them must exist."""
+
+
+class BlobContig:
+    """A contig behind an open BLOB handle."""
+
+    __slots__ = ("_blob", "length", "page_list_bytes", "sample_id")
+
+    def __init__(self, blob: apsw.Blob, sample_id: str) -> None:
+        self._blob = blob
+        self.sample_id = sample_id
+        self.length = blob.length()
+        self.page_list_bytes = 0
+
+    def reopen(self, rowid: int) -> None:
+        """Become the contig of another row."""
+        self._blob.reopen(rowid)
+        self.length = self._blob.length()
+
+    def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
+        """See `Contig.read`."""
+        self._blob.seek(start)
+        self._blob.read_into(out, at, length)  # type: ignore[arg-type]  # any writable buffer will do
+
+
+class SubstrContig:
+    """A contig that is read with `substr`: O(length of the contig) a window."""
+
+    __slots__ = ("_cursor", "_key", "_unit", "length", "page_list_bytes", "sample_id")
+
+    def __init__(self, database: SampleDatabase, key: str, length_bytes: int, encoding: str) -> None:
+        self._cursor = database.connection.cursor()
+        self._key = key
+        self._unit = np.dtype({"UTF-16le": "<u2", "UTF-16be": ">u2"}.get(encoding, "u1"))
+        self.sample_id = database.sample_id
+        self.length = length_bytes // self._unit.itemsize
+        self.page_list_bytes = 0
+
+    def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
+        """See `Contig.read`."""
+        place = out[at : len(out) if length < 0 else at + length]
+        # The one place with SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
+        data: bytes = self._cursor.execute(
+            "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ?",
+            (start * self._unit.itemsize + 1, len(place) * self._unit.itemsize, self._key),
+        ).get
+        # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
+        place[:] = np.minimum(np.frombuffer(data, dtype=self._unit), 0xFF)
+
+
+class SampleDatabase:
+    """One open sequence database, in one thread."""
+
+    def __init__(self, sample_id: str, path: Path, io: IOMode, read_with: ReadMode) -> None:
+        self.sample_id = sample_id
+        self.path = path
+        self.connection = open_read_only(path, io=io)
+        self.has_windows = False
+        try:
+            columns = table_columns(self.connection, "sequences")
+            if not {"contig_id", "nt_sequence"} <= set(columns):
+                raise DatabaseError(
+                    f"{path}: expected a table sequences(contig_id, nt_sequence), found "
+                    + (f"sequences({', '.join(columns)})" if columns else "none")
+                )
+            # A column may bear the name rowid; SQLite has two more names for the real one.
+            rowid = next(name for name in ("rowid", "_rowid_", "oid") if name not in {c.lower() for c in columns})
+            self._find_row = f"SELECT {rowid} FROM sequences WHERE contig_id = ?"
+            self._cursor = self.connection.cursor()
+            self._scratch: BlobContig | None = None
+            self._encoding = str(self.connection.pragma("encoding"))
+            self._page_bytes = int(self.connection.pragma("page_size"))
+            obstacle = self._what_rules_out_blobs()
+            if obstacle and read_with == "blob":
+                raise DatabaseError(f"{path}: BLOB reads were asked for, but {obstacle}. Leave read_with at 'auto'")
+            self._by_substr = read_with == "substr" or bool(obstacle)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _what_rules_out_blobs(self) -> str:
+        if self._encoding != "UTF-8":
+            return f"its encoding is {self._encoding}"
+        kind = self.connection.execute("SELECT type, wr FROM pragma_table_list('sequences') WHERE schema = 'main'").get
+        if kind[0] != "table":
+            return f"sequences is a {kind[0]}"
+        return "sequences is a WITHOUT ROWID table" if kind[1] else ""
+
+    def open_contig(self, contig_id: str) -> Contig | None:
+        """Return a contig of this database, None where it has no such one.
+
+        A contig that is not `kept_open` may be read until the next one of this database is asked for.
+        """
+        if self._by_substr:
+            return self._contig_by_substr(contig_id)
+        rowid = self._cursor.execute(self._find_row, (contig_id,)).get
+        if rowid is None:
+            return None
+        contig = self._scratch
+        try:
+            if contig is None:
+                blob = self.connection.blob_open("main", "sequences", "nt_sequence", rowid, False)
+                contig = self._scratch = BlobContig(blob, self.sample_id)
+            else:
+                contig.reopen(rowid)
+        except apsw.SQLError as error:  # the value is NULL or a number
+            self._scratch = None
+            raise self._no_text(contig_id, str(error)) from error
+        if contig.length >= LONG_CONTIG_BASES:
+            contig.page_list_bytes = 4 * (contig.length // self._page_bytes)
+            self._scratch = None
+        return contig
+
+    def _contig_by_substr(self, contig_id: str) -> Contig | None:
+        found = self._cursor.execute(
+            "SELECT length(CAST(nt_sequence AS BLOB)), typeof(nt_sequence) FROM sequences WHERE contig_id = ?",
+            (contig_id,),
+        ).get
+        if found is None:
+            return None
+        length_bytes, kind = found
+        if kind not in {"text", "blob"}:
+            raise self._no_text(contig_id, f"it is {kind}")
+        return SubstrContig(self, contig_id, length_bytes, self._encoding if kind == "text" else "UTF-8")
+
+    def _no_text(self, contig_id: str, why: str) -> DatabaseError:
+        return DatabaseError(
+            f"{self.path}: nt_sequence of contig {contig_id!r} is no text ({why}). Build that sample again"
+        )

@@ -1,1 +1,0 @@
-"""For the person who runs it. May import all of the above."""

@@ -1,0 +1,300 @@
+"""How fast a user's own data loads from a user's own disk, where the time goes, and what to change.
+
+Enters: a folder of sequence databases and a window database. Leaves: rates and times. Costs some seconds for each line.
+Windows are visited in the order in which training would visit them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from sharded_eden.errors import UsageError
+from sharded_eden.jobs import Progress
+from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.locate import WindowIndex
+from sharded_eden.train.stream import Stream
+
+STAGES = ("locate", "read", "encode", "collate", "transfer")
+REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderRate:
+    """The rate of a whole `DataLoader` loop, batches expanded to tensors."""
+
+    workers: int
+    start_method: str
+    compact: bool
+    windows_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What was measured."""
+
+    windows: int
+    """Windows of the split."""
+    seq_length: int
+    batch_size: int
+    cold_windows_per_second: float | None
+    """With the databases dropped from the page cache; None where the system cannot drop them."""
+    warm_windows_per_second: float
+    """The same windows again, in one process."""
+    mean_bases: float
+    """Bases that a window shows, on average."""
+    stage_microseconds: dict[str, float]
+    """Time a window spends in each stage, one process, warm; no `transfer` without a GPU."""
+    loaders: list[LoaderRate] = field(default_factory=list)
+    verdict: str = ""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens, padding included, warm, in one process."""
+        return self.warm_windows_per_second * self.seq_length
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Bases read, in MB, warm, in one process."""
+        return self.warm_windows_per_second * self.mean_bases / 1e6
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        rates = {"tokens_per_second": self.tokens_per_second, "megabytes_per_second": self.megabytes_per_second}
+        return asdict(self) | rates
+
+
+def bench(
+    sequence_db_dir: str | os.PathLike[str],
+    window_db_path: str | os.PathLike[str],
+    *,
+    batch_size: int = 32,
+    max_workers: int | None = None,
+    start_methods: Iterable[str] = ("fork",),
+    seconds: float = 2.0,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure how fast a split loads.
+
+    Args:
+        sequence_db_dir: the folder of per-sample sequence databases.
+        window_db_path: the window database of a split.
+        batch_size: windows of a batch.
+        max_workers: the most `DataLoader` workers to try; None for as many as there are processors, 8 at most.
+        start_methods: how workers start: `fork`, `spawn`, `forkserver`.
+        seconds: how long each line is measured.
+        tokenizer: see `ShardedEdenDataset`.
+        progress: called with the measurements done and their total.
+
+    Raises:
+        UsageError: a size below 1, an unknown start method, or a split without windows.
+        DatabaseError: a database is missing or damaged.
+    """
+    methods = list(start_methods)
+    known = torch.multiprocessing.get_all_start_methods()
+    if batch_size < 1 or seconds <= 0 or (max_workers or 0) < 0:
+        raise UsageError("batch_size must be at least 1, seconds above 0, and workers not below 0")
+    if unknown := [method for method in methods if method not in known]:
+        raise UsageError(f"{unknown[0]!r} is no start method here: use {', '.join(known)}")
+    most = min(8, os.cpu_count() or 1) if max_workers is None else max_workers
+    workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
+    opener = _Opener(sequence_db_dir, window_db_path, tokenizer)
+    steps = 2 + 2 * (1 + len(methods) * (len(workers) - 1))
+    report: Callable[[int], object] = lambda done: progress(done, steps) if progress else None  # noqa: E731
+
+    with opener(compact=False) as dataset:
+        paths = [Path(window_db_path), *map(Path, dataset.sample_db_mapping.values())]
+    kept = [path for path in paths if not _drop_from_cache(path)]
+    with opener(compact=False) as dataset:
+        stream = Stream(dataset)
+        cold = _windows_per_second(_batches(stream, batch_size), batch_size, seconds) if not kept else None
+        report(1)
+        warm = statistics.median(
+            _windows_per_second(_batches(stream, batch_size), batch_size, seconds / REPEATS) for _ in range(REPEATS)
+        )
+        stages, mean_bases = _time_stages(stream, batch_size, seconds)
+        report(2)
+        result = BenchResult(
+            windows=len(dataset),
+            seq_length=dataset.seq_length,
+            batch_size=batch_size,
+            cold_windows_per_second=cold,
+            warm_windows_per_second=warm,
+            mean_bases=mean_bases,
+            stage_microseconds=stages,
+        )
+        is_table = dataset.has_table
+    for compact in (False, True) if is_table else (False,):
+        with opener(compact=compact) as dataset:
+            for method, count in [("", 0), *itertools.product(methods, workers[1:])]:
+                rate = _loader_rate(dataset, batch_size, count, method, seconds)
+                result.loaders.append(
+                    LoaderRate(workers=count, start_method=method, compact=compact, windows_per_second=rate)
+                )
+                report(2 + len(result.loaders))
+    return BenchResult(**{**result.__dict__, "verdict": _verdict(result, is_table)})
+
+
+class _Opener:
+    """Opens the split as training would, with the geometry that its database states."""
+
+    def __init__(
+        self, sequence_db_dir: str | os.PathLike[str], window_db: str | os.PathLike[str], tokenizer: Any
+    ) -> None:
+        self._paths = sequence_db_dir, window_db
+        self._tokenizer = tokenizer
+        index = WindowIndex(window_db)
+        self._geometry = index.geometry
+        index.close()
+
+    def __call__(self, *, compact: bool) -> ShardedEdenDataset:
+        return ShardedEdenDataset(
+            self._tokenizer,
+            *self._paths,
+            self._geometry.window_size,
+            stride=self._geometry.stride,
+            rc_aug=True,
+            compact=compact,
+        )
+
+
+def _drop_from_cache(path: Path) -> bool:
+    """Ask the system to forget a file's cached pages; False where it cannot be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _positions(batch_size: int) -> Iterator[list[int]]:
+    return (list(range(first, first + batch_size)) for first in itertools.count(0, batch_size))
+
+
+def _batches(stream: Stream, batch_size: int) -> Iterator[Any]:
+    return (stream.collate_fn(stream.__getitems__(positions)) for positions in _positions(batch_size))
+
+
+def _windows_per_second(batches: Iterable[Any], batch_size: int, seconds: float) -> float:
+    """Take batches for so many seconds, at least three of them."""
+    count, begun = 0, time.perf_counter()
+    for _ in batches:
+        count += 1
+        if count >= 3 and time.perf_counter() - begun >= seconds:
+            break
+    return count * batch_size / (time.perf_counter() - begun)
+
+
+def _time_stages(stream: Stream, batch_size: int, seconds: float) -> tuple[dict[str, float], float]:
+    """Return the median microseconds a window of each stage, and the bases that a window shows on average."""
+    dataset = stream.dataset
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    bases: list[int] = []
+    begun = time.perf_counter()
+    for positions in _positions(batch_size):
+        windows = stream.windows_at(positions)
+        spent, shown = _time_batch(dataset, windows)
+        bases += shown
+        for stage, one in zip(STAGES, spent, strict=False):
+            times[stage].append(one / batch_size * 1e6)
+        if len(times["locate"]) >= 3 and time.perf_counter() - begun >= seconds:
+            break
+    measured = {stage: max(0.0, statistics.median(values)) for stage, values in times.items() if values}
+    return measured, statistics.fmean(bases)
+
+
+def _time_batch(dataset: ShardedEdenDataset, windows: list[tuple[int, int]]) -> tuple[list[float], list[int]]:
+    """Return the seconds that each stage takes for one batch, and the bases of each of its windows."""
+    located = _seconds(lambda: dataset.locate_many([window_idx for _, window_idx in windows]))
+    fetched = _seconds(lambda: deque(dataset.fetch_many(windows), maxlen=0))  # locates, and reads
+    made = _seconds(lambda: dataset.__getitems__(windows))  # locates, reads, and encodes
+    spent = [located, fetched - located, made - fetched]
+    rows = dataset.__getitems__(windows)
+    spent.append(_seconds(lambda: dataset.collate_fn(rows)))
+    if torch.cuda.is_available():
+        spent.append(_seconds(lambda: _to_device(dataset.collate_fn(rows))))
+    return spent, [len(window.bases) for window in dataset.fetch_many(windows)]
+
+
+def _to_device(batch: dict[str, torch.Tensor]) -> None:
+    for tensor in batch.values():
+        tensor.to("cuda")
+    torch.cuda.synchronize()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _loader_rate(dataset: ShardedEdenDataset, batch_size: int, workers: int, method: str, seconds: float) -> float:
+    """Return the rate of a whole loop, counted once the workers have started."""
+    expand = dataset.expander() if dataset.compact else None
+    loader = DataLoader(
+        Stream(dataset),
+        batch_sampler=_Endless(batch_size),
+        num_workers=workers,
+        collate_fn=dataset.collate_fn,
+        multiprocessing_context=method or None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    batches = iter(loader)
+    for _ in range(2 * workers):
+        next(batches)
+    loop = batches if expand is None else (expand(batch) for batch in batches)
+    rate = _windows_per_second(loop, batch_size, seconds)
+    del loop, batches
+    return rate
+
+
+class _Endless(torch.utils.data.Sampler[list[int]]):
+    """Batches of positions, one after the other."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return _positions(self._batch_size)
+
+
+def _verdict(result: BenchResult, is_table: bool) -> str:
+    """Say what bounds the rate, and which setting to change."""
+    best = max(result.loaders, key=lambda loader: loader.windows_per_second)
+    advice = f"DataLoader(num_workers={best.workers}), compact={best.compact}: {best.windows_per_second:,.0f} windows/s"
+    cold, warm = result.cold_windows_per_second, result.warm_windows_per_second
+    if not is_table:
+        return (
+            "The tokenizer bounds it: it is called once for each window, since it is not one id per letter. A per-character "
+            f"tokenizer becomes a table. Until then more workers help. Best: {advice}."
+        )
+    if cold is not None and cold < warm / 3:
+        return (
+            f"The disk bounds the first pass ({cold / warm:.0%} of the warm rate): use a local disk, or more workers, which "
+            f"wait side by side. Once cached, best: {advice}."
+        )
+    full = max(r.windows_per_second for r in result.loaders if not r.compact)
+    if best.compact and best.windows_per_second > 1.2 * full:
+        return (
+            f"Moving tensors between processes bounds it: compact=True gives {best.windows_per_second / full:.1f} times the "
+            f"rate. Best: {advice}."
+        )
+    slowest = max(result.stage_microseconds, key=lambda stage: result.stage_microseconds[stage])
+    return f"The processor bounds it, most of all in `{slowest}`: add workers up to the number of processors. Best: {advice}."

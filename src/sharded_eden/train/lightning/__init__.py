@@ -1,0 +1,1 @@
+"""The data module for PyTorch Lightning."""

@@ -1,0 +1,369 @@
+"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. With accumulation.py, the only import of Lightning.
+
+Enters: paths and sizes. Leaves: three dataloaders. The training position is counted in whole global batches out of the
+trainer's own progress, so that what workers have prefetched never counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from sharded_eden.errors import MissingExtra, UsageError
+
+try:
+    import lightning.pytorch as pl
+except ImportError as error:
+    raise MissingExtra("lightning", "train") from error
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from sharded_eden.load.batch import Example
+from sharded_eden.load.compact import Expander
+from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.tokenizer import NucleotideTokenizer
+from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
+from sharded_eden.train.lightning.counters import Position, restate_progress
+from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
+from sharded_eden.train.megatron import (
+    DataParallel,
+    DataSampler,
+    data_parallel_of,
+    plan_of_job,
+    steps_are_global_batches,
+)
+from sharded_eden.train.sampler import BatchPlan
+from sharded_eden.train.state import consumed_samples_of, make_state
+from sharded_eden.train.stream import EvaluationStream, Stream
+
+logger = logging.getLogger(__name__)
+
+
+class ShardedEdenDataModule(pl.LightningDataModule):
+    """Feeds a Lightning Trainer from sequence databases and one window database for each split.
+
+    Every optimizer step sees exactly `global_batch_size` examples: gradient accumulation is set while fitting. An epoch is
+    `windows * num_epochs // global_batch_size` optimizer steps from the current position of an endless shuffled stream.
+    Validation and test pass over their whole split in one fixed random order, without augmentation.
+
+    Args:
+        sequence_db_dir: the folder of per-sample sequence databases.
+        train_window_db_path: the window database of the training split.
+        val_window_db_path: that of the validation split, None for no validation.
+        test_window_db_path: that of the test split, None for no test.
+        seq_length: tokens of a row.
+        tokenizer: None for the built-in `NucleotideTokenizer`.
+        micro_batch_size: examples of one forward pass on one rank.
+        global_batch_size: examples of one optimizer step on all ranks together.
+        rampup_batch_size: Megatron's [start, increment, samples]; a Trainer without Megatron cannot ramp up.
+        num_workers: worker processes of each dataloader.
+        pin_memory: pin batches where there is a GPU to copy them to.
+        persistent_workers: keep the workers between epochs.
+        create_attention_mask: add a causal mask to each example.
+        vocab_file, merges_file: not supported; pass `tokenizer`.
+        rc_aug: show half of the training windows as their reverse complement.
+        stride: bases between windows.
+        window_min_length_threshold: that of the window databases; None accepts what they have.
+        use_control_tags: begin rows with a control tag.
+        seed: decides order and strands.
+        num_epochs: passes over the data that one Lightning epoch makes.
+        log_windows: write a CSV of the windows visited.
+        log_dir: where it goes.
+        multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
+        accept_other_data: take the position of a checkpoint that was saved for other data, another seed or by the original.
+        compact: send 8 KB a window from the workers to the device, and make the same tensors there.
+        packed: each row is a pack of several windows; the window databases need packs.
+        mask_ambiguous, soft_mask_weight, loss_on_eos: what labels weigh, see `ShardedEdenDataset`.
+
+    Raises:
+        UsageError: sizes that do not fit, or `vocab_file` or `merges_file`.
+    """
+
+    def __init__(
+        self,
+        sequence_db_dir: str | os.PathLike[str],
+        train_window_db_path: str | os.PathLike[str],
+        val_window_db_path: str | os.PathLike[str] | None = None,
+        test_window_db_path: str | os.PathLike[str] | None = None,
+        seq_length: int = 8192,
+        tokenizer: Any = None,
+        micro_batch_size: int = 1,
+        global_batch_size: int = 4,
+        rampup_batch_size: list[int] | None = None,
+        num_workers: int = 8,
+        pin_memory: bool = True,
+        persistent_workers: bool = False,
+        create_attention_mask: bool = False,
+        vocab_file: str | None = None,
+        merges_file: str | None = None,
+        rc_aug: bool = False,
+        stride: int = 7992,
+        window_min_length_threshold: int | None = None,
+        use_control_tags: bool = False,
+        seed: int = 42,
+        num_epochs: int = 1,
+        log_windows: bool = False,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        multiprocessing_context: str | None = None,
+        accept_other_data: bool = False,
+        compact: bool = False,
+        packed: bool = False,
+        mask_ambiguous: bool = False,
+        soft_mask_weight: float = 1.0,
+        loss_on_eos: bool = False,
+    ) -> None:
+        super().__init__()
+        if vocab_file is not None or merges_file is not None:
+            raise UsageError("vocab_file and merges_file are not read: pass the tokenizer itself as tokenizer=")
+        if num_epochs < 1:
+            raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
+        BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
+        self.sequence_db_dir = sequence_db_dir
+        self.train_window_db_path = train_window_db_path
+        self.val_window_db_path = val_window_db_path
+        self.test_window_db_path = test_window_db_path
+        self.seq_length = seq_length
+        self.tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.rampup_batch_size = rampup_batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.create_attention_mask = create_attention_mask
+        self.rc_aug = rc_aug
+        self.stride = stride
+        self.window_min_length_threshold = window_min_length_threshold
+        self.use_control_tags = use_control_tags
+        self.seed = seed
+        self.num_epochs = num_epochs
+        self.log_windows = log_windows
+        self.log_dir = log_dir
+        self.multiprocessing_context = multiprocessing_context
+        self.accept_other_data = accept_other_data
+        self.compact = compact
+        self.packed = packed
+        self.mask_ambiguous = mask_ambiguous
+        self.soft_mask_weight = soft_mask_weight
+        self.loss_on_eos = loss_on_eos
+        self.data_sampler = DataSampler(self, seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
+
+        self._leave_undefined()
+        self._streams: dict[str, Stream] = {}
+        self._expand: Expander | None = None
+        self._pending_state: dict[str, Any] | None = None
+        self._position = Position()
+        self._accumulation: Accumulation | None = None
+
+    def _leave_undefined(self) -> None:
+        """Take back what this module does not define: Lightning then skips it without a warning, or asks the user's module.
+
+        That is the loop of a split without a database, and the hook that only compact batches need.
+        """
+        if self.val_window_db_path is None:
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        if self.test_window_db_path is None:
+            self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
+        if not self.compact:
+            self.on_after_batch_transfer = super().on_after_batch_transfer  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        undefined = {"val_dataloader", "test_dataloader", "on_after_batch_transfer"}
+        return {name: value for name, value in self.__dict__.items() if name not in undefined}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._leave_undefined()
+
+    # ---- Lightning's hooks, in the order in which it calls them ----
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage needs: `fit`, `validate`, `test`, or None for all."""
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(
+            stage or "", ("train", "val", "test")
+        )
+        for split in wanted:
+            if split not in self._streams:
+                self._open(split)
+        if stage == "fit" and self.trainer is not None and not steps_are_global_batches(self.trainer):
+            plan = self.batch_plan()
+            if plan.global_batch_size_at(0) != plan.global_batch_size:
+                raise UsageError(
+                    "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer "
+                    "cannot: leave it None here, or train with Megatron"
+                )
+            self._accumulation = Accumulation.set_on(self.trainer, plan)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved position.
+
+        Raises:
+            StateError: it was saved for other data, another seed or another geometry.
+        """
+        if "train" not in self._streams:
+            self._pending_state = dict(state_dict)
+            return
+        stream = self._streams["train"]
+        self._position = Position(
+            consumed_samples_of(state_dict, **stream.identity, accept_other_data=self.accept_other_data)
+        )
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Return the training batches of this rank."""
+        stream = self._stream("train")
+        plan = self.batch_plan()
+        if self._steps_per_epoch(stream) == 0:
+            raise UsageError(
+                f"{self.train_window_db_path} has {len(stream.dataset)} windows, fewer than one global batch of "
+                f"{self.global_batch_size} in {self.num_epochs} passes: lower global_batch_size or raise num_epochs"
+            )
+        if self.trainer is not None:
+            self._follow(self.trainer, plan, self._steps_per_epoch(stream))
+        sampler = TrainSampler(
+            stream,
+            plan,
+            self.data_parallel(),
+            samples=len(stream.dataset) * self.num_epochs,
+            job=self,
+        )
+        return self._dataloader(stream, sampler)
+
+    def val_dataloader(self) -> DataLoader[Example]:
+        """Return the validation batches of this rank."""
+        return self._evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        """Return the test batches of this rank."""
+        return self._evaluation_dataloader("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the tensors of a compact batch where it has arrived; then comes the hook of the user's module, if it has one."""
+        if isinstance(batch, dict) and "codes" in batch:
+            batch = self._expander()(batch)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return batch if module is None else module.on_after_batch_transfer(batch, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position to save with a checkpoint: the same on every rank."""
+        if "train" not in self._streams:
+            return dict(self._pending_state or {})
+        return make_state(consumed_samples=self.consumed_samples, **self._streams["train"].identity)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Give the Trainer back as it was."""
+        if stage == "fit" and self._accumulation is not None:
+            self._accumulation.take_off()
+            self._accumulation = None
+
+    # ---- what they stand on ----
+
+    @property
+    def consumed_samples(self) -> int:
+        """Examples that the whole job has trained on, in whole global batches."""
+        return self._position.consumed_samples
+
+    def batch_plan(self) -> BatchPlan:
+        """Return the sizes of a step on the ranks of this job: from Megatron's calculator, where one is initialized."""
+        rampup = self.rampup_batch_size
+        return plan_of_job(
+            micro_batch_size=self.micro_batch_size,
+            global_batch_size=self.global_batch_size,
+            data_parallel_size=self.data_parallel().size,
+            rampup_batch_size=None if rampup is None else (rampup[0], rampup[1], rampup[2]),
+        )
+
+    def data_parallel(self) -> DataParallel:
+        """Return the data-parallel rank and size: from Megatron, else the Trainer, else torch.distributed."""
+        return data_parallel_of(self.trainer)
+
+    def _window_db_path(self, split: str) -> str | os.PathLike[str] | None:
+        return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[
+            split
+        ]
+
+    def _open(self, split: str) -> None:
+        path = self._window_db_path(split)
+        if path is None:
+            return
+        dataset = ShardedEdenDataset(
+            self.tokenizer,
+            self.sequence_db_dir,
+            path,
+            self.seq_length,
+            create_attention_mask=self.create_attention_mask,
+            rc_aug=self.rc_aug and split == "train",
+            stride=self.stride,
+            window_min_length_threshold=self.window_min_length_threshold,
+            use_control_tags=self.use_control_tags,
+            split={"val": "validation"}.get(split, split),
+            log_windows=self.log_windows,
+            log_dir=self.log_dir,
+            seed=self.seed,
+            compact=self.compact,
+            packed=self.packed,
+            mask_ambiguous=self.mask_ambiguous,
+            soft_mask_weight=self.soft_mask_weight,
+            loss_on_eos=self.loss_on_eos,
+            rank=None if self.trainer is None else self.trainer.global_rank,
+        )
+        self._streams[split] = Stream(dataset) if split == "train" else EvaluationStream(dataset)
+        logger.info("%s", dataset)
+        if split == "train" and self._pending_state is not None:
+            state, self._pending_state = self._pending_state, None
+            self.load_state_dict(state)
+
+    def _follow(self, trainer: pl.Trainer, plan: BatchPlan, steps_per_epoch: int) -> None:
+        """Count along with a Trainer that is about to train.
+
+        Raises:
+            UsageError: its `limit_train_batches` would end an epoch inside of a global batch.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        if steps_are_global_batches(trainer):
+            self._position.follow(progress, plan, whole_steps=True)
+            return
+        if trainer.lightning_module.automatic_optimization:
+            epoch = micro_batches_of_an_epoch(trainer, plan.num_microbatches, steps_per_epoch)
+            if trainer.fit_loop.restarting:
+                restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)
+        self._position.follow(progress, plan)
+
+    def _expander(self) -> Expander:
+        if self._expand is None:
+            self._expand = next(iter(self._streams.values())).dataset.expander()
+        return self._expand
+
+    def _stream(self, split: str) -> Stream:
+        if split not in self._streams:
+            self._open(split)
+        return self._streams[split]
+
+    def _steps_per_epoch(self, stream: Stream) -> int:
+        return len(stream.dataset) * self.num_epochs // self.global_batch_size
+
+    def _evaluation_dataloader(self, split: str) -> DataLoader[Example]:
+        stream = self._stream(split)
+        rows = len(stream)
+        if self.trainer is not None and steps_are_global_batches(self.trainer):
+            rows = -(-rows // self.global_batch_size) * self.global_batch_size
+        return self._dataloader(stream, EvaluationSampler(stream, rows, self.micro_batch_size, self.data_parallel()))
+
+    def _dataloader(self, stream: Stream, sampler: DistributedSampler[Any]) -> DataLoader[Example]:
+        workers: dict[str, Any] = {}
+        if self.num_workers > 0:
+            workers = {
+                "persistent_workers": self.persistent_workers,
+                "multiprocessing_context": self.multiprocessing_context,
+            }
+        return ResumableLoader(
+            stream,
+            batch_size=self.micro_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            collate_fn=stream.collate_fn,
+            **workers,
+        )

@@ -1,0 +1,1 @@
+"""Split files -> window databases and packs."""

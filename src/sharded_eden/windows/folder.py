@@ -1,0 +1,112 @@
+"""From a folder of splits to a folder of window databases, several at once.
+
+Enters: `train_split.parquet` and its like, as `split` writes them. Leaves: `train_windows.db` and its like. Costs a process a
+split, each with the memory of one `precompute`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharded_eden.errors import EdenWarning, InputError, warn
+from sharded_eden.jobs import Engine, Progress, Say, run_tasks
+from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
+
+SPLIT_SUFFIX, WINDOWS_SUFFIX = "_split.parquet", "_windows.db"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One window database to write."""
+
+    name: str
+    split: Path
+    output: Path
+    options: dict[str, Any]
+
+
+def splits_of_folder(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return the split files of a folder by the names of their splits, sorted.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted(path for path in Path(folder).glob(f"*{SPLIT_SUFFIX}") if not path.name.startswith("."))
+    if not files:
+        raise InputError(
+            f"{folder}: holds no split: looked for *{SPLIT_SUFFIX}. Make them: sharded-eden split SEQDB --out {folder}"
+        )
+    return {path.name.removesuffix(SPLIT_SUFFIX): path for path in files}
+
+
+def precompute_window_databases(
+    splits_folder: str | os.PathLike[str],
+    output_folder: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, PrecomputeResult]:
+    """Write the window database of every split in a folder.
+
+    Each appears as a whole. Where one fails the others are finished first.
+
+    Args:
+        splits_folder: holds `<split>_split.parquet` for each split.
+        output_folder: gets `<split>_windows.db` for each.
+        jobs: processes that work at once; 1 works in this one.
+        progress: called with the contigs done and their total, of all splits that have begun.
+        options: of `precompute_window_database`, the same for all.
+
+    Returns:
+        What was written, by split.
+
+    Raises:
+        InputError: there is no split, or one of them is refused.
+        UsageError: `jobs` below 1, or an option that cannot be meant.
+        EdenError: a process was killed.
+
+    Warns:
+        EdenWarning: as for single splits.
+    """
+    output = Path(output_folder)
+    tasks = [
+        _Task(name, split, output / f"{name}{WINDOWS_SUFFIX}", options)
+        for name, split in splits_of_folder(splits_folder).items()
+    ]
+    contigs: dict[str, tuple[int, int]] = {}  # of each split: those done, and their total
+
+    def hear(message: tuple[str, int, int]) -> None:
+        name, done, total = message
+        contigs[name] = done, total
+        if progress is not None:
+            progress(sum(done for done, _ in contigs.values()), sum(total for _, total in contigs.values()))
+
+    results: dict[str, PrecomputeResult] = {}
+    errors: dict[str, BaseException] = {}
+    for ended in run_tasks(_run, tasks, Engine(jobs=min(jobs, len(tasks))), heard=hear):
+        if ended.result is None:
+            errors[ended.task.name] = ended.error or RuntimeError(f"{ended.task.split}: no result")
+            continue
+        results[ended.task.name], messages = ended.result
+        for message in messages:
+            warn(message)
+    if errors:
+        raise errors[min(errors)]
+    return {task.name: results[task.name] for task in tasks}
+
+
+def _run(task: _Task, say: Say) -> tuple[PrecomputeResult, list[str]]:
+    """Write one window database; return what it holds and what there is to say about it."""
+
+    def tell(done: int, total: int) -> None:
+        say((task.name, done, total))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", EdenWarning)
+        result = precompute_window_database(task.split, task.output, progress=tell, **task.options)
+    return result, [str(each.message) for each in caught if issubclass(each.category, EdenWarning)]

@@ -1,0 +1,217 @@
+"""From a window database to packs: rows of `window_size` tokens, each filled with several whole windows.
+
+Enters: a window database. Leaves: the same, with a table `packs` beside the others and their totals in `metadata`.
+
+    tokens of each window ──in the order of a keyed permutation──▶ buffers of 4,096 ──best fit decreasing──▶ rows
+
+The permutation mixes contigs and samples within a row; which row comes when is the business of the training order. Costs two
+passes over the windows, and the memory of one buffer: the tokens of all windows, two bytes each, lie in a file meanwhile.
+Source: best fit decreasing is Johnson, "Near-optimal bin packing algorithms", MIT, 1973.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
+from sharded_eden.format import schema
+from sharded_eden.format.fingerprint import PackFingerprint
+from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.lengths import window_lengths
+from sharded_eden.format.sqlite import (
+    copy_database,
+    create_database,
+    open_read_only,
+    publishing,
+    table_columns,
+    unreadable,
+)
+from sharded_eden.jobs import Meter, Progress
+from sharded_eden.shuffle import Permutation
+
+BUFFER_WINDOWS = 4096
+"""Windows that are packed together: on metagenomes 99.9% of the tokens are then useful, and more buys next to nothing."""
+
+PERMUTED_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackResult:
+    """What one packing came to."""
+
+    windows: int
+    packs: int
+    window_size: int
+    """Tokens of a row."""
+    useful_tokens: int
+    """Tokens of all windows, special tokens included; the rest is padding."""
+
+    @property
+    def useful(self) -> float:
+        """The share of tokens that is no padding, packed."""
+        return self.useful_tokens / max(1, self.packs * self.window_size)
+
+    @property
+    def useful_padded(self) -> float:
+        """The same share where each window has a row to itself."""
+        return self.useful_tokens / max(1, self.windows * self.window_size)
+
+
+def pack_window_database(
+    window_db: str | os.PathLike[str],
+    *,
+    seed: int = 42,
+    lengths: str | os.PathLike[str] | None = None,
+    sequences: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> PackResult:
+    """Pack the windows of a finished window database; packs that it has already are replaced.
+
+    The database is replaced as a whole once the new one is complete.
+
+    Args:
+        window_db: the window database.
+        seed: another seed mixes other windows.
+        lengths: the split's Parquet file, for a database without `contig_lengths`.
+        sequences: the folder of sequence databases, for the same purpose.
+        progress: called with the windows done and their total.
+
+    Raises:
+        MissingDatabase: there is no such window database.
+        DatabaseError: it is no window database, or nothing tells how long its windows are.
+        UsageError: it cannot be written.
+    """
+    path = Path(window_db)
+    if not path.is_file():
+        raise MissingDatabase(
+            f"{path}: no such window database. Make it: sharded-eden precompute SPLIT.parquet {path} --pack"
+        )
+    with closing(open_read_only(path)) as database:
+        for table in ("metadata", "window_mappings"):
+            if not table_columns(database, table):
+                raise DatabaseError(f"{path}: not a window database: it has no table {table}")
+    with publishing(path) as unfinished:
+        copy_database(path, unfinished)
+        with closing(create_database(unfinished)) as database:
+            try:
+                database.execute("BEGIN")
+                result = write_packs(database, path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+                database.execute("COMMIT")
+            except apsw.Error as error:
+                raise unreadable(path, error) from error
+    return result
+
+
+def write_packs(
+    database: apsw.Connection,
+    path: Path,
+    *,
+    seed: int,
+    lengths: str | os.PathLike[str] | None = None,
+    sequences: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> PackResult:
+    """Write the packs of a window database that is open for writing.
+
+    Args:
+        database: the connection.
+        path: how messages call it.
+        seed: see `pack_window_database`, as for all that follow.
+        lengths: the split's Parquet file.
+        sequences: the folder of sequence databases.
+        progress: called with the windows done, counted twice, and their total.
+    """
+    geometry = WindowGeometry.from_metadata(dict(database.execute("SELECT key, value FROM metadata")))
+    if geometry.usable < 1:
+        raise UsageError(
+            f"{path}: its windows cannot be packed: window_size={geometry.window_size} leaves no room for a base beside "
+            f"special_tokens={geometry.special_tokens}. Precompute with fewer --special-tokens"
+        )
+    total = int(database.execute("SELECT count(*) FROM window_mappings").get)
+    database.execute("DROP TABLE IF EXISTS packs")
+    database.execute(schema.CREATE_PACKS)
+    fingerprint = PackFingerprint(geometry)
+    packs = useful_tokens = done = 0
+    meter = Meter(progress, 2 * total)
+    lengths_of_windows = window_lengths(database, path, geometry, total, lengths=lengths, sequences=sequences)
+    with TemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
+        dtype: type[np.integer[Any]] = np.uint16 if geometry.window_size <= np.iinfo(np.uint16).max else np.uint32
+        for bases in lengths_of_windows:
+            (np.minimum(bases, geometry.usable) + geometry.special_tokens).astype(dtype).tofile(file)
+            meter.reach(0, file.tell() // np.dtype(dtype).itemsize)
+        file.flush()
+        tokens = np.memmap(file, dtype=dtype, mode="r", shape=(total,)) if total else np.empty(0, dtype=dtype)
+        for windows in _buffers(total, seed):
+            costs: NDArray[np.integer[Any]] = tokens[windows]
+            useful_tokens += int(costs.sum(dtype=np.int64))
+            rows = best_fit(costs, geometry.window_size)
+            members = windows[list(chain.from_iterable(rows))].astype("<i8").tobytes()
+            sizes = list(map(len, rows))
+            fingerprint.update(sizes, members)
+            ends = list(accumulate(sizes))
+            blobs = (members[8 * low : 8 * high] for low, high in pairwise([0, *ends]))
+            database.executemany("INSERT INTO packs VALUES (?, ?)", enumerate(blobs, start=packs))
+            packs += len(rows)
+            done += len(windows)
+            meter.reach(total, done)
+    meter.finish()
+    totals = {
+        "total_packs": packs,
+        "pack_seed": seed,
+        "pack_useful_tokens": useful_tokens,
+        "pack_fingerprint": fingerprint.value(),
+    }
+    database.executemany("INSERT OR REPLACE INTO metadata VALUES (?, ?)", totals.items())
+    return PackResult(windows=total, packs=packs, window_size=geometry.window_size, useful_tokens=useful_tokens)
+
+
+def _buffers(total: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of all windows in random order, (n,) int64, up to `BUFFER_WINDOWS` at once."""
+    permutation = Permutation(total, "packs", seed)
+    for first in range(0, total, PERMUTED_AT_ONCE):
+        permuted = permutation(np.arange(first, min(first + PERMUTED_AT_ONCE, total)))
+        for start in range(0, len(permuted), BUFFER_WINDOWS):
+            yield permuted[start : start + BUFFER_WINDOWS]
+
+
+def best_fit(costs: NDArray[np.integer[Any]], capacity: int) -> list[list[int]]:
+    """Put items into bins by best fit decreasing: the largest first, each where the least room remains.
+
+    Args:
+        costs: (n,) integers in [1, capacity].
+        capacity: of a bin.
+
+    Returns:
+        The items of each bin, each item once.
+    """
+    bins: list[list[int]] = []
+    rooms: list[int] = []  # of the bins that still take the smallest item, ascending; owners: which bins these are
+    owners: list[int] = []
+    decreasing = np.argsort(costs, kind="stable")[::-1]
+    sizes = costs[decreasing].tolist()
+    smallest = sizes[-1]
+    for item, size in zip(decreasing.tolist(), sizes, strict=True):
+        at = bisect_left(rooms, size)
+        if at == len(rooms):
+            room, owner = capacity - size, len(bins)
+            bins.append([item])
+        else:
+            room, owner = rooms.pop(at) - size, owners.pop(at)
+            bins[owner].append(item)
+        if room >= smallest:
+            at = bisect_left(rooms, room)
+            rooms.insert(at, room)
+            owners.insert(at, owner)
+    return bins

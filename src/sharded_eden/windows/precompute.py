@@ -1,0 +1,176 @@
+"""From a split's Parquet file to its window database.
+
+Enter: a Parquet file with the columns `contig_id` and `length`. Leaves: one SQLite file, whose windows are numbered from 0
+in the order of their contig IDs. Costs two passes over these two columns (and one more for every 4 million contigs of a
+file that is not sorted) and some hundred megabytes, however long the file is.
+
+    split_files   sound? sorted? how many? then contigs in order, 20,000 at a time
+    window_rows   their rows, as pages of window_mappings, of its index and of contig_lengths
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from sharded_eden.errors import UsageError, warn
+from sharded_eden.format import schema
+from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.pages.btree import PageFile
+from sharded_eden.format.sqlite import create_database, publishing
+from sharded_eden.jobs import Progress
+from sharded_eden.windows.ambiguity import AmbiguityFilter
+from sharded_eden.windows.pack import PackResult, write_packs
+from sharded_eden.windows.split_files import explaining, in_order, scan, survey, without_duplicates
+from sharded_eden.windows.write import WindowWriter
+
+PAGE_BYTES = 16_384
+"""Pages four times the usual size: fewer of them to fill, and as fast to read from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeResult:
+    """What was written, and what was not."""
+
+    path: Path
+    windows: int
+    sequences: int
+    """Contigs with at least one window."""
+    contigs_left_out: int
+    """Contigs below the threshold, without a window."""
+    bases: int
+    """Bases of all contigs of the split."""
+    unseen_bases: int
+    """Bases that no window shows: tails, gaps between windows, contigs and windows left out."""
+    ambiguous_windows: int = 0
+    """Windows left out because too many of their letters are ambiguous."""
+    packs: PackResult | None = None
+    """What packing them came to, where that was asked for."""
+
+
+def precompute_window_database(
+    split_parquet_file: str | os.PathLike[str],
+    output_window_db: str | os.PathLike[str],
+    window_size: int = 8192,
+    stride: int = 7992,
+    window_min_length_threshold: int = 0,
+    *,
+    keep_tail: bool = False,
+    special_tokens: int = 3,
+    max_ambiguous: float | None = None,
+    sequences: str | os.PathLike[str] | None = None,
+    pack: bool = False,
+    pack_seed: int = 42,
+    progress: Progress | None = None,
+) -> PrecomputeResult:
+    """Write the window database of a split.
+
+    Args:
+        split_parquet_file: a Parquet file with the columns `contig_id` (string) and `length` (integer, bases).
+        output_window_db: the database; one that is there is replaced once the new one is whole.
+        window_size: tokens of a training row, and bases that a window spans; the dataset's `seq_length`.
+        stride: bases from the start of one window to the start of the next.
+        window_min_length_threshold: windows with fewer bases than this are left out.
+        keep_tail: add windows until the last base of every contig is shown.
+        special_tokens: tokens of a row that are no bases (BOS, SEP, EOS), which take room from `window_size`.
+        max_ambiguous: leave out windows of whose bases a larger share than this are letters other than A, C, G, T.
+        sequences: the folder of sequence databases, which only `max_ambiguous` reads.
+        pack: add packs, see `sharded_eden.windows.pack`.
+        pack_seed: another seed mixes other windows in a pack.
+        progress: called with the contigs done and their total.
+
+    Raises:
+        UsageError: a size that cannot be meant, or an output that cannot be written.
+        DatabaseError: a contig of the split is not in `sequences`, or has another length there.
+        InputError: the split file is not such a table, or holds nulls, negative lengths or a contig twice.
+
+    Warns:
+        EdenWarning: no window is left, the stride leaves gaps, or contigs have no bases.
+    """
+    split, output = Path(split_parquet_file), Path(output_window_db)
+    geometry = WindowGeometry(
+        window_size=window_size,
+        stride=stride,
+        min_length=window_min_length_threshold,
+        special_tokens=special_tokens,
+        keep_tail=keep_tail,
+    )
+    if (max_ambiguous is None) != (sequences is None):
+        raise UsageError(
+            "--max-ambiguous must read the bases (--sequences SEQDB)"
+            if sequences is None
+            else "--sequences is only read to leave out windows (--max-ambiguous 0.5)"
+        )
+    contigs = scan(split)
+    if output.exists() and output.samefile(split):
+        raise UsageError(f"{output} is the split file itself; give the window database another name")
+    with ExitStack() as stack:
+        ambiguity = None
+        if max_ambiguous is not None and sequences is not None:
+            ambiguity = stack.enter_context(closing(AmbiguityFilter(sequences, max_ambiguous, geometry)))
+        stack.enter_context(explaining(split))
+        found = survey(contigs, split)
+        unfinished = stack.enter_context(publishing(output))
+        roots = _create_tables(unfinished)
+        with (
+            PageFile(unfinished, PAGE_BYTES) as file,
+            WindowWriter(file, roots, geometry, ambiguity) as writer,
+        ):
+            for batch in without_duplicates(in_order(contigs, found), split):
+                writer.add(batch)
+                if progress is not None:
+                    progress(writer.contigs, found.contigs)
+        with closing(create_database(unfinished)) as database:
+            database.execute("BEGIN")
+            metadata: dict[str, float] = {
+                **geometry.as_metadata(),
+                "total_windows": writer.windows,
+                "distinct_sequences": writer.sequences,
+                "fingerprint": writer.fingerprint.value(),
+            }
+            if max_ambiguous is not None:
+                metadata["max_ambiguous"] = max_ambiguous
+            database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
+            packs = write_packs(database, output, seed=pack_seed, progress=progress) if pack else None
+            database.execute("COMMIT")
+    result = PrecomputeResult(
+        path=output,
+        windows=writer.windows,
+        sequences=writer.sequences,
+        contigs_left_out=writer.contigs - writer.sequences,
+        bases=writer.bases,
+        unseen_bases=writer.unseen_bases,
+        ambiguous_windows=writer.ambiguous_windows,
+        packs=packs,
+    )
+    if result.windows == 0:
+        many = f", or all have more ambiguous letters than {max_ambiguous:.0%}" if result.ambiguous_windows else ""
+        warn(
+            f"{output} holds no window: none of {found.contigs:,} contigs has {geometry.min_length:,} bases or more{many}"
+        )
+    if stride > geometry.usable:
+        warn(
+            f"stride={stride} is more than the {geometry.usable} bases that a window shows (window_size={window_size} less "
+            f"{special_tokens} special tokens): no window shows {result.unseen_bases:,} of {result.bases:,} bases"
+        )
+    if found.empty and geometry.min_length == 0:
+        warn(
+            f"{split}: {found.empty:,} contigs have length 0 and get a window without bases each. "
+            "Leave them out: --window-min-length-threshold 1"
+        )
+    return result
+
+
+def _create_tables(unfinished: Path) -> dict[str, int]:
+    """Create a window database without rows; return the root pages of its tables and indices by their names."""
+    with closing(create_database(unfinished, page_size=PAGE_BYTES)) as database:
+        for statement in (
+            schema.CREATE_METADATA,
+            schema.CREATE_WINDOW_MAPPINGS,
+            schema.CREATE_SEQUENCE_ID_INDEX,
+            schema.CREATE_CONTIG_LENGTHS,
+        ):
+            database.execute(statement)
+        return dict(database.execute("SELECT name, rootpage FROM sqlite_schema"))

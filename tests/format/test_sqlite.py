@@ -1,0 +1,149 @@
+"""Publishing files, and telling file systems apart."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharded_eden.errors import UsageError
+from sharded_eden.format import sqlite
+from sharded_eden.format.sqlite import create_database, open_read_only, publishing
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file.db"
+    with publishing(path) as partial:
+        partial.write_text("new")
+        assert partial.parent == path.parent
+        assert partial.name.startswith(".")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    with pytest.raises(TypeError), publishing(path) as partial:
+        partial.write_bytes(b"half") and partial.write_text(None)
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["file.db"]
+
+
+def test_what_a_killed_process_left_is_taken_over(tmp_path):
+    path = tmp_path / "file.db"
+    code = (
+        "import os, signal, sys; from sharded_eden.format.sqlite import publishing\n"
+        "with publishing(sys.argv[1]) as partial:\n"
+        "    partial.write_text('x' * 1000); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+    assert [name.endswith(".partial") for name in os.listdir(tmp_path)] == [True]
+    with publishing(path) as partial:
+        assert partial.read_bytes() == b""
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file.db"]
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    path = tmp_path / "file.db"
+    with publishing(path) as partial:
+        partial.write_text("first")
+        with pytest.raises(UsageError, match="another process is writing here"), publishing(path):
+            pass
+    assert path.read_text() == "first"
+
+
+@pytest.mark.parametrize("ending", ["published", "failed"])
+def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, monkeypatch, ending):
+    """The second writer then holds a descriptor of the published file itself, and must not empty it."""
+    path = tmp_path / "file.db"
+    path.write_text("old")
+    first = publishing(path)
+    first.__enter__().write_text("first")
+    lock, late = sqlite.lock, [True]
+
+    def lock_late(descriptor: int, target: Path) -> None:
+        if late.pop() if late else False:
+            if ending == "published":
+                first.__exit__(None, None, None)
+            else:
+                assert not first.__exit__(KeyError, KeyError("failed"), None)
+        lock(descriptor, target)
+
+    monkeypatch.setattr(sqlite, "lock", lock_late)
+    kept = "first" if ending == "published" else "old"
+    with publishing(path) as partial:
+        assert path.read_text() == kept
+        partial.write_text("second")
+        with pytest.raises(UsageError, match="another process is writing here"), publishing(path):
+            pass
+        assert path.read_text() == kept
+    assert path.read_text() == "second"
+    assert os.listdir(tmp_path) == ["file.db"]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_a_log_of_an_older_database_is_not_left_beside_a_new_one(tmp_path, suffix):
+    """SQLite would roll it into the new file."""
+    path = tmp_path / "windows.db"
+    path.write_text("old")
+    beside = tmp_path / f"windows.db{suffix}"
+    beside.write_text("log")
+    with pytest.raises(UsageError, match="a -wal or -journal file stands beside it"), publishing(path):
+        pass
+    assert (path.read_text(), beside.read_text()) == ("old", "log")
+
+
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "file.db").mkdir()
+    with (
+        pytest.raises(UsageError, match="a folder stands where this file is to be written"),
+        publishing(tmp_path / "file.db"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["file.db"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"), publishing(tmp_path / "file" / "below.db"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["plain.db", "a b#c?d%e.db", os.fsdecode(b"\xff.db")], ids=ascii)
+def test_databases_are_created_under_any_name(tmp_path, name):
+    with publishing(tmp_path / name) as partial:
+        connection = create_database(partial)
+        connection.execute("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+        connection.close()
+    assert os.listdir(tmp_path) == [name]
+    reader = open_read_only(tmp_path / name)
+    assert reader.execute("SELECT x FROM t").get == 1
+    with pytest.raises(Exception, match="readonly"):
+        reader.execute("INSERT INTO t VALUES (2)")
+    reader.close()
+
+
+@pytest.mark.parametrize(("io", "mapped"), [("mmap", True), ("read", False)])
+def test_mapping_is_the_callers_choice(tmp_path, io, mapped):
+    sqlite3.connect(tmp_path / "x.db").execute("CREATE TABLE t (x)").connection.close()
+    connection = open_read_only(tmp_path / "x.db", io=io)
+    assert (connection.pragma("mmap_size") > 0) == mapped
+    connection.close()
+
+
+def test_mount_points_are_read_as_the_kernel_writes_them(monkeypatch):
+    lines = rb"""21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+22 21 0:40 / /net\040data\134x rw - nfs4 server:/ rw
+23 21 0:41 / /gr\303\266\303\237e rw - fuse.sshfs host:/ rw
+24 21 0:42 / /bad%s rw - lustre x rw
+25 21 0:43 / /net\040data\134x/local rw - xfs /dev/sdb1 rw
+""".replace(b"%s", b"\xff")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: lines)
+    sqlite._mounts.cache_clear()
+    try:
+        on_network = {
+            "/data/x.db": False, "/net data\\x/x.db": True, "/net data\\x/local/x.db": False, "/net data\\xy/x.db": False,
+            "/größe/x.db": True, os.fsdecode(b"/bad\xff/x.db"): True,
+        }  # fmt: skip
+        assert {name: sqlite.on_network_file_system(Path(name)) for name in on_network} == on_network
+    finally:
+        sqlite._mounts.cache_clear()

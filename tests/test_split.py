@@ -1,0 +1,291 @@
+"""`split`: what goes where, what never moves, and what is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracle
+from sharded_eden import build_sequence_dbs, create_sample_database, write_splits
+from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
+from sharded_eden.split import share_of
+
+
+def contigs_of(samples: list[str], each: int = 3) -> dict[str, str]:
+    return {f"BCR__ECT-{s}__CT1-{i}": "ACGT" * (i + 1) for s in samples for i in range(each)}
+
+
+def make(folder: Path, samples: list[str], each: int = 3) -> Path:
+    oracle.write_sequence_dbs(folder, contigs_of(samples, each))
+    return folder
+
+
+def read(folder: Path) -> dict[str, dict[str, int]]:
+    """{split: {contig ID: length}} of the files in a folder."""
+    found = {}
+    for path in sorted(folder.glob("*.parquet")):
+        table = pl.read_parquet(path)
+        assert dict(table.schema) == {"contig_id": pl.String, "length": pl.Int64}
+        ids = table["contig_id"].to_list()
+        assert ids == sorted(ids, key=str.encode)
+        found[path.name.removesuffix("_split.parquet")] = dict(table.iter_rows())
+    return found
+
+
+def samples_in(split: dict[str, int]) -> set[str]:
+    return {oracle.sample_of(contig_id) for contig_id in split}
+
+
+SAMPLES = [f"S{i}" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("forty") / "db", SAMPLES)
+
+
+def test_every_contig_goes_to_one_split_and_no_sample_to_two(tmp_path: Path, forty: Path) -> None:
+    result = write_splits(forty, tmp_path / "out", val=0.2, test=0.2)
+    splits = read(tmp_path / "out")
+    assert list(result.parts) == ["train", "val", "test"]
+    assert sorted(splits) == ["test", "train", "val"]
+    lengths = {contig_id: len(sequence) for contig_id, sequence in contigs_of(SAMPLES).items()}
+    assert splits["train"] | splits["val"] | splits["test"] == lengths
+    samples = {name: samples_in(split) for name, split in splits.items()}
+    assert sum(map(len, samples.values())) == len(SAMPLES)
+    for name, part in result.parts.items():
+        assert part.path == tmp_path / "out" / f"{name}_split.parquet"
+        assert (part.samples, part.contigs) == (len(samples[name]), len(splits[name]))
+        assert part.bases == sum(splits[name].values())
+    # The rule itself, so that nobody changes it unawares: these files live as long as the models trained on them.
+    assert samples["val"] == {s for s in SAMPLES if share_of(s, 42) < 0.2}
+    assert share_of("S0", 42) == pytest.approx(0.4239691064105563, abs=1e-15)
+
+
+def test_shares_are_met_and_depend_on_the_seed() -> None:
+    names = [f"sample{i}" for i in range(20_000)]
+    for seed in (0, -1, 42, 2**70):
+        assert sum(share_of(name, seed) < 0.05 for name in names) / len(names) == pytest.approx(0.05, abs=0.005)
+    assert [share_of(n, 1) < 0.5 for n in names[:99]] != [share_of(n, 2) < 0.5 for n in names[:99]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(0, 10**6), min_size=30, max_size=60), st.data())
+def test_added_samples_move_no_other(
+    tmp_path_factory: pytest.TempPathFactory, numbers: set[int], data: st.DataObject
+) -> None:
+    names = sorted(f"S{n}" for n in numbers)
+    fewer = data.draw(st.sets(st.sampled_from(names), min_size=1))
+    folder = tmp_path_factory.mktemp("stable")
+    by = data.draw(st.sampled_from(["sample", "contig"]))
+    homes = []
+    for part in (sorted(fewer), names):
+        pl.DataFrame({"contig_id": [f"B__X-{s}__1" for s in part], "sample": part, "length": [4] * len(part)}).cast(
+            {"length": pl.Int64}
+        ).write_parquet(folder / "contigs.parquet")
+        for name in part:
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / f"glm_dataset_{name}.sqlite").touch()
+        try:
+            write_splits(folder, folder / "out", by=by, val=0.3, test=0.3)
+        except UsageError:  # a split that came out empty
+            return
+        homes.append({contig: name for name, split in read(folder / "out").items() for contig in split})
+    assert homes[0].items() <= homes[1].items()
+
+
+def test_by_contig_divides_a_single_sample(tmp_path: Path) -> None:
+    db = make(tmp_path / "db", ["ONE"], each=200)
+    result = write_splits(db, tmp_path / "out", by="contig", val=0.1, test=0.1)
+    splits = read(tmp_path / "out")
+    assert sum(map(len, splits.values())) == 200
+    assert {name: part.contigs for name, part in result.parts.items()} == {n: len(splits[n]) for n in result.parts}
+    assert 5 < len(splits["val"]) < 40
+
+
+def test_lists_name_who_goes_there_and_nobody_else_does(tmp_path: Path, forty: Path) -> None:
+    (tmp_path / "val.txt").write_text("# held out\nS3\n\n  S5  # the odd one\n")
+    (tmp_path / "test.txt").write_text("S7\r\n")
+    write_splits(forty, tmp_path / "both", val_samples=tmp_path / "val.txt", test_samples=str(tmp_path / "test.txt"))
+    splits = read(tmp_path / "both")
+    assert samples_in(splits["val"]) == {"S3", "S5"}
+    assert samples_in(splits["test"]) == {"S7"}
+    assert samples_in(splits["train"]) == set(SAMPLES) - {"S3", "S5", "S7"}
+    write_splits(forty, tmp_path / "one", val_samples=tmp_path / "val.txt", test=0.2)
+    splits = read(tmp_path / "one")
+    assert samples_in(splits["val"]) == {"S3", "S5"}
+    assert samples_in(splits["test"]) == {s for s in SAMPLES if share_of(s, 42) < 0.2} - {"S3", "S5"}
+
+
+def test_share_of_zero_writes_no_such_split(tmp_path: Path) -> None:
+    db = make(tmp_path / "db", ["A", "B"])
+    result = write_splits(db, tmp_path / "out", val=0, test=0)
+    assert list(result.parts) == ["train"]
+    assert list(read(tmp_path / "out")) == ["train"]
+    left = tmp_path / "out/val_split.parquet"
+    left.write_bytes(b"older")
+    with pytest.raises(UsageError, match=rf"{left} is left from an earlier run.*rm {left}"):
+        write_splits(db, tmp_path / "out", val=0, test=0)
+    assert left.read_bytes() == b"older"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"val": 0.0001}, ["val split came out empty", "40 samples", "--by contig", "--val 0.0004", "--val-samples"]),
+        ({"test": 0.0001, "val": 0.2}, ["test split came out empty", "40 samples", "--by contig", "--test 0.0004"]),
+        ({"val": 0.5, "test": 0.4999}, ["train split came out empty", "smaller shares"]),
+        ({"by": "contig", "val": 1e-6, "test": 0.5}, ["val split came out empty", "120 contigs", "--val"]),
+        ({"val": -0.1}, ["--val -0.1"]),
+        ({"test": 1.0}, ["--test 1.0"]),
+        ({"val": float("nan")}, ["--val nan"]),
+        ({"val": 0.5, "test": 0.5}, ["leave nothing to train on"]),
+        ({"by": "genus"}, ["'sample' or 'contig'", "'genus'"]),
+        ({"val_samples": ["S1", "X9", "X8"]}, ["no sequence database of 'X8', 'X9'"]),
+        ({"val_samples": ["S1"], "test_samples": ["S2", "S1"]}, ["'S1'", "both --val-samples and --test-samples"]),
+        ({"val_samples": ["# nobody"]}, ["--val-samples", "names no sample"]),
+        ({"val_samples": ["S1"], "by": "contig"}, ["--val-samples", "--by contig"]),
+        ({"val_samples": None, "test_samples": Path("nowhere.txt")}, ["--test-samples nowhere.txt", "cannot be read"]),
+        (
+            {"val_samples": SAMPLES[1:], "test_samples": SAMPLES[:1]},
+            ["train split came out empty", "name fewer samples"],
+        ),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, forty: Path, options: dict, words: list[str]) -> None:
+    for name, value in options.items():
+        if isinstance(value, list):
+            (tmp_path / name).write_text("\n".join(value))
+            options = options | {name: tmp_path / name}
+    with pytest.raises(UsageError) as caught:
+        write_splits(forty, tmp_path / "out", **options)
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_databases_without_a_table_and_with_one_give_the_same(tmp_path: Path) -> None:
+    for sample in SAMPLES:
+        text = "".join(f">c{i} x\n{'ACGT' * (i + 1)}\n" for i in range(3))
+        (tmp_path / f"{sample}.fa").write_text(text)
+    build_sequence_dbs([f"{tmp_path}/*.fa"], tmp_path / "db")
+    write_splits(tmp_path / "db", tmp_path / "with", val=0.2, test=0.2)
+    (tmp_path / "db/contigs.parquet").unlink()
+    write_splits(tmp_path / "db", tmp_path / "without", val=0.2, test=0.2)
+    assert read(tmp_path / "with") == read(tmp_path / "without")
+
+
+def test_samples_that_the_table_does_not_list_are_read_from_their_databases(tmp_path: Path) -> None:
+    (tmp_path / "A.fa").write_text(">c\nACGT\n")
+    build_sequence_dbs([tmp_path / "A.fa"], tmp_path / "db")
+    make(tmp_path / "db", ["OLD"])
+    write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+    expected = {"BCR__ECT-A__CT1-1": 4} | {name: len(s) for name, s in contigs_of(["OLD"]).items()}
+    assert read(tmp_path / "out")["train"] == expected
+
+
+def test_table_that_lists_a_sample_without_a_database(tmp_path: Path) -> None:
+    for sample in "ABC":
+        (tmp_path / f"{sample}.fa").write_text(">c\nACGT\n")
+    build_sequence_dbs([f"{tmp_path}/*.fa"], tmp_path / "db")
+    (tmp_path / "db/B/glm_dataset_B.sqlite").unlink()
+    with pytest.raises(DatabaseError, match=r"contigs\.parquet lists contigs of 'B', which has no sequence database"):
+        write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"not Parquet",
+        pl.DataFrame({"contig_id": ["x"]}),
+        pl.DataFrame({"contig_id": ["x"], "length": ["4"], "sample": ["A"]}),
+        pl.DataFrame({"contig_id": ["x"], "length": [None], "sample": ["A"]}, schema_overrides={"length": pl.Int64}),
+    ],
+)
+def test_table_that_is_not_what_its_name_promises(tmp_path: Path, table: bytes | pl.DataFrame) -> None:
+    path = make(tmp_path / "db", ["A"]) / "contigs.parquet"
+    path.write_bytes(table) if isinstance(table, bytes) else table.write_parquet(path)
+    with pytest.raises(DatabaseError, match=r"contigs\.parquet: .*Remove it: it is not needed"):
+        write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+
+
+def test_contig_in_the_wrong_database(tmp_path: Path) -> None:
+    db = make(tmp_path / "db", ["A", "B"])
+    with sqlite3.connect(db / "A/glm_dataset_A.sqlite") as connection:
+        connection.execute("INSERT INTO sequences VALUES ('BCR__ECT-B__CT1-9', 'ACGT')")
+    connection.close()
+    with pytest.raises(DatabaseError, match=r"glm_dataset_A\.sqlite: the contig ID 'BCR__ECT-B__CT1-9'"):
+        write_splits(db, tmp_path / "out", val=0, test=0)
+
+
+@pytest.mark.parametrize("contig_id", ["chr1", "B__", "B__X", "B__X-S-2__1", "B__X-S.2__1"])
+def test_extraction_in_columns_agrees_with_the_specification(tmp_path: Path, contig_id: str) -> None:
+    """`S.2` is a sample of the folder, so that the last two IDs are in their place and the others astray."""
+    for sample, ids in (("S.2", [contig_id]), ("T", ["B__X-T__1"])):
+        (tmp_path / "db" / sample).mkdir(parents=True)
+        with sqlite3.connect(tmp_path / "db" / sample / f"glm_dataset_{sample}.sqlite") as connection:
+            connection.execute("CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)")
+            connection.executemany("INSERT INTO sequences VALUES (?, 'ACGT')", [(i,) for i in ids])
+        connection.close()
+    if "__" in contig_id and oracle.sample_of(contig_id) == "S.2":
+        write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+        assert contig_id in read(tmp_path / "out")["train"]
+    else:
+        with pytest.raises(DatabaseError, match=f"the contig ID '{contig_id}' does not name the sample 'S.2'"):
+            write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+
+
+def test_single_database_may_have_any_ids(tmp_path: Path) -> None:
+    create_sample_database("ONE", [("chr1", "ACGT"), ("chr2", "AC")], tmp_path / "db")
+    write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+    assert read(tmp_path / "out") == {"train": {"chr1": 4, "chr2": 2}}
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le"])
+def test_lengths_are_bases_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "db/ONE").mkdir(parents=True)
+    with sqlite3.connect(tmp_path / "db/ONE/glm_dataset_ONE.sqlite") as connection:
+        connection.execute(f"PRAGMA encoding = '{encoding}'")
+        connection.execute("CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)")
+        connection.execute("INSERT INTO sequences VALUES ('chr1', ?)", ("ACGTN" * 4_000,))
+    connection.close()
+    write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+    assert read(tmp_path / "out") == {"train": {"chr1": 20_000}}
+
+
+@pytest.mark.parametrize(
+    ("statements", "words"),
+    [
+        ("CREATE TABLE other (x)", ["expected a table sequences(contig_id, nt_sequence)", "no such table"]),
+        ("CREATE TABLE sequences (id TEXT, seq TEXT)", ["found columns ['id', 'seq']"]),
+        ("CREATE TABLE sequences (contig_id TEXT, nt_sequence TEXT)", ["its table sequences is empty"]),
+        (
+            "CREATE TABLE sequences (contig_id TEXT, nt_sequence TEXT); INSERT INTO sequences VALUES (NULL, 'A')",
+            ["no text as contig_id"],
+        ),
+        (
+            "CREATE TABLE sequences (contig_id, nt_sequence); INSERT INTO sequences VALUES ('a', 'A'), (x'FF', 'A')",
+            ["no text as contig_id"],
+        ),
+    ],
+)
+def test_database_that_is_not_what_its_name_promises(tmp_path: Path, statements: str, words: list[str]) -> None:
+    path = tmp_path / "db/ONE/glm_dataset_ONE.sqlite"
+    path.parent.mkdir(parents=True)
+    connection = sqlite3.connect(path)
+    connection.executescript(statements)
+    connection.close()
+    with pytest.raises(DatabaseError) as caught:
+        write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_no_databases(tmp_path: Path) -> None:
+    with pytest.raises(MissingDatabase, match="sharded-eden build"):
+        write_splits(tmp_path / "none", tmp_path / "out")

@@ -1,0 +1,173 @@
+"""Whose turn is which position: the semantics of docs/one-stream.md, and any history of crashes."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from resume import assert_same_stream, row_hashes
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from sharded_eden import Stream
+from sharded_eden.errors import StateError, UsageError
+from sharded_eden.train.sampler import BatchPlan, MicroBatches, StreamBatchSampler, evaluation_positions
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> BatchPlan:
+    micro, ranks, steps = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    return BatchPlan(micro_batch_size=micro, global_batch_size=micro * ranks * steps, data_parallel_size=ranks)
+
+
+def of_all_ranks(plan: BatchPlan, consumed: int, global_batches: int, **end) -> list[list[int]]:
+    """The positions of each global batch, the ranks' micro batches put together in the order of the design."""
+    ranks = [iter(MicroBatches(plan, rank=r, consumed_samples=consumed, **end)) for r in range(plan.data_parallel_size)]
+    return [
+        [position for _ in range(plan.num_microbatches) for rank in ranks for position in next(rank)]
+        for _ in range(global_batches)
+    ]
+
+
+@given(plan=plans(), start=st.integers(0, 100), batches=st.integers(1, 5))
+def test_a_global_batch_is_the_next_positions(plan, start, batches):
+    size = plan.global_batch_size
+    expected = [list(range(start + k * size, start + (k + 1) * size)) for k in range(batches)]
+    assert of_all_ranks(plan, start, batches) == expected
+
+
+@given(plan=plans(), total=st.integers(0, 60))
+def test_a_finite_end_drops_the_incomplete_global_batch_or_repeats_from_the_start(plan, total):
+    ranks = range(plan.data_parallel_size)
+    dropped = [list(MicroBatches(plan, rank=r, consumed_samples=0, end=total)) for r in ranks]
+    assert {len(micro) for micro in dropped} == {total // plan.global_batch_size * plan.num_microbatches}
+    kept = [list(MicroBatches(plan, rank=r, consumed_samples=0, end=total, drop_last=False)) for r in ranks]
+    assert len({len(micro) for micro in kept}) == 1, "ranks must take the same number of micro steps"
+    rows = [position for step in zip(*kept, strict=True) for micro in step for position in micro]
+    assert rows[:total] == list(range(total))
+    assert rows[total:] == [k % total for k in range(total, len(rows))]
+
+
+@given(total=st.integers(0, 40), micro=st.integers(1, 4), ranks=st.integers(1, 4))
+def test_evaluation_drops_nothing_and_ranks_stay_in_step(total, micro, ranks):
+    parts = [
+        evaluation_positions(total, micro_batch_size=micro, rank=r, data_parallel_size=ranks) for r in range(ranks)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    everything = sorted(position for part in parts for position in part)
+    assert everything[:total] == list(range(total))
+    assert everything == list(range(len(everything)))
+
+
+def test_sizes_that_do_not_fit_name_those_that_do():
+    with pytest.raises(
+        UsageError, match=r"Nearest global batch sizes that fit: 8 and 16; micro batch sizes that fit: 1, 3"
+    ):
+        BatchPlan(micro_batch_size=2, global_batch_size=12, data_parallel_size=4)
+    with pytest.raises(UsageError, match="micro_batch_size must be an integer of at least 1, not 0"):
+        BatchPlan(micro_batch_size=0, global_batch_size=4)
+    with pytest.raises(UsageError, match=r"rank must lie in \[0, 2\), not 2"):
+        MicroBatches(
+            BatchPlan(micro_batch_size=1, global_batch_size=2, data_parallel_size=2), rank=2, consumed_samples=0
+        )
+    with pytest.raises(UsageError, match="does not lead to global_batch_size=16"):
+        BatchPlan(micro_batch_size=1, global_batch_size=16, rampup_batch_size=(4, 5, 100))
+
+
+@settings(deadline=None)
+@given(consumed=st.integers(0, 200), samples=st.integers(1, 150))
+def test_rampup_equals_megatrons_calculator(consumed, samples):
+    from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator
+
+    plan = BatchPlan(micro_batch_size=2, global_batch_size=16, data_parallel_size=2, rampup_batch_size=(4, 4, samples))
+    theirs = RampupBatchsizeNumMicroBatchesCalculator(
+        global_batch_size=16, micro_batch_size=2, data_parallel_size=2, decrease_batch_size_if_needed=False,
+        rank=1, start_global_batch_size=4, batch_size_increment=4, ramup_samples=samples,
+    )  # fmt: skip
+    theirs.update(consumed, consistency_check=False, verbose=False)
+    assert plan.global_batch_size_at(consumed) == theirs.get_current_global_batch_size()
+
+
+def test_rampup_leaves_the_stream_as_it_is():
+    plan = BatchPlan(micro_batch_size=2, global_batch_size=16, data_parallel_size=2, rampup_batch_size=(4, 4, 60))
+    ranks = [iter(MicroBatches(plan, rank=r, consumed_samples=0)) for r in range(2)]
+    assert [p for _ in range(40) for rank in ranks for p in next(rank)] == list(range(160))
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_random_histories_equal_the_uninterrupted_stream(seed):
+    """Run some steps, lose everything but the state, go on with other ranks and micro batches: 200 histories."""
+    choose = random.Random(seed)
+    size, consumed, trained = 24, 0, []
+    while consumed < 20 * size:
+        ranks = choose.choice([1, 2, 3, 4])
+        micro = choose.choice([m for m in (1, 2, 3, 4, 6) if size % (m * ranks) == 0])
+        plan = BatchPlan(micro_batch_size=micro, global_batch_size=size, data_parallel_size=ranks)
+        steps = choose.randrange(1, 6)
+        trained += of_all_ranks(plan, consumed, steps)
+        if choose.random() < 0.5:  # a crash inside of a global batch: what it had of it does not count
+            next(MicroBatches(plan, rank=0, consumed_samples=consumed + steps * size))
+        consumed += steps * size
+    assert_same_stream(trained, list(range(consumed)))
+
+
+def test_state_goes_over_to_another_number_of_ranks_and_is_refused_for_other_data(small):
+    with small.dataset() as dataset, small.dataset(seed=7) as other_seed:
+        stream = Stream(dataset)
+        sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8)
+        state = sampler.state_dict(consumed_samples=24)
+        assert set(state) == {"version", "consumed_samples", "seed", "fingerprint", "geometry"}
+        resumed = StreamBatchSampler(stream, micro_batch_size=1, global_batch_size=8, rank=1, data_parallel_size=2)
+        resumed.load_state_dict(state)
+        assert list(islice(resumed, 3)) == [[25], [27], [29]]
+
+        other = StreamBatchSampler(Stream(other_seed), micro_batch_size=2, global_batch_size=8)
+        with pytest.raises(StateError, match="seed was 42, is 7"):
+            other.load_state_dict(state)
+        with pytest.raises(StateError, match=f"fingerprint was 5, is {dataset.fingerprint}"):
+            sampler.load_state_dict({**state, "fingerprint": 5})
+        with pytest.raises(StateError, match=r"geometry was .*'stride': 1"):
+            sampler.load_state_dict({**state, "geometry": {**state["geometry"], "stride": 1}})
+        with pytest.raises(StateError, match="version 9, this program reads version 1"):
+            sampler.load_state_dict({**state, "version": 9})
+        with pytest.raises(StateError, match="bare consumed_samples, as the original loader saves it"):
+            sampler.load_state_dict({"consumed_samples": 24})
+        with pytest.raises(StateError, match="holds no position"):
+            sampler.load_state_dict({})
+        accepting = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8, accept_other_data=True)
+        accepting.load_state_dict({"consumed_samples": 24})
+        assert next(iter(accepting)) == [24, 25]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_loop_with_torchdata_resumes_exactly(small, workers):
+    with small.dataset(rc_aug=True) as dataset:
+        stream = Stream(dataset)
+
+        def loader() -> StatefulDataLoader:
+            sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8)
+            return StatefulDataLoader(stream, batch_sampler=sampler, num_workers=workers, collate_fn=stream.collate_fn)
+
+        expected = [row_hashes(stream[p]["tokens"][None])[0] for p in range(120)]
+        first = loader()
+        trained = [row_hashes(batch["tokens"]) for batch in islice(first, 23)]
+        state = first.state_dict()
+        del first
+        second = loader()
+        second.load_state_dict(state)
+        trained += [row_hashes(batch["tokens"]) for batch in islice(second, 37)]
+        assert_same_stream(trained, expected)
+
+
+def test_a_plain_loop_over_one_pass_ends(small):
+    with small.dataset() as dataset:
+        one_pass = Stream(dataset, num_samples=len(dataset))
+        sampler = StreamBatchSampler(one_pass, micro_batch_size=2, global_batch_size=8, drop_last=False)
+        batches = list(DataLoader(one_pass, batch_sampler=sampler, collate_fn=one_pass.collate_fn))
+        assert len(batches) == len(sampler) == -(-len(dataset) // 2)
+        with pytest.raises(TypeError, match="endless"):
+            len(StreamBatchSampler(Stream(dataset), micro_batch_size=2, global_batch_size=8))

@@ -90,9 +90,9 @@ def test_interleaved_samples_and_small_buffers_give_the_same(tmp_path: Path, mon
     monkeypatch.setattr(scatter, "GATHER_SAMPLES", 2)
     monkeypatch.setattr(sample, "ROWS_IN_MEMORY", 7)
     build_sequence_dbs([path], tmp_path / "parts")
-    for sample in (f"S{i}" for i in range(7)):
-        expected = {name: s for name, s in contigs.items() if f"-{sample}_" in name}
-        assert rows(database(tmp_path / "whole", sample)) == rows(database(tmp_path / "parts", sample)) == expected
+    for name in (f"S{i}" for i in range(7)):
+        expected = {contig: s for contig, s in contigs.items() if f"-{name}_" in contig}
+        assert rows(database(tmp_path / "whole", name)) == rows(database(tmp_path / "parts", name)) == expected
     whole, parts = (pl.read_parquet(tmp_path / name / "contigs.parquet") for name in ("whole", "parts"))
     assert whole.equals(parts)
 

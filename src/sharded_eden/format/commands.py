@@ -1,0 +1,99 @@
+"""The commands that messages recommend, written in one place. A test parses each with the command line itself.
+
+Enters: paths and settings. Leaves: a command that can be pasted into a shell; words in capitals are to be replaced by the user.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from sharded_eden.format.geometry import WindowGeometry
+
+PathLike = str | os.PathLike[str]
+
+
+def quoted(path: PathLike) -> str:
+    """Return a path as a shell takes it: quoted where it needs to be, and never taken for an option."""
+    text = os.fspath(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def build_command(out: PathLike, *, force: bool = False) -> str:
+    """Return the command that builds sequence databases into a folder."""
+    return f"sharded-eden build INPUT --out {quoted(out)}" + (" --force" if force else "")
+
+
+def split_command(sequence_db_dir: PathLike = "SEQDB", out: PathLike = "DIR", *, by_contig: bool = False) -> str:
+    """Return the command that divides a folder of sequence databases into splits."""
+    return f"sharded-eden split {quoted(sequence_db_dir)} --out {quoted(out)}" + (" --by contig" if by_contig else "")
+
+
+def precompute_command(
+    window_db: PathLike,
+    *,
+    split: PathLike = "SPLIT.parquet",
+    geometry: WindowGeometry | None = None,
+    max_ambiguous: float | None = None,
+    sequences: PathLike = "SEQDB",
+    metadata: Mapping[str, object] | None = None,
+    pack: bool = False,
+    force: bool = False,
+) -> str:
+    """Return the command that makes a window database.
+
+    Args:
+        window_db: the window database to write.
+        split: the Parquet file of the split.
+        geometry: how its windows are cut; None leaves the options out.
+        max_ambiguous: the share of ambiguous letters from which windows are left out.
+        sequences: the folder of sequence databases, needed for `max_ambiguous`.
+        metadata: the metadata of a window database whose packs are to be made again.
+        pack: make packs where `metadata` does not say so.
+        force: replace a window database of another geometry or of other contigs.
+    """
+    words = ["sharded-eden precompute", quoted(split), quoted(window_db)]
+    if geometry is not None:
+        words.append(f"--window-size {geometry.window_size} --stride {geometry.stride}")
+        if geometry.min_length:
+            words.append(f"--window-min-length-threshold {geometry.min_length}")
+        if geometry.keep_tail:
+            words.append("--keep-tail")
+        if geometry.special_tokens != WindowGeometry.special_tokens:
+            words.append(f"--special-tokens {geometry.special_tokens}")
+    if max_ambiguous is not None:
+        words.append(f"--max-ambiguous {max_ambiguous:g} --sequences {quoted(sequences)}")
+    if metadata is not None and "total_packs" in metadata:
+        words.append("--pack")
+        if metadata.get("pack_seed", 42) != 42:
+            words.append(f"--pack-seed {metadata['pack_seed']}")
+    elif pack:
+        words.append("--pack")
+    if force:
+        words.append("--force")
+    return " ".join(words)
+
+
+def pack_command(window_db: PathLike) -> str:
+    """Return the command that packs the windows of a window database."""
+    return f"sharded-eden pack {quoted(window_db)}"
+
+
+def verify_command(sequence_db_dir: PathLike = "SEQDB", *window_dbs: PathLike, full: bool = False) -> str:
+    """Return the command that checks sequence databases and window databases."""
+    return " ".join(["sharded-eden verify", quoted(sequence_db_dir), *map(quoted, window_dbs)]) + (
+        " --full" if full else ""
+    )
+
+
+def index_command(sequence_db_dir: PathLike = "SEQDB", window_db: PathLike = "WINDOWS.db") -> str:
+    """Return the command that writes the index of a window database."""
+    return f"sharded-eden index {quoted(sequence_db_dir)} {quoted(window_db)}"
+
+
+def sibling(path: PathLike, suffix: str) -> Path:
+    """Return a new name beside a file: `train_windows.db` -> `train_windows.8192.db` for the suffix `8192`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.{suffix}{path.suffix}")

@@ -10,14 +10,22 @@
     ├── StateError          a checkpoint belongs to other data or another order     (ValueError)
     └── MissingExtra        an optional dependency is not installed                 (ImportError)
 
-A message names the file, the two values that disagree and the command that mends it. Every class also derives from the
+A message names the file, the two values that disagree and the command that fixes it. Every class also derives from the
 built-in exception that callers of comparable libraries catch, so that `except ValueError` goes on working.
 """
 
 from __future__ import annotations
 
+import os
+import reprlib
 import sys
 import warnings
+
+SHOWN_CHARACTERS = 80
+"""The length of a quoted value in a message, at most."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN_CHARACTERS
 
 
 class EdenError(Exception):
@@ -25,7 +33,7 @@ class EdenError(Exception):
 
 
 class UsageError(EdenError, ValueError):
-    """Arguments that cannot be meant, or that contradict one another."""
+    """Invalid or contradictory arguments."""
 
 
 class InputError(EdenError, ValueError):
@@ -60,7 +68,7 @@ class MissingExtra(EdenError, ImportError):
         self._arguments = (what, extra)
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
-        """Return what makes it anew in another process."""
+        """Return what another process creates it from."""
         return MissingExtra, self._arguments
 
 
@@ -74,3 +82,44 @@ def warn(message: str) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, EdenWarning, stacklevel=level)
+
+
+def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
+    """Return a value as messages quote it: its `repr`, in which control characters and lone surrogates are escaped, cut.
+
+    `shown("c1")` is `"'c1'"`; of a text of 1,000 letters the first 80 are left, followed by `...`.
+
+    Args:
+        value: any object; of text and bytes only the beginning is read.
+        limit: characters kept, at most.
+    """
+    if isinstance(value, (str, bytes)):
+        text = repr(value[: limit + 1])
+        start = 2 if isinstance(value, bytes) else 1
+        is_whole = len(value) <= limit and len(text) <= limit + start + 1
+        return text if is_whole else f"{text[: limit + start].removesuffix(text[-1])}...{text[-1]}"
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # an integer of more digits than Python converts, or an object whose own repr fails
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def printable(text: str | os.PathLike[str], limit: int | None = None) -> str:
+    """Return a path or a record's name as messages print it: without quotes, safe for terminals, UTF-8 files and SQLite.
+
+    Control characters are escaped, and so are lone surrogates: Python reads bytes of a file name that are not UTF-8 as such.
+
+    Args:
+        text: the path or name.
+        limit: characters kept, at most; None keeps all.
+    """
+    text = os.fspath(text)
+    cut = limit is not None and len(text) > limit
+    text = text[:limit] if cut else text
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() else f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else repr(c)[1:-1]
+            for c in text
+        )
+    return f"{text}..." if cut else text

@@ -48,6 +48,13 @@ def mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def mix64_many(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return `mix64` of each value, (n,) uint64."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
 MAX_LENGTH = 1 << 62
 ROUNDS = 12
 

@@ -312,7 +312,8 @@ def test_leaving_a_dataset_open_at_exit_is_quiet(folder):
 def test_stats_are_logged_when_asked_for(folder, caplog):
     caplog.set_level("INFO", logger="sharded_eden")
     worlds.dataset(folder).close()
-    assert not caplog.records
+    assert [record.name for record in caplog.records] == ["sharded_eden.load.addresses"]
+    assert f"has no index: windows are located and read by SQLite. Write it: sharded-eden index {folder}" in caplog.text
     worlds.dataset(folder, skip_stats=False, split="test").close()
     assert "test: 11 windows of 5 contigs in 3 samples" in caplog.text
 

@@ -428,7 +428,7 @@ def test_a_contig_is_missing(folder, read_with):
             dataset[window]
         assert str(caught.value) == (
             f"validation split, window {window}: contig 'BCR__ECT-S0__CT1-1' must have at least 114 bases; {path} has no such "
-            f"contig. {folder}/windows.db belongs to other sequence databases. Make the splits and windows of these anew: "
+            f"contig. {folder}/windows.db belongs to other sequence databases. Make the splits and windows of these again: "
             f"sharded-eden split {folder}/seqs --out DIR, then sharded-eden precompute SPLIT.parquet {folder}/windows.db "
             "--window-size 64 --stride 50"
         )
@@ -493,7 +493,7 @@ SHAPES = {
 
 
 def rewrite(path: Path, shape: str) -> None:
-    """Write a sequence database anew, in another shape."""
+    """Write a sequence database again, in another shape."""
     rows = worlds.query(path, "SELECT contig_id, nt_sequence FROM sequences")
     path.unlink()
     connection = sqlite3.connect(path)

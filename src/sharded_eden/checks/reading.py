@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from shlex import quote
 
+import numpy as np
+
 from sharded_eden.checks.findings import UNREADABLE, Findings, Tally, build_command
 from sharded_eden.checks.sample import strange_letter
 from sharded_eden.checks.windows import WindowsReport
@@ -52,7 +54,8 @@ class _Reading:
         row = RowFormat(
             index.geometry.window_size, encoding_of(None), include_bos=False, include_sep=False, include_eos=False
         )
-        self._fetcher = WindowFetcher(index, reader, row, tags=None, split=str(report.path), seed=0, rc_aug=False)
+        self._letters = np.empty((1, row.seq_length), dtype=np.uint8)
+        self._fetcher = WindowFetcher(index, reader, None, row, tags=None, split=str(report.path), seed=0, rc_aug=False)
 
     def read(self, window_indices: Sequence[int], findings: Findings) -> int:
         """Read windows and add what goes wrong; return how many were read."""
@@ -71,7 +74,8 @@ class _Reading:
             read += 1
             where = f"window {window_idx} of {self._report.path} is window {row[1]} of {row[0]!r}"
             try:
-                bases = self._fetcher.read(0, window_idx, row).bases.tobytes()
+                (placed,) = self._fetcher.fill([(0, window_idx)], [1], self._letters)
+                bases = self._letters[0, placed.first : placed.end].tobytes()
                 check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} behind its start"
             except MissingSequence:
                 contig = self._reader.contig(row[0])

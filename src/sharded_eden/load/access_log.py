@@ -22,7 +22,8 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from sharded_eden.errors import UsageError
-from sharded_eden.load.fetch import Located
+from sharded_eden.load.fetch import Wanted
+from sharded_eden.load.locate import Row
 
 COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
 
@@ -49,7 +50,7 @@ class AccessLog:
         # Of this process, and those of its forebears, perhaps held for ever.
         self._locks: dict[int, threading.Lock] = {}
 
-    def write(self, visits: Sequence[Located]) -> None:
+    def write(self, wanted: Sequence[Wanted], located: Sequence[Row]) -> None:
         """Append visits to windows.
 
         Raises:
@@ -60,7 +61,7 @@ class AccessLog:
         now = time.time_ns()
         self._append(
             (window_idx, row[0], self._sample_of(row[0]), row[1], self.rank, now, worker, epoch)
-            for epoch, window_idx, row in visits
+            for (epoch, window_idx), row in zip(wanted, located, strict=True)
         )
 
     def _append(self, rows: Any) -> None:

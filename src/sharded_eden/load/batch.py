@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
-import numpy as np
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
-from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
-from sharded_eden.load.codes import CodeTables
-from sharded_eden.load.compact import check_compact
-from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import RowFormat
-from sharded_eden.load.fetch import Located, WindowFetcher
-from sharded_eden.load.fill import CodeRows, RowFiller
 from sharded_eden.load.sent import SentBatch
 
 Example = dict[str, torch.Tensor]
@@ -49,7 +41,12 @@ class Rows(Sequence[Example]):
         return self._item(k)
 
     def _item(self, k: int) -> Example:
-        return {**{name: rows[k] for name, rows in self.stacked.items()}, **self.shared}
+        item = {**{name: rows[k] for name, rows in self.stacked.items()}, **self.shared}
+        if "cu_seqlens" in item:  # a batch's are filled up with T, an item's end where its row ends
+            cu_seqlens = item["cu_seqlens"]
+            segments = int(torch.count_nonzero(cu_seqlens < cu_seqlens[-1]))
+            item["cu_seqlens"] = cu_seqlens[: segments + 1]
+        return item
 
     def __iter__(self) -> Iterator[Example]:
         return (self[k] for k in range(len(self)))
@@ -89,105 +86,3 @@ def _of_one_shape(items: Sequence[Example], name: str) -> list[Example]:
         whole[tuple(map(slice, tensor.shape))] = tensor
         filled.append({**item, name: whole})
     return filled
-
-
-class RowMaker(Protocol):
-    """Makes rows of windows."""
-
-    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> Rows:
-        """Return the items of rows with so many windows each, over one buffer."""
-
-
-class FullRows:
-    """Rows of tokens, labels, loss mask and position ids.
-
-    Args:
-        row_format: the layout of a row.
-        fetcher: reads the windows.
-        position_ids: (T,) int64; single items share it, a batch has its own.
-        attention_mask: (1, T, T) bool, added to each item; None for none.
-    """
-
-    def __init__(
-        self,
-        row_format: RowFormat,
-        fetcher: WindowFetcher,
-        position_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-    ) -> None:
-        self._filler = RowFiller(row_format, fetcher)
-        self._seq_length = row_format.seq_length
-        self._masks = {} if attention_mask is None else {"attention_mask": attention_mask}
-        self._shared = {"position_ids": position_ids, **self._masks}
-        # Not a view of the tensor: sending that to another process moves its memory away.
-        self._positions = np.arange(row_format.seq_length)
-        self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
-        self._single_buffers = PerThread(self._make_single_buffers, RowBuffers.clear)
-
-    def _make_buffers(self) -> RowBuffers:
-        return RowBuffers(self._seq_length, BATCH_DTYPES)
-
-    def _make_single_buffers(self) -> RowBuffers:
-        return RowBuffers(self._seq_length)
-
-    def one(self, located: Located) -> Example:
-        """Return the item of a window: for a single row that is faster than `many`."""
-        tokens, labels, loss_mask = self._single_buffers.get().get(None)
-        self._filler.fill_one(located, tokens, labels, loss_mask)
-        return {
-            "tokens": torch.from_numpy(tokens),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(loss_mask),
-            **self._shared,
-        }
-
-    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> Rows:
-        """Return the items of rows with one window each, over one buffer."""
-        tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
-        self._filler.fill(located, sizes, tokens, labels, loss_mask)
-        position_ids[...] = self._positions
-        stacked = {
-            "tokens": torch.from_numpy(tokens),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(loss_mask),
-            "position_ids": torch.from_numpy(position_ids),
-        }
-        return Rows(stacked, self._masks)
-
-
-class CompactRows:
-    """Rows of codes, see `sharded_eden.load.compact`.
-
-    Args:
-        row_format: the layout of a row.
-        fetcher: reads the windows.
-
-    Raises:
-        UsageError: the tokenizer is no table.
-    """
-
-    def __init__(self, row_format: RowFormat, fetcher: WindowFetcher) -> None:
-        check_compact(row_format)
-        self._filler = CodeRows(row_format, fetcher)
-        self._format = row_format
-        self._fetcher = fetcher
-        self._losses = CodeTables(row_format)
-        room_without_tag = row_format.room(row_format.header([]))
-        self._tag_length = room_without_tag - fetcher.least_room
-
-    def many(self, located: Iterable[Located], sizes: Sequence[int]) -> Rows:
-        """Return the items of rows with one window each, over one buffer."""
-        codes = np.empty((len(sizes), self._format.seq_length), dtype=np.uint8)
-        placed = self._filler.fill(iter(located), sizes, codes)
-        self._filler.check(codes, placed)
-        if self._format.weighs_letters:
-            self._fetcher.check_loss(self._losses.any_loss(codes))
-        stacked = {"codes": torch.from_numpy(codes)}
-        tags = [self._format.tag_of(header) for *_, header, _ in placed]
-        longest = max(map(len, tags), default=0)
-        if longest or self._tag_length:
-            ids = np.full((len(sizes), max(longest, self._tag_length)), -1, dtype=np.int64)
-            for k, tag in enumerate(tags):
-                ids[k, : len(tag)] = tag
-            stacked["tags"] = torch.from_numpy(ids)
-        return Rows(stacked, {})

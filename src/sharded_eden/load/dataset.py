@@ -12,11 +12,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import apsw
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -24,13 +24,15 @@ from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
 from sharded_eden.format.schema import discover_sample_databases, extract_sample_id
 from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.access_log import AccessLog
-from sharded_eden.load.batch import CompactRows, Example, FullRows, RowMaker, Rows, collate
+from sharded_eden.load.addresses import open_addresses
+from sharded_eden.load.batch import Example, Rows, collate
 from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
-from sharded_eden.load.fetch import Located, Window, WindowFetcher
+from sharded_eden.load.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
-from sharded_eden.load.packs import PackedCompactRows, PackedFullRows, PackIndex
+from sharded_eden.load.packs import PackIndex
 from sharded_eden.load.read import Connections, SequenceReader
+from sharded_eden.load.rows import RowMaker
 from sharded_eden.load.sequences import ReadMode
 from sharded_eden.load.tags import ControlTags
 from sharded_eden.load.tokenizer import encoding_of
@@ -74,6 +76,7 @@ class ShardedEdenDataset(Dataset[Example]):
         seed: decides strands.
         io: how databases are read: `mmap`, `read`, or `auto` by the file system.
         read_with: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it.
+        read_ahead: announce all windows of a batch that are not in the page cache before the first is read.
         rank: for the access log; None asks torch.distributed, then the environment variable RANK.
         compact: items are uint8 codes, which `expander()` turns into the tensors on the device they were sent to.
         packed: items are packs, rows filled with several windows each; see `sharded_eden.load.packs`.
@@ -110,6 +113,7 @@ class ShardedEdenDataset(Dataset[Example]):
         *,
         io: IOMode = "auto",
         read_with: ReadMode = "auto",
+        read_ahead: bool = True,
         rank: int | None = None,
         compact: bool = False,
         packed: bool = False,
@@ -157,17 +161,41 @@ class ShardedEdenDataset(Dataset[Example]):
                 soft_mask_weight=soft_mask_weight,
                 loss_on_eos=loss_on_eos,
             )
+            self._addresses = open_addresses(
+                self._index.path,
+                sequence_db_dir=Path(sequence_db_dir),
+                window_db_identity=self._index.identity,
+                paths=paths,
+                identities=self._reader.unchanged.identities,
+                stride=self.stride,
+                total_windows=self._index.total_windows,
+                read_ahead=read_ahead,
+            )
             tags = ControlTags(self._index, self._format) if use_control_tags else None
             self.ctrl_ids_map: Mapping[str, list[int]] = {} if tags is None else tags
             self._fetcher = WindowFetcher(
-                self._index, self._reader, self._format, tags=tags, split=split, seed=self.seed, rc_aug=rc_aug
+                self._index,
+                self._reader,
+                self._addresses,
+                self._format,
+                tags=tags,
+                split=split,
+                seed=self.seed,
+                rc_aug=rc_aug,
             )
             self._warn_of_gaps(self._fetcher.least_room)
             self.position_ids = _shared_position_ids(seq_length)
             self.attention_mask = (
                 torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1) if create_attention_mask else None
             )
-            self._rows = self._row_maker()
+            self._rows = RowMaker(
+                self._format,
+                self._fetcher,
+                compact=compact,
+                packed=packed,
+                position_ids=self.position_ids,
+                attention_mask=self.attention_mask,
+            )
         except BaseException:
             self.close()
             raise
@@ -181,15 +209,6 @@ class ShardedEdenDataset(Dataset[Example]):
             logger.info(
                 "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
             )
-
-    def _row_maker(self) -> RowMaker:
-        if self._packs is not None:
-            if self.compact:
-                return PackedCompactRows(self._format, self._fetcher)
-            return PackedFullRows(self._format, self._fetcher, self.attention_mask)
-        if self.compact:
-            return CompactRows(self._format, self._fetcher)
-        return FullRows(self._format, self._fetcher, self.position_ids, self.attention_mask)
 
     # ---- what it has ----
 
@@ -236,12 +255,9 @@ class ShardedEdenDataset(Dataset[Example]):
     # ---- items ----
 
     def __getitem__(self, index: Index) -> Example:
-        if not isinstance(self._rows, FullRows):
-            return self.__getitems__([index])[0]
-        located = self._locate(index)
-        item = self._rows.one(located)
-        if self._access_log is not None:
-            self._access_log.write([located])
+        wanted, _ = self._windows_of([index])
+        item = self._rows.one(wanted)
+        self._log(wanted)
         return item
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
@@ -250,13 +266,16 @@ class ShardedEdenDataset(Dataset[Example]):
         PyTorch's `DataLoader` calls this for each batch.
         """
         wanted, sizes = self._windows_of(indices)
-        located = self._locate_all(wanted)
-        rows = self._rows.many(located, sizes)
-        if self._access_log is not None:
-            self._access_log.write(located)
+        rows = self._rows.make(wanted, sizes)
+        self._log(wanted)
         return rows
 
-    def _windows_of(self, indices: Sequence[Index]) -> tuple[list[tuple[int, int]], list[int]]:
+    def _log(self, wanted: Sequence[Wanted]) -> None:
+        if self._access_log is not None:
+            located = self._index.locate_many([window_idx for _, window_idx in wanted])
+            self._access_log.write(wanted, located)
+
+    def _windows_of(self, indices: Sequence[Index]) -> tuple[list[Wanted], list[int]]:
         """Return (epoch, window index) of every window of these items, and how many each item has."""
         what = "windows" if self._packs is None else "packs"
         resolved = [self._resolve(index, self._length, what) for index in indices]
@@ -266,30 +285,28 @@ class ShardedEdenDataset(Dataset[Example]):
         wanted = [(epoch, window) for (epoch, _), windows in zip(resolved, packs, strict=True) for window in windows]
         return wanted, [len(windows) for windows in packs]
 
-    def _locate(self, index: Index) -> Located:
-        if type(index) is int and 0 <= index < self._index.total_windows:
-            return 0, index, self._index.locate(index)
-        epoch, window_idx = self._resolve(index, self._index.total_windows, "windows")
-        return epoch, window_idx, self._index.locate(window_idx)
-
-    def _locate_all(self, wanted: Sequence[tuple[int, int]]) -> list[Located]:
-        rows = self._index.locate_many([window_idx for _, window_idx in wanted])
-        return [(epoch, window_idx, row) for (epoch, window_idx), row in zip(wanted, rows, strict=True)]
-
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
         return [row[:2] for row in self._index.locate_many(window_indices)]
 
     def fetch(self, index: Index) -> Window:
-        """Return a window as it is in the database; its bases are overwritten by the next one that this thread fetches.
+        """Return a window as it is in the database.
 
         Where items are packs, an index is still that of a window in `fetch`, and that of a pack in `fetch_many`.
         """
-        return self._fetcher.read(*self._locate(index))
+        return next(self._fetch([self._resolve(index, self._index.total_windows, "windows")]))
 
     def fetch_many(self, indices: Sequence[Index]) -> Iterator[Window]:
-        """Yield the windows of many items, located by one query; the bases of each are overwritten by the next."""
-        return starmap(self._fetcher.read, self._locate_all(self._windows_of(indices)[0]))
+        """Yield the windows of many items."""
+        return self._fetch(self._windows_of(indices)[0])
+
+    def _fetch(self, wanted: Sequence[Wanted]) -> Iterator[Window]:
+        letters = np.empty((len(wanted), self.seq_length), dtype=np.uint8)
+        placed = self._fetcher.fill(wanted, [1] * len(wanted), letters)
+        located = self._index.locate_many([window_idx for _, window_idx in wanted])
+        for each, (sequence_id, window_in_seq_idx, _) in zip(placed, located, strict=True):
+            bases = letters[each.row, each.first : each.end]
+            yield Window(bases, each.reverse, each.header, each.window_idx, sequence_id, window_in_seq_idx, each.epoch)
 
     def expander(self) -> Expander:
         """Return what turns compact batches of this dataset into tensors, on whatever device they are.
@@ -354,7 +371,7 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def close(self) -> None:
         """Close every database and log that this process has opened for this dataset. Closing again does no harm."""
-        for name in ("_reader", "_index", "_access_log"):
+        for name in ("_reader", "_addresses", "_index", "_access_log"):
             part = self.__dict__.get(name)
             if part is not None:
                 part.close()

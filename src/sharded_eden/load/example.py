@@ -9,7 +9,7 @@ A packed row holds several windows one behind the other, each with its own heade
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sharded_eden.errors import UsageError
 from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.tokenizer import UNKNOWN, Encoding
-from sharded_eden.shuffle import MASK64, derive_keys, mix64
+from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
 
 _PAIRS = dict(zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True))
 COMPLEMENT = np.arange(256, dtype=np.uint8)
@@ -39,6 +39,20 @@ def is_reversed(seed: int, epoch: int, window_idx: int) -> bool:
     """Tell whether a window is shown as its reverse complement: a fair coin for each (seed, epoch, window index)."""
     (key,) = derive_keys(1, "strand", seed, epoch)
     return bool(mix64((window_idx * 0x9E3779B97F4A7C15 + key) & MASK64) >> 63)
+
+
+def strands(seed: int, wanted: Sequence[tuple[int, int]]) -> list[bool]:
+    """Return `is_reversed` of many (epoch, window index) pairs."""
+    if len(wanted) <= FEW:
+        return [is_reversed(seed, epoch, window_idx) for epoch, window_idx in wanted]
+    epochs = {epoch for epoch, _ in wanted}
+    keys = {epoch: derive_keys(1, "strand", seed, epoch)[0] for epoch in epochs}
+    key = np.array([keys[epoch] for epoch, _ in wanted], dtype=np.uint64)
+    windows = np.array([window_idx for _, window_idx in wanted], dtype=np.uint64)
+    flags: list[bool] = (
+        (mix64_many(windows * np.uint64(0x9E3779B97F4A7C15) + key) >> np.uint64(63)).astype(bool).tolist()
+    )
+    return flags
 
 
 @dataclass(frozen=True)

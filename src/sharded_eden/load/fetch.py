@@ -1,10 +1,12 @@
-"""(epoch, window index) -> the bases of a window, its strand and its header: locate, read, and refuse what does not fit.
+"""(epoch, window index) -> the letters of windows in rows of memory: locate, read, and refuse what does not fit.
 
-Enters: integers. Leaves: letters as bytes. Costs two index lookups and one BLOB read.
+Enters: pairs of integers. Leaves: letters as bytes, each window where its header ends. Windows with an address are read by
+positioned reads (`sharded_eden.load.addresses`), all others through SQLite: two index lookups and one BLOB read each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import apsw
@@ -12,22 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
+from sharded_eden.format.commands import pack_command, precompute_command, split_command
 from sharded_eden.format.sqlite import unreadable
-from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import RowFormat, is_reversed
-from sharded_eden.load.locate import Row, WindowIndex, pack_options, rebuild_command
+from sharded_eden.load.addresses import NOWHERE, Request, WindowAddresses
+from sharded_eden.load.example import RowFormat, strands
+from sharded_eden.load.locate import Row, WindowIndex
 from sharded_eden.load.read import SequenceReader
 from sharded_eden.load.sequences import Contig
 from sharded_eden.load.tags import ControlTags
+
+Wanted = tuple[int, int]
+"""(epoch, window index)."""
+
+Header = tuple[NDArray[np.int64], int]
+"""BOS, control tag and SEP, (H,) int64, and how many bases fit after it."""
 
 
 class Window(NamedTuple):
     """A window as it was read, and where it came from."""
 
     bases: NDArray[np.uint8]
-    """(n,) uint8: the letters, in the case and on the strand of the database. Overwritten by the thread's next window."""
+    """(n,) uint8: the letters, in the case and on the strand of the database."""
     reverse: bool
-    """Show the reverse complement."""
+    """Use the reverse complement."""
     header: NDArray[np.int64]
     """(H,) int64: BOS, control tag, SEP."""
     window_idx: int
@@ -36,8 +45,21 @@ class Window(NamedTuple):
     epoch: int
 
 
-Located = tuple[int, int, Row]
-"""(epoch, window index, its row of the window database)."""
+class Placed(NamedTuple):
+    """Where a window lies in rows of memory."""
+
+    row: int
+    at: int
+    """Where its header begins."""
+    first: int
+    """Where its letters begin."""
+    end: int
+    """Where its letters end."""
+    header: NDArray[np.int64]
+    reverse: bool
+    """Use the reverse complement."""
+    epoch: int
+    window_idx: int
 
 
 class WindowFetcher:
@@ -45,18 +67,20 @@ class WindowFetcher:
 
     Args:
         index: the windows.
-        reader: the sequences.
+        reader: the sequences, through SQLite.
+        addresses: where windows lie; None for none.
         row_format: how many bases a row shows.
         tags: the control tags; None for rows without.
         split: the name of the split, for messages.
         seed: decides strands.
-        rc_aug: show half of the windows as their reverse complement.
+        rc_aug: use the reverse complement of half of the windows.
     """
 
     def __init__(
         self,
         index: WindowIndex,
         reader: SequenceReader,
+        addresses: WindowAddresses | None,
         row_format: RowFormat,
         *,
         tags: ControlTags | None,
@@ -66,55 +90,89 @@ class WindowFetcher:
     ) -> None:
         self._index = index
         self._reader = reader
+        self._addresses = addresses
         self._tags = tags
         self._split = split
         self._seed = seed
         self._rc_aug = rc_aug
         header = row_format.header([])
-        self._untagged = header, row_format.room(header)
+        self._untagged: Header = header, row_format.room(header)
         self._has_eos = int(row_format.include_eos)
         self._stride = index.geometry.stride
         self._window_size = index.geometry.window_size
-        self._letters = PerThread(self._make_letters, _forget)
-
-    def _make_letters(self) -> NDArray[np.uint8]:
-        return np.empty(self._window_size, dtype=np.uint8)
 
     @property
     def least_room(self) -> int:
         """The fewest bases that a row shows."""
         return self._untagged[1] if self._tags is None else self._tags.least_room
 
-    def read(self, epoch: int, window_idx: int, row: Row) -> Window:
-        """Return a window that was located already; raises as `place`."""
-        letters = self._letters.get()
-        header, first, end, reverse = self.place(epoch, window_idx, row, letters, 0)
-        return Window(letters[first:end], reverse, header, window_idx, row[0], row[1], epoch)
-
-    def place(
-        self, epoch: int, window_idx: int, row: Row, out: NDArray[np.uint8], at: int
-    ) -> tuple[NDArray[np.int64], int, int, bool]:
-        """Read a window that was located already into `out`, where its header, which begins at `at`, ends.
+    def fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], rows: NDArray[np.uint8]) -> list[Placed]:
+        """Read windows into rows, each after the one before it, with room for its header and EOS.
 
         Args:
-            epoch: decides the strand.
-            window_idx: its index.
-            row: where it is.
-            out: (T,) uint8, written.
-            at: where it begins in the row.
-
-        Returns:
-            Its header, where its bases begin and end in `out`, and whether to show the reverse complement.
+            wanted: the windows of all rows.
+            sizes: windows of each row.
+            rows: (B, T) uint8, contiguous, written where letters are.
 
         Raises:
-            MissingSequence: its contig is absent, or too short for it.
-            DatabaseError: a database cannot be read, or the window does not fit into its row.
+            MissingSequence: a contig is absent, or too short.
+            DatabaseError: a database cannot be read or has changed, or the windows of a row do not fit into it.
+        """
+        windows = [window_idx for _, window_idx in wanted]
+        addresses = [NOWHERE] * len(windows) if self._addresses is None else self._addresses.find(windows)
+        by_sqlite = iter(
+            self._index.locate_many([w for w, address in zip(windows, addresses, strict=True) if address.sample < 0])
+        )
+        reverse = strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
+        length, has_eos = rows.shape[1], self._has_eos
+        header, room = self._untagged
+        tags, names = self._tags, () if self._addresses is None else self._addresses.tags
+        requests: list[Request] = []
+        placed: list[Placed] = []
+        samples: set[str] = set()
+        each = iter(zip(wanted, addresses, reverse, strict=True))
+        for row, size in enumerate(sizes):
+            at = 0
+            for _ in range(size):
+                (epoch, window_idx), address, is_reversed = next(each)
+                sample, _, _, _, start, contig_length, tag = address
+                if sample >= 0:
+                    if tags is not None:
+                        header, room = tags.header(names[tag] if tag < len(names) else self._name_of(window_idx))
+                    first = at + len(header)
+                    remaining = contig_length - start
+                    bases = room if room < remaining else remaining
+                    end = first + bases
+                    if end + has_eos > length:
+                        self.check_fits(end + has_eos, length)
+                    requests.append(Request(address, bases, row * length + first))
+                else:
+                    header, first, end = self._read_by_sqlite(window_idx, next(by_sqlite), rows[row], at, samples)
+                placed.append(Placed(row, at, first, end, header, is_reversed, epoch, window_idx))
+                at = end + has_eos
+        if requests:
+            self._addresses.read(requests, memoryview(rows.reshape(-1)))  # type: ignore[union-attr, arg-type]
+        if samples:
+            self._reader.check_unchanged(samples)
+        return placed
+
+    def _name_of(self, window_idx: int) -> str:
+        return self._index.locate(window_idx)[0]
+
+    def _read_by_sqlite(
+        self, window_idx: int, row: Row, out: NDArray[np.uint8], at: int, samples: set[str]
+    ) -> tuple[NDArray[np.int64], int, int]:
+        """Read a window into `out` after its header, which begins at `at`.
+
+        Returns:
+            Its header, and where its letters begin and end in `out`.
         """
         sequence_id, window_in_seq_idx, recorded = row
         contig = self._reader.contig(sequence_id)
         start = window_in_seq_idx * self._stride
         if contig is None or start < 0:
             raise self._missing(window_idx, sequence_id, start, recorded, contig)
+        samples.add(contig.sample_id)
         remaining = contig.length - start
         # Where the whole window is there, it does not matter where its contig should end.
         if remaining < self._window_size and contig.length < self._needed_bases(window_idx, start, recorded):
@@ -123,14 +181,12 @@ class WindowFetcher:
         first = at + len(header)
         length = room if room < remaining else remaining
         end = first + length
-        if end + self._has_eos > len(out):
-            raise self.overfull_pack(end + self._has_eos, len(out))
+        self.check_fits(end + self._has_eos, len(out))
         try:
             contig.read(start, out, first, length)
         except apsw.Error as error:
             raise unreadable(self._reader.paths[contig.sample_id], error) from error
-        reverse = self._rc_aug and is_reversed(self._seed, epoch, window_idx)
-        return header, first, end, reverse
+        return header, first, end
 
     def _needed_bases(self, window_idx: int, start: int, recorded: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
@@ -152,38 +208,47 @@ class WindowFetcher:
     ) -> MissingSequence:
         needed = self._needed_bases(window_idx, start, recorded)
         path = self._reader.paths[self._reader.sample_of(sequence_id)]
+        again = self._index.rebuild_command(self._index.geometry)
         return MissingSequence(
             f"{self._split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; {path} has "
             + ("no such contig" if contig is None else f"{contig.length} bases of it")
-            + f". {self._index.path} belongs to other sequence databases. Make the splits and windows of these anew: "
-            f"sharded-eden split {path.parent.parent} --out DIR, then {self._index.rebuild_command(self._index.geometry)}"
+            + f". {self._index.path} belongs to other sequence databases. Make the splits and windows of these again: "
+            f"{split_command(path.parent.parent)}, then {again}"
         )
 
-    def overfull_pack(self, tokens: int, seq_length: int) -> DatabaseError:
-        """Return the error to raise where the windows of a pack do not fit into a row."""
-        return DatabaseError(
-            f"{self._index.path}: the windows of a pack need {tokens} tokens, a row has {seq_length}. The packs belong to "
-            f"other windows. Pack again: sharded-eden pack {self._index.path}"
-        )
+    def check_fits(self, tokens: int, seq_length: int) -> None:
+        """Refuse windows of a pack that do not fit into a row.
 
-    def check_loss(self, any_loss: bool) -> None:
-        """Say so where no label of a batch earns a loss: the mean over none is NaN."""
-        if not any_loss:
-            folder = next(iter(self._reader.paths.values())).parent.parent
-            command = rebuild_command(self._index.path, self._index.geometry) + pack_options(self._index.metadata)
-            warn(
-                f"{self._split} split: no label of a batch earns a loss, all of its letters are masked: the mean over them is "
-                f"NaN. Leave such windows out: {command} --max-ambiguous 0.5 --sequences {folder}"
+        Raises:
+            DatabaseError: they need more tokens than the row has.
+        """
+        if tokens > seq_length:
+            raise DatabaseError(
+                f"{self._index.path}: the windows of a pack need {tokens} tokens, a row has {seq_length}. The packs belong "
+                f"to other windows. Pack again: {pack_command(self._index.path)}"
             )
 
-    def unreadable_letters(self, sequence_id: str, window_in_seq_idx: int, error: UnicodeError) -> DatabaseError:
+    def check_loss(self, any_loss: bool) -> None:
+        """Warn where no label of a batch counts in the loss: the mean over none is NaN."""
+        if not any_loss:
+            folder = next(iter(self._reader.paths.values())).parent.parent
+            command = precompute_command(
+                self._index.path,
+                geometry=self._index.geometry,
+                max_ambiguous=0.5,
+                sequences=folder,
+                metadata=self._index.metadata,
+            )
+            warn(
+                f"{self._split} split: no label of a batch earns a loss, all of its letters are masked: the mean over them is "
+                f"NaN. Leave such windows out: {command}"
+            )
+
+    def unreadable_letters(self, window_idx: int, error: UnicodeError) -> DatabaseError:
         """Return the error to raise where the letters of a window cannot be encoded."""
+        sequence_id, window_in_seq_idx, _ = self._index.locate(window_idx)
         path = self._reader.paths[self._reader.sample_of(sequence_id)]
         return DatabaseError(
             f"{path}: contig {sequence_id!r} holds characters that are no letters "
             f"near base {window_in_seq_idx * self._stride}: {error}"
         )
-
-
-def _forget(letters: NDArray[np.uint8]) -> None:
-    """Memory needs no closing."""

@@ -20,8 +20,10 @@ import numpy as np
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, UsageError
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.sqlite import IOMode, open_read_only, table_columns, unreadable
 from sharded_eden.load.connections import PerThread
+from sharded_eden.load.unchanged import Unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ WINDOW_CACHE_KIB = 2048
 class WindowCursor:
     """One thread's connection to the window database, with its prepared lookup."""
 
-    def __init__(self, path: Path, io: IOMode) -> None:
-        self.connection = open_read_only(path, io=io, cache_kib=WINDOW_CACHE_KIB)
+    def __init__(self, unchanged: Unchanged, io: IOMode) -> None:
+        unchanged.check([""])
+        self.connection = open_read_only(unchanged.paths[""], io=io, cache_kib=WINDOW_CACHE_KIB)
         self.cursor = self.connection.cursor()
 
     def close(self) -> None:
@@ -70,7 +73,8 @@ class WindowIndex:
             raise MissingDatabase(
                 f"{self.path}: no such window database. Make it: sharded-eden precompute SPLIT.parquet {self.path}"
             )
-        self._connections = PerThread(partial(WindowCursor, self.path, io), WindowCursor.close)
+        self._unchanged = Unchanged({"": self.path})
+        self._connections = PerThread(partial(WindowCursor, self._unchanged, io), WindowCursor.close)
         try:
             self._check_tables()
             self.metadata = self._read_metadata()
@@ -83,6 +87,11 @@ class WindowIndex:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def identity(self) -> FileIdentity:
+        """What tells this file from another one at the same path."""
+        return self._unchanged.identities[""]
 
     @property
     def connection(self) -> apsw.Connection:
@@ -248,6 +257,7 @@ class WindowIndex:
             rows = self._connections.get().cursor.execute(self._lookup_many, (wanted,)).fetchall()
         except apsw.Error as error:
             raise unreadable(self.path, error) from error
+        self._unchanged.check([""])
         if len(rows) != len(window_indices) or any(row[0] is None for row in rows):
             # One of them raises, unless a table that allows it holds an index twice: the first row then stands, as always.
             return [self.locate(window_idx) for window_idx in window_indices]

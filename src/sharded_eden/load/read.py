@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from sharded_eden.format.schema import extract_sample_id
 from sharded_eden.format.sqlite import IOMode, attach_read_only, descriptors_are_exhausted, unreadable
 from sharded_eden.load.connections import PerThread, alive, connection_budget
 from sharded_eden.load.sequences import Contig, ReadMode, SampleDatabase
+from sharded_eden.load.unchanged import Unchanged
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ class OpenDatabases:
 
     def _opened(self, sample_id: str) -> SampleDatabase:
         reader = self._reader
+        reader.check_unchanged([sample_id])
         return self.with_room(lambda: SampleDatabase(sample_id, reader.paths[sample_id], reader.io, reader.read_with))
 
     def with_room(self, open_file: Callable[[], T], kept: str = "") -> T:
@@ -163,6 +165,7 @@ class SequenceReader:
         if read_with not in get_args(ReadMode):
             raise UsageError(f"read_with must be 'auto', 'blob' or 'substr', not {read_with!r}")
         self.paths = dict(paths)
+        self.unchanged = Unchanged(self.paths)
         self._only_sample = next(iter(self.paths)) if len(self.paths) == 1 else None
         self.io: IOMode = io
         self.read_with: ReadMode = read_with
@@ -202,6 +205,14 @@ class SequenceReader:
         if found is not None and found.page_list_bytes:
             opened.long_contigs.keep(contig_id, found)
         return found
+
+    def check_unchanged(self, samples: Iterable[str]) -> None:
+        """Refuse sequence databases that are not what they were when this reader was made.
+
+        Raises:
+            DatabaseError: names the file and both identities.
+        """
+        self.unchanged.check(samples)
 
     def connection(self, sample_id: str) -> apsw.Connection:
         """Return this thread's connection to a sample's database; KeyError where there is no such sample."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sharded_eden.errors import DatabaseError, UsageError
-from sharded_eden.load import fill
+from sharded_eden.load import rows as rows_module
 from sharded_eden.load.codes import CodeTables
 from sharded_eden.load.example import RowEncoder, RowFormat
-from sharded_eden.load.fetch import Window
-from sharded_eden.load.fill import CodeRows, RowFiller
+from sharded_eden.load.fetch import Placed, Window
+from sharded_eden.load.rows import RowMaker
 from sharded_eden.load.tokenizer import encoding_of
 
 T = 40
@@ -55,33 +55,52 @@ ENCODINGS = {name: encoding_of(tokenizer) for name, tokenizer in TOKENIZERS.item
 
 
 class Fetcher:
-    """What rows ask of a fetcher; a window is its own contig length."""
+    """What rows ask of a fetcher: windows that lie in a dictionary."""
 
-    def place(self, epoch: int, window_idx: int, row: Any, out: np.ndarray, at: int) -> tuple[Any, int, int, bool]:
-        window = row[2]
-        first = at + len(window.header)
-        end = first + len(window.bases)
-        if end > len(out):
-            raise self.overfull_pack(end, len(out))
-        out[first:end] = window.bases
-        return window.header, first, end, window.reverse
+    least_room = 1
 
-    def read(self, epoch: int, window_idx: int, row: Any) -> Window:
-        letters = np.zeros(T, dtype=np.uint8)
-        header, first, end, reverse = self.place(epoch, window_idx, row, letters, 0)
-        return Window(letters[first:end], reverse, header, window_idx, row[0], row[1], epoch)
+    def __init__(self, rows: list[list[Window]]) -> None:
+        self._windows = {(0, window.window_idx): window for row in rows for window in row}
 
-    def unreadable_letters(self, sequence_id: str, window_in_seq_idx: int, error: UnicodeError) -> DatabaseError:
-        return DatabaseError(f"{sequence_id}: {error}")
+    def fill(self, wanted: Any, sizes: Any, rows: np.ndarray) -> list[Placed]:
+        placed, each = [], iter(wanted)
+        for k, size in enumerate(sizes):
+            at = 0
+            for _ in range(size):
+                window = self._windows[next(each)]
+                first = at + len(window.header)
+                end = first + len(window.bases)
+                self.check_fits(end, rows.shape[1])
+                rows[k, first:end] = window.bases
+                placed.append(Placed(k, at, first, end, window.header, window.reverse, 0, window.window_idx))
+                at = end + self.has_eos
+        return placed
 
-    def overfull_pack(self, tokens: int, seq_length: int) -> DatabaseError:
-        return DatabaseError(f"{tokens} > {seq_length}")
+    def unreadable_letters(self, window_idx: int, error: UnicodeError) -> DatabaseError:
+        return DatabaseError(f"{window_idx}: {error}")
+
+    def check_fits(self, tokens: int, seq_length: int) -> None:
+        if tokens > seq_length:
+            raise DatabaseError(f"{tokens} > {seq_length}")
 
     def check_loss(self, any_loss: bool) -> None:
-        """Nothing to say."""
+        """Nothing to report."""
 
 
-FETCHER: Any = Fetcher()
+def maker(form: RowFormat, rows: list[list[Window]], **options: Any) -> RowMaker:
+    fetcher: Any = Fetcher(rows)
+    fetcher.has_eos = form.include_eos
+    packed = form.packed_bases is not None
+    return RowMaker(
+        form,
+        fetcher,
+        **{"compact": False, "packed": packed, "position_ids": torch.arange(T), "attention_mask": None, **options},
+    )
+
+
+def made(of: RowMaker, rows: list[list[Window]]) -> dict[str, np.ndarray]:
+    wanted = [(0, window.window_idx) for row in rows for window in row]
+    return {name: tensor.numpy() for name, tensor in of.make(wanted, list(map(len, rows))).stacked.items()}
 
 
 @st.composite
@@ -115,10 +134,6 @@ def batches(draw: st.DrawFn) -> tuple[RowFormat, list[list[Window]]]:
     return form, rows
 
 
-def located(rows: list[list[Window]]) -> Iterator[Any]:
-    return ((0, w.window_idx, (w.sequence_id, w.window_in_seq_idx, w)) for row in rows for w in row)
-
-
 def arrays(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(rows)
     return (
@@ -147,33 +162,29 @@ def one_by_one(form: RowFormat, rows: list[list[Window]]) -> tuple[Any, ...]:
 def test_a_block_is_its_rows(batch, block_rows):
     form, rows = batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fill, "BLOCK_BYTES", T * block_rows)
-        filler = RowFiller(form, FETCHER)
-    tokens, labels, loss_mask = arrays(len(rows))
-    sizes = list(map(len, rows))
+        patch.setattr(rows_module, "BLOCK_BYTES", T * block_rows)
+        of = maker(form, rows)
     try:
         wanted = one_by_one(form, rows)
     except UnicodeError:  # letters that cannot be weighed
         with pytest.raises(DatabaseError):
-            filler.fill(located(rows), sizes, tokens, labels, loss_mask)
+            made(of, rows)
         return
-    ends = filler.fill(located(rows), sizes, tokens, labels, loss_mask)
-    assert ends == wanted[3]
-    for name, made, right in zip(
-        ("tokens", "labels", "loss"), (tokens, labels, loss_mask), wanted[:3], strict=True
-    ):  # fmt: skip
-        assert (made == right).all(), (name, made.tolist(), right.tolist())
+    found = made(of, rows)
+    for name, right in zip(("tokens", "labels", "loss_mask"), wanted[:3], strict=True):
+        assert (found[name] == right).all(), (name, found[name].tolist(), right.tolist())
+    if form.packed_bases is not None:
+        for boundaries, row in zip(found["cu_seqlens"], wanted[3], strict=True):
+            assert {0, *row, T} == set(boundaries.tolist())
 
 
 @given(batches())
-def test_codes_say_the_same_or_are_refused(batch):
+def test_codes_expand_to_the_same_or_are_refused(batch):
     form, rows = batch
     if form.encoding.table is None:
         return
     rows = [[w._replace(header=form.header([])) for w in row] for row in rows]  # tags travel beside the codes
-    codes = np.full((len(rows), T), 77, dtype=np.uint8)
-    writer = CodeRows(form, FETCHER)
-    placed = writer.fill(located(rows), list(map(len, rows)), codes)
+    of = maker(form, rows, compact=True)
     known = all(
         (form.encoding.table[window.bases if not window.reverse else COMPLEMENT[window.bases]] >= 0).all()
         for row in rows
@@ -181,17 +192,17 @@ def test_codes_say_the_same_or_are_refused(batch):
     )
     if not known:
         with pytest.raises(DatabaseError, match="has no id of its own"):
-            writer.check(codes, placed)
+            made(of, rows)
         return
-    writer.check(codes, placed)
+    found = made(of, rows)
     tokens, labels, loss_mask = arrays(len(rows))
-    CodeTables(form).expand(codes, tokens, labels, loss_mask)
+    CodeTables(form).expand(found["codes"], tokens, labels, loss_mask)
     wanted = one_by_one(form, rows)
     assert (tokens == wanted[0]).all()
     if form.packed_bases is None:
         assert (labels == wanted[1]).all()
         assert (loss_mask == wanted[2]).all()
-    assert CodeTables(form).any_loss(codes, _boundaries(placed, len(rows), form.include_eos)) == bool(wanted[2].any())
+    assert CodeTables(form).any_loss(found["codes"], found.get("cu_seqlens")) == bool(wanted[2].any())
 
 
 COMPLEMENT = np.arange(256, dtype=np.uint8)
@@ -199,18 +210,10 @@ for _one, _other in zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True):
     COMPLEMENT[[ord(_one), ord(_one.lower())]] = ord(_other), ord(_other.lower())
 
 
-def _boundaries(placed: list[Any], rows: int, has_eos: bool) -> np.ndarray:
-    ends: list[list[int]] = [[0] for _ in range(rows)]
-    for k, _, _, end, _, _ in placed:
-        ends[k].append(end + has_eos)
-    longest = max(map(len, ends))
-    return np.array([row + [T] * (longest + 1 - len(row)) for row in ends], dtype=np.int32)
-
-
 def test_a_pack_that_does_not_fit_is_refused():
     form = RowFormat(T, ENCODINGS["built in"], packed_bases=BASES)
-    window = Window(np.full(BASES, 65, dtype=np.uint8), False, form.header([]), 0, "B__E-S__C", 0, 0)
+    windows = [Window(np.full(BASES, 65, dtype=np.uint8), False, form.header([]), k, "B__E-S__C", 0, 0) for k in (0, 1)]
     with pytest.raises(DatabaseError, match="65 > 40"):
-        RowFiller(form, FETCHER).fill(located([[window, window]]), [2], *arrays(1))
+        made(maker(form, [windows]), [windows])
     with pytest.raises(UsageError, match="packed for 10 special tokens"):
         dataclasses.replace(form).room(form.header(list(range(20))))

@@ -1,0 +1,289 @@
+"""Windows -> rows of tensors. One path for single items, batches, compact and packed rows.
+
+    wanted windows -> letters in rows of codes -> framed with special tokens -> codes as they are (compact)
+                                                                            -> tokens, labels, loss mask (a table lookup)
+
+Enters: (epoch, window index) pairs, and how many windows each row has. Leaves: `Rows` over shared buffers. A row with letters
+that the tokenizer's table does not know, and every row of a tokenizer without a table, is encoded by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sharded_eden.load.batch import Example, Rows
+from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.codes import (
+    BLOCK_BYTES,
+    SENT,
+    CodeEncoder,
+    CodeTables,
+    reverse_complement_in_place,
+    specials_as_ids,
+)
+from sharded_eden.load.compact import across_windows, check_compact
+from sharded_eden.load.connections import PerThread
+from sharded_eden.load.example import RowEncoder, RowFormat
+from sharded_eden.load.fetch import Placed, Wanted, WindowFetcher
+
+Ends = list[list[int]]
+"""Where each window of each row ends."""
+
+
+class RowMaker:
+    """Makes rows of windows.
+
+    Args:
+        row_format: the layout of a row.
+        fetcher: reads the windows.
+        compact: rows of codes, one byte a token.
+        packed: rows with several windows each, and where each of them begins.
+        position_ids: (T,) int64; single unpacked rows share it.
+        attention_mask: (1, T, T) bool, true where attention is not allowed; None for none.
+
+    Raises:
+        UsageError: `compact` with a tokenizer that is not a table.
+    """
+
+    def __init__(
+        self,
+        row_format: RowFormat,
+        fetcher: WindowFetcher,
+        *,
+        compact: bool,
+        packed: bool,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> None:
+        self._position_ids = position_ids
+        self._format = row_format
+        self._fetcher = fetcher
+        self._compact = compact
+        self._packed = packed
+        self._attention_mask = attention_mask
+        self._length = row_format.seq_length
+        self._untagged = row_format.include_bos + row_format.include_sep
+        self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
+        # Not a view of a tensor: sending that to another process moves its memory away.
+        self._positions = np.arange(row_format.seq_length)
+        self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
+        self._scratch = PerThread(self._make_scratch, _forget)
+        self._encoder = RowEncoder(row_format)
+        if compact:
+            check_compact(row_format)
+        self._has_table = row_format.encoding.table is not None
+        if self._has_table:
+            self._specials = SENT if compact else specials_as_ids(row_format)
+            self._codes = CodeEncoder(row_format, self._specials)
+            self._tables = CodeTables(row_format, self._specials)
+        least_header = 0 if row_format.packed_bases is not None else row_format.room(row_format.header([]))
+        self._tag_length = max(0, least_header - fetcher.least_room)
+
+    def _make_buffers(self) -> RowBuffers:
+        return RowBuffers(self._length, BATCH_DTYPES)
+
+    def _make_scratch(self) -> NDArray[np.uint8]:
+        return np.empty((self._block_rows, self._length), dtype=np.uint8)
+
+    def make(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
+        """Return rows over one buffer.
+
+        Args:
+            wanted: the windows of all rows.
+            sizes: windows of each row.
+
+        Raises:
+            MissingSequence: a contig is absent, or too short.
+            DatabaseError: a database cannot be read, letters cannot be encoded, or windows do not fit into their row.
+        """
+        return self._compact_rows(wanted, sizes) if self._compact else self._full_rows(wanted, sizes)
+
+    def one(self, wanted: Sequence[Wanted]) -> Example:
+        """Return one row, of one window unless rows are packed. Unpacked rows share their `position_ids`."""
+        if self._compact or self._packed:
+            return self.make(wanted, [len(wanted)])[0]
+        item = self._full_rows(wanted, [1], shared_positions=True)[0]
+        item["position_ids"] = self._position_ids
+        return item
+
+    # ---- rows of codes ----
+
+    def _fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], codes: NDArray[np.uint8]) -> list[Placed]:
+        """Read windows into rows of codes, on their strands, with the special tokens around them."""
+        codes.fill(self._specials.pad)
+        placed = self._fetcher.fill(wanted, sizes, codes)
+        for row, _, first, end, _, reverse, _, _ in placed:
+            if reverse:
+                reverse_complement_in_place(codes[row, first:end])
+        if placed:
+            self._codes.frame(codes, *np.array([each[:4] for each in placed]).T)
+        return placed
+
+    def _knows_all(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> bool:
+        return self._codes.knows_all(codes, sum([each.end - each.first for each in placed]))
+
+    def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
+        codes = np.empty((len(sizes), self._length), dtype=np.uint8)
+        placed = self._fill(wanted, sizes, codes)
+        if not self._knows_all(codes, placed):
+            self._refuse_unknown(codes, placed)
+        stacked = {"codes": torch.from_numpy(codes)}
+        if self._packed:
+            stacked.update(boundaries(self._ends(placed, len(sizes)), self._length))
+        if self._format.weighs_letters:
+            segments = stacked["cu_seqlens"].numpy() if self._packed else None
+            self._fetcher.check_loss(self._tables.any_loss(codes, segments))
+        tags = self._tags(placed, sizes)
+        return Rows(stacked if tags is None else {**stacked, "tags": tags}, {})
+
+    def _refuse_unknown(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> None:
+        for each in placed:
+            try:
+                self._codes.check(codes[each.row, each.first : each.end])
+            except UnicodeError as error:
+                raise self._fetcher.unreadable_letters(each.window_idx, error) from error
+
+    def _tags(self, placed: Sequence[Placed], sizes: Sequence[int]) -> torch.Tensor | None:
+        """Return the ids of control tags, -1 after shorter ones: (B, G) int64, or (B, windows of a row, G) where packed."""
+        tags = [self._format.tag_of(each.header) for each in placed]
+        longest = max(max(map(len, tags), default=0), 0 if self._packed else self._tag_length)
+        if not longest:
+            return None
+        ids = np.full((len(sizes), max(sizes), longest), -1, dtype=np.int64)
+        numbers = (number for size in sizes for number in range(size))
+        for each, number, tag in zip(placed, numbers, tags, strict=True):
+            ids[each.row, number, : len(tag)] = tag
+        return torch.from_numpy(ids if self._packed else ids[:, 0])
+
+    # ---- rows of tokens, labels and loss masks ----
+
+    def _full_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int], *, shared_positions: bool = False) -> Rows:
+        tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
+        make, at = self._by_table if self._has_table else self._one_by_one, 0
+        ends: Ends = []
+        for first in range(0, len(sizes), self._block_rows):
+            block = slice(first, first + self._block_rows)
+            windows = sum(sizes[block])
+            ends += make(wanted[at : at + windows], sizes[block], tokens[block], labels[block], loss_mask[block])
+            at += windows
+        if self._format.weighs_letters:
+            self._fetcher.check_loss(bool(loss_mask.any()))
+        stacked = {
+            "tokens": torch.from_numpy(tokens),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(loss_mask),
+            "position_ids": torch.from_numpy(position_ids),
+        }
+        if not self._packed:
+            if not shared_positions:
+                position_ids[...] = self._positions
+            return Rows(stacked, {} if self._attention_mask is None else {"attention_mask": self._attention_mask})
+        # A tokenizer that makes nothing of a window leaves it no segment.
+        ends = [[end for at, end in pairwise((0, *row)) if end > at] for row in ends]
+        for row, row_ends in zip(position_ids, ends, strict=True):
+            for start, end in pairwise((0, *row_ends, self._length)):
+                row[start:end] = self._positions[: end - start]
+        stacked.update(boundaries(ends, self._length))
+        if self._attention_mask is not None:
+            apart = across_windows(stacked["cu_seqlens"], self._length)
+            stacked["attention_mask"] = apart[:, None] | self._attention_mask
+        return Rows(stacked, {})
+
+    def _ends(self, placed: Sequence[Placed], rows: int) -> Ends:
+        ends: Ends = [[] for _ in range(rows)]
+        for each in placed:
+            ends[each.row].append(each.end + self._format.include_eos)
+        return ends
+
+    def _by_table(
+        self,
+        wanted: Sequence[Wanted],
+        sizes: Sequence[int],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> Ends:
+        """Fill a block of rows by way of codes."""
+        codes = self._scratch.get()[: len(sizes)]
+        placed = self._fill(wanted, sizes, codes)
+        knows_all = self._knows_all(codes, placed)  # now, while the codes are in the cache
+        self._tables.expand(codes, tokens, labels, loss_mask)
+        pad = self._format.encoding.pad
+        for row, at, first, _, header, _, _, _ in placed:
+            if at:  # the label of the last token before a window does not belong to that window
+                labels[row, at - 1] = pad
+                loss_mask[row, at - 1] = 0
+            if first - at > self._untagged:
+                tokens[row, at:first] = header
+                labels[row, at : first - 1] = header[1:]
+        ends = self._ends(placed, len(sizes))
+        if not knows_all:
+            for row in range(len(sizes)):
+                of_row = [each for each in placed if each.row == row]
+                if not self._knows_all(codes[row : row + 1], of_row):
+                    letters = ((each._replace(reverse=False), codes[row, each.first : each.end]) for each in of_row)
+                    ends[row] = self._encode(letters, tokens[row], labels[row], loss_mask[row])
+        return ends
+
+    def _one_by_one(
+        self,
+        wanted: Sequence[Wanted],
+        sizes: Sequence[int],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> Ends:
+        """Fill a block of rows by calling the tokenizer on each window."""
+        rows = np.empty((len(wanted), self._length), dtype=np.uint8)
+        placed = self._fetcher.fill(wanted, [1] * len(wanted), rows)
+        letters = ((each, rows[each.row, each.first : each.end]) for each in placed)
+        return [
+            self._encode((next(letters) for _ in range(size)), tokens[k], labels[k], loss_mask[k])
+            for k, size in enumerate(sizes)
+        ]
+
+    def _encode(
+        self,
+        windows: Iterator[tuple[Placed, NDArray[np.uint8]]],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> list[int]:
+        """Fill one row, (T,) each, by itself; return where each window ends."""
+        at, ends = 0, []
+        for each, letters in windows:
+            limit = self._length
+            if self._format.packed_bases is not None:
+                limit = at + len(each.header) + len(letters) + self._format.include_eos
+                self._fetcher.check_fits(limit, self._length)
+            try:
+                at = self._encoder.add(at, limit, letters, each.reverse, each.header, tokens, labels, loss_mask)
+            except UnicodeError as error:
+                raise self._fetcher.unreadable_letters(each.window_idx, error) from error
+            ends.append(at)
+        self._encoder.pad(at, tokens, labels, loss_mask)
+        return ends
+
+
+def boundaries(ends: Sequence[Sequence[int]], seq_length: int) -> Example:
+    """Return `cu_seqlens` (B, S) int32 and `max_seqlen` (B,) int32 of rows whose windows end there, ascending."""
+    segments = max(map(len, ends), default=0) + 2
+    cu_seqlens = np.full((len(ends), segments), seq_length, dtype=np.int32)
+    cu_seqlens[:, 0] = 0
+    for k, row in enumerate(ends):
+        cu_seqlens[k, 1 : len(row) + 1] = row
+    if len(ends) and (cu_seqlens[:, -2] == seq_length).all():  # every row is full, or has another segment to spare
+        cu_seqlens = np.ascontiguousarray(cu_seqlens[:, :-1])
+    return {
+        "cu_seqlens": torch.from_numpy(cu_seqlens),
+        "max_seqlen": torch.from_numpy(np.diff(cu_seqlens, axis=1).max(axis=1)),
+    }
+
+
+def _forget(codes: NDArray[np.uint8]) -> None:
+    """Memory needs no closing."""

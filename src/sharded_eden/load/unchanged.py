@@ -1,0 +1,70 @@
+"""Files must stay what they were when the dataset was opened: identities are recorded then and compared while reading.
+
+Enters: paths. Leaves: identities, or the error that names both. Costs one `os.stat` a file and batch.
+
+What is noticed: another size, another modification time or another inode, so a file that was renamed over, rewritten, vacuumed,
+shortened or appended to. What is not: a writer that restores size and modification time, and one that writes between two checks
+until the next check of the file, which follows the next batch that reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sharded_eden.errors import DatabaseError, MissingDatabase
+from sharded_eden.format.index import FileIdentity
+
+
+def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
+    """Return what tells the file at a path from others.
+
+    Raises:
+        MissingDatabase: there is none.
+        DatabaseError: it cannot be looked at.
+    """
+    try:
+        return FileIdentity.of(os.stat(path))
+    except FileNotFoundError as error:
+        raise MissingDatabase(f"{path}: no such file") from error
+    except OSError as error:
+        raise DatabaseError(f"{path}: it cannot be opened ({error.strerror})") from error
+
+
+class Unchanged:
+    """The identities of files, as they were at first.
+
+    Args:
+        paths: {name: path}.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self.paths = dict(paths)
+        self.identities = {name: file_identity(path) for name, path in self.paths.items()}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compare files with what they were.
+
+        Raises:
+            DatabaseError: one was changed or replaced; names both identities.
+        """
+        for name in names:
+            was, path = self.identities[name], self.paths[name]
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                raise DatabaseError(
+                    f"{path}: it was {was} when the dataset was opened, now: {error.strerror}"
+                ) from error
+            if found.st_mtime_ns != was.mtime_ns or found.st_size != was.size_bytes or found.st_ino != was.inode:
+                raise changed_error(path, was, FileIdentity.of(found))
+
+
+def changed_error(path: Path | None, was: FileIdentity, found: FileIdentity) -> DatabaseError:
+    """Return the error to raise where a file is not the one that the dataset was opened on."""
+    return DatabaseError(
+        f"{path}: the file was changed or replaced while it was in use. It was {was}; it is {found}. Database files must not "
+        "be written while they are read. Put the old file back, or start again with the new one: windows, order and "
+        "checkpoints of the old one may not fit it"
+    )

@@ -150,7 +150,7 @@ def test_errors_from_below_end_in_one_line_too(
         def fail(*_: object, cause: BaseException = cause, **__: object) -> None:
             raise cause
 
-        monkeypatch.setattr(cli.prepare, "build_sequence_dbs", fail)
+        monkeypatch.setattr(cli.build, "build_sequence_dbs", fail)
         assert cli.main(["build", "in", "--out", "db"]) == status
         err = capsys.readouterr().err
         assert message in err

@@ -1,0 +1,134 @@
+"""`build`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sharded_eden.build.build import build_sequence_dbs
+from sharded_eden.cli.show import progress_bar, quoted, rate, say_next, size
+
+
+def build(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="FASTA, JSON lines, GenBank, Parquet or Arrow files, the first three plain or compressed (gzip, bgzip, xz, "
+            "zstd, bzip2); folders that hold such (Parquet and Arrow there only with --format); quoted patterns; - for "
+            "standard input.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the databases: OUT/<sample>/glm_dataset_<sample>.sqlite.")],
+    tag: Annotated[
+        str, typer.Option(help="What the IDs given begin with; lower-cased, it is also their control tag.")
+    ] = "BCR",
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Put all records into this one sample, not into one for each file."),
+    ] = None,
+    sample_regex: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Put each record into the sample that the group (?P<sample>...) of this pattern finds in its name: the "
+            "FASTA header up to its first white space, the --id-field of JSON lines and tables, the GenBank version.",
+        ),
+    ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="fasta, jsonl, genbank, parquet or arrow; told by each file's ending unless given, fasta where that says "
+            "nothing.",
+        ),
+    ] = None,
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Field or column of the sequence; unless given, text, sequence, seq or nt_sequence."
+        ),
+    ] = None,
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Field or column of the record's name; unless given, record, id, name, contig_id or accession, where there "
+            "is one; '' for none.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build everything anew, also what is there.")] = False,
+    page_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Page size of the databases; unless given, 65536 for samples of about 64 million bases and more, 4096 for "
+            "smaller ones.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Tasks at a time; unless given, one for each processor, 8 at most (ray: all of the cluster)."
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where tasks run; ray needs a file system that all nodes share.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT.")
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Build databases in this folder, on a local disk, and copy them to OUT when they are whole.",
+        ),
+    ] = None,
+) -> None:
+    """Turn sequence files into sequence databases.
+
+    Each sample gets one SQLite database. A record named like BCR__ECT-SAMPLE1__CT1-1 keeps that ID and goes to SAMPLE1.
+    Any other goes to a sample named after its file and gets such an ID; OUT/contigs.parquet lists which.
+
+    Run it again to complete what was stopped, or to add inputs: what is there, built from the same inputs, is left alone.
+    """
+    started = time.monotonic()
+    with progress_bar("reading") as progress:
+        result = build_sequence_dbs(
+            inputs,
+            out,
+            tag=tag,
+            sample=sample,
+            sample_regex=sample_regex,
+            format=input_format,
+            text_field=text_field,
+            id_field=id_field,
+            force=force,
+            page_size=page_size,
+            jobs=jobs,
+            engine=engine,
+            address=address,
+            scratch=scratch,
+            progress=progress,
+            note=progress.note,
+        )
+    seconds = time.monotonic() - started
+    if result.samples:
+        print(f"samples  {result.samples:>15,}")
+        print(f"contigs  {result.contigs:>15,}")
+        print(f"bases    {result.bases:>15,}  ({rate(result.bases, seconds)} bases/s)")
+        each = result.bytes_on_disk / max(1, result.bases)
+        over = size(max(0, result.bytes_on_disk - result.bases))
+        print(f"on disk  {size(result.bytes_on_disk):>15}  in {out} ({each:.3f} bytes a base: {over} beside the bases)")
+        print(f"table    {result.contigs_parquet}")
+    else:
+        print("nothing to do")
+    if result.unchanged:
+        print(f"{result.unchanged:,} samples were there already, built from the same inputs")
+    if result.grown:
+        print(f"{len(result.grown):,} samples have gained records and were built again: splits made before lack them")
+    say_next(f"sharded-eden split {quoted(out)} --out splits")

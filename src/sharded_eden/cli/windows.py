@@ -1,0 +1,115 @@
+"""`precompute`, `pack`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sharded_eden.cli.show import progress_bar, rate, say_next, size
+from sharded_eden.windows.folder import precompute_window_databases
+from sharded_eden.windows.pack import PackResult, pack_window_database
+from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
+
+
+def precompute(
+    split_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SPLIT.parquet", help="A table of contig_id and length, as split writes it; or the folder of them."
+        ),
+    ],
+    windows_db: Annotated[
+        Path,
+        typer.Argument(metavar="WINDOWS.db", help="The window database to write, or the folder of them."),
+    ],
+    window_size: Annotated[int, typer.Option(help="Tokens of a training row: the dataset's seq_length.")] = 8192,
+    stride: Annotated[int, typer.Option(help="Bases from the start of one window to the start of the next.")] = 7992,
+    window_min_length_threshold: Annotated[
+        int, typer.Option(metavar="BASES", help="Leave out windows with fewer bases than this.")
+    ] = 0,
+    keep_tail: Annotated[
+        bool, typer.Option("--keep-tail", help="Add windows until the last base of every contig is shown.")
+    ] = False,
+    special_tokens: Annotated[
+        int, typer.Option(help="Tokens of a row that are no bases (BOS, SEP, EOS), which take room from the window.")
+    ] = 3,
+    max_ambiguous: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Leave out windows with a larger share of letters other than A, C, G, T."),
+    ] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, read for --max-ambiguous.")
+    ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Add packs: rows filled with several whole windows.")] = False,
+    pack_seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
+    jobs: Annotated[int, typer.Option(help="Splits of a folder that are worked on at once.")] = 1,
+) -> None:
+    """Turn a split into a window database, or a folder of splits into one of window databases."""
+    started = time.monotonic()
+    options: dict[str, Any] = {
+        "window_size": window_size,
+        "stride": stride,
+        "window_min_length_threshold": window_min_length_threshold,
+        "keep_tail": keep_tail,
+        "special_tokens": special_tokens,
+        "max_ambiguous": max_ambiguous,
+        "sequences": sequences,
+        "pack": pack,
+        "pack_seed": pack_seed,
+    }
+    with progress_bar("contigs") as progress:
+        if split_file.is_dir():
+            results = precompute_window_databases(split_file, windows_db, jobs=jobs, progress=progress, **options)
+        else:
+            results = {"train": precompute_window_database(split_file, windows_db, progress=progress, **options)}
+    seconds = time.monotonic() - started
+    for result in results.values():
+        _print_windows(result, max_ambiguous)
+    print(f"{rate(sum(result.windows for result in results.values()), seconds)} windows/s")
+    paths = ", ".join(f"{name}_window_db_path={str(result.path)!r}" for name, result in results.items())
+    packed = ", packed=True" if pack else ""
+    say_next(f"ShardedEdenDataModule({paths}, seq_length={window_size}, stride={stride}{packed}, ...)")
+
+
+def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> None:
+    unseen = result.unseen_bases / result.bases if result.bases else 0.0
+    print(f"windows  {result.windows:>15,}")
+    if max_ambiguous is not None:
+        print(f"         {result.ambiguous_windows:>15,}  left out, too many ambiguous letters")
+    print(f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)")
+    print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
+    if result.packs is not None:
+        _print_packs(result.packs)
+    print(f"on disk  {size(result.path.stat().st_size):>15}  {result.path}")
+
+
+def pack(
+    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="A window database; packs are added to it.")],
+    seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
+    lengths: Annotated[
+        Path | None,
+        typer.Option(metavar="SPLIT.parquet", help="The split, where the database lacks the table contig_lengths."),
+    ] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, for the same purpose.")
+    ] = None,
+) -> None:
+    """Fill rows with several whole windows each, so that short contigs waste nothing."""
+    started = time.monotonic()
+    with progress_bar("windows") as progress:
+        result = pack_window_database(windows_db, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+    print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
+    _print_packs(result)
+    print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
+    say_next(
+        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={result.window_size}, packed=True, ...)"
+    )
+
+
+def _print_packs(result: PackResult) -> None:
+    print(
+        f"packs    {result.packs:>15,}  ({result.useful:.2%} of their tokens useful; padded {result.useful_padded:.2%})"
+    )

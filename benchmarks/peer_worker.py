@@ -75,7 +75,7 @@ def main() -> None:
         else:
             answers.write(json.dumps({"answer": answer}) + "\n")
         answers.flush()
-    os._exit(0)  # some peers leave threads behind that wait for ever
+    os._exit(0)  # some peers leave threads that never end
 
 
 def _answer(kind: str, request: dict[str, Any], opened: dict[str, Opened]) -> Any:

@@ -1,6 +1,6 @@
-"""Order-0 entropy: what someone who knows only how often each base occurs pays for a base, in nats.
+"""Order-0 entropy: the mean of -ln(frequency of the base) over all bases, in nats.
 
-In: sequences as text. Out: numbers. Pure: one pass over the bases, no torch.
+Input: sequences as text. Output: numbers. Pure functions: one pass over the bases, no torch.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable, Mapping
 
 Counts = tuple[int, int, int, int]
-"""How many A, C, G and T."""
+"""Numbers of A, C, G and T."""
 
 
 def base_counts(sequences: Iterable[str]) -> Counts:
-    """Count A, C, G and T over all sequences, upper and lower case alike; other letters are left out."""
+    """Count A, C, G and T over all sequences, ignoring case; other letters are ignored."""
     a = c = g = t = 0
     for sequence in sequences:
         upper = sequence.upper()
@@ -22,20 +22,20 @@ def base_counts(sequences: Iterable[str]) -> Counts:
 
 
 def entropy_of_counts(counts: Counts) -> float:
-    """Give -sum p ln p of the frequencies behind `counts`; 0.0 where there are none."""
+    """Return -sum p ln p of the frequencies that `counts` gives; 0.0 if all counts are 0."""
     total = sum(counts)
     return sum(n / total * math.log(total / n) for n in counts if n)
 
 
 def order0_entropy(sequences: Iterable[str]) -> float:
-    """Give the order-0 entropy of all the sequences taken together, in nats a base; at most ln 4."""
+    """Return the order-0 entropy of all sequences together, in nats per base; at most ln 4."""
     return entropy_of_counts(base_counts(sequences))
 
 
 def order0_entropy_within(samples: Mapping[str, Iterable[str]]) -> float:
-    """Give the mean of the samples' own order-0 entropies, each base counting once, in nats a base.
+    """Return the mean of the order-0 entropies of the samples, weighted by their bases, in nats per base.
 
-    The harder baseline: it knows of every base which genome it is from. Never above `order0_entropy` of the pooled bases.
+    The harder baseline: it knows the genome of every base. Never above `order0_entropy` of the pooled bases.
     """
     counts = [base_counts(sequences) for sequences in samples.values()]
     total = sum(map(sum, counts))

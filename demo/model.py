@@ -1,15 +1,15 @@
 """A small causal model of DNA that learns on two CPU cores in about a minute.
 
-In: batches of `ShardedEdenDataset` made with the built-in tokenizer (one id per byte: PAD 0, BOS 1, EOS 2, SEP 3, `A` 65,
-`C` 67, `G` 71, `T` 84). Out: `train_loss` and `val_loss`, the masked mean of -ln p(next base) in nats.
+Input: batches of `ShardedEdenDataset` with the built-in tokenizer (one id per byte: PAD 0, BOS 1, EOS 2, SEP 3, `A` 65,
+`C` 67, `G` 71, `T` 84). Output: `train_loss` and `val_loss`, the masked mean of -ln p(next base) in nats.
 Cost: 3.4 million weights, most of them rows of the table of 8-mers, of which a step reads few; about 4 million
-multiply-adds a base for a training step.
+multiply-adds per base for a training step.
 
-What each position knows is the sum of three causal views of the bases up to and including its own:
+The hidden state of a position is the sum of three causal views of the bases up to and including that position:
 
-    last 4, 6 and 8 bases      one learnt vector per k-mer            what usually follows this word
-    mean of all bases so far   through one matrix                     which genome is this
-    gated dilated convolutions steps of 3, 6, 12, 24, 48, 96 bases    where am I in the codon, is this a gene
+    last 4, 6 and 8 bases      one learned vector per k-mer           what usually follows this k-mer
+    mean of all bases so far   through one matrix                     which genome this is
+    gated dilated convolutions steps of 3, 6, 12, 24, 48, 96 bases    the position in the codon, and whether this is a gene
 
 It predicts five classes: A, C, G, T, and any other letter; p is normalised over all five.
 """
@@ -29,12 +29,12 @@ Batch = dict[str, Tensor]
 
 
 def shift(x: Tensor, steps: int, positions: Tensor) -> Tensor:
-    """Move the last axis `steps` to the right: each place then sees what stood `steps` before it in its own window, or zero.
+    """Shift the last axis to the right by `steps` within each window; positions without a predecessor get zero.
 
     Args:
         x: (B, ..., T).
         steps: bases.
-        positions: (B, T) int64, places within a window; they restart where a packed row goes on to the next one.
+        positions: (B, T) int64, positions within a window; in a packed row they restart at each window.
     """
     moved = F.pad(x, (steps, 0))[..., : x.shape[-1]]
     inside = positions >= steps
@@ -46,10 +46,10 @@ class TinyGenomeModel(pl.LightningModule):
 
     Args:
         width: channels of the hidden state.
-        kmers: lengths of the words that have an embedding each (a table of 4 ** k rows).
+        kmers: lengths k of the k-mers; each length has an embedding table of 4 ** k rows.
         dilations: steps in bases of the convolutions; multiples of 3 keep the reading frame.
-        learning_rate: the highest; it warms up over 40 steps and falls to zero along a cosine.
-        total_steps: optimizer steps until the rate is zero; None takes what the trainer is set to do.
+        learning_rate: the maximum, after 40 steps of warm-up; a cosine schedule then decreases it to zero.
+        total_steps: optimizer steps until the rate is zero; None uses the trainer's number of steps.
     """
 
     classes: Tensor  # (256,) int64
@@ -66,7 +66,7 @@ class TinyGenomeModel(pl.LightningModule):
         self.save_hyperparameters()
         self.kmers, self.dilations = tuple(kmers), tuple(dilations)
         self.learning_rate, self.total_steps = learning_rate, total_steps
-        classes = torch.full((256,), 4)  # token id -> class: 0-3 are A, C, G, T; 4 is all else
+        classes = torch.full((256,), 4)  # token id -> class: 0-3 are A, C, G, T; 4 is any other letter
         classes[list(b"ACGT")] = torch.arange(4)
         self.register_buffer("classes", classes, persistent=False)
         self.letter = nn.Embedding(5, width)
@@ -79,9 +79,9 @@ class TinyGenomeModel(pl.LightningModule):
         self.head = nn.Linear(width, 5)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Give (B, T, 5) logits of the token after each of `tokens` (B, T) int64.
+        """Return (B, T, 5) logits of the token after each of `tokens` (B, T) int64.
 
-        None depends on a later token, nor on another window of a packed row: `positions` (B, T) int64 restart at each window.
+        No logit depends on a later token or on another window of a packed row: `positions` (B, T) int64 restart at each window.
         """
         letters = self.classes[tokens]  # (B, T) int64
         bases = letters.clamp(max=3)
@@ -89,7 +89,7 @@ class TinyGenomeModel(pl.LightningModule):
         for k, table in zip(self.kmers, self.words, strict=True):
             x = x + table(sum(shift(bases, j, positions) * 4**j for j in range(k)))
         x = x.transpose(1, 2)  # (B, width, T)
-        # The sum over a window so far: that over the row, less what it was before the window began.
+        # The cumulative sum within a window: that of the row minus its value before the window.
         total = x.cumsum(-1)
         begun = (torch.arange(x.shape[-1], device=x.device) - positions)[:, None].expand_as(x)
         x = x + self.mean((total - (total - x).gather(-1, begun)) / (positions[:, None] + 21))
@@ -99,13 +99,13 @@ class TinyGenomeModel(pl.LightningModule):
         return logits
 
     def losses(self, batch: Batch) -> Tensor:
-        """Give (B, T) float32: -ln p(label) in nats where `loss_mask` is 1, else 0."""
+        """Return (B, T) float32: -ln p(label) in nats where `loss_mask` is 1, else 0."""
         logits = self(batch["tokens"], batch["position_ids"])
         nats = F.cross_entropy(logits.transpose(1, 2), self.classes[batch["labels"]], reduction="none")
         return nats * batch["loss_mask"]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Give the mean of `losses` over the labels that `loss_mask` leaves: nats a base."""
+        """Return the mean of `losses` over the labels with `loss_mask` 1, in nats per base."""
         return self.losses(batch).sum() / batch["loss_mask"].sum().clamp(min=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -115,11 +115,11 @@ class TinyGenomeModel(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log `val_loss`; over an epoch every base counts once, whatever batch it is in."""
+        """Log `val_loss`; the epoch mean weights every base equally."""
         self.log("val_loss", self.loss(batch), prog_bar=True, batch_size=int(batch["loss_mask"].sum()))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam, 40 steps of warm-up, then a cosine down to zero at `total_steps`."""
+        """Return Adam with 40 steps of warm-up and a cosine schedule that reaches zero at `total_steps`."""
         total_steps = self.total_steps or self.trainer.estimated_stepping_batches
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True)
 

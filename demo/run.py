@@ -1,7 +1,7 @@
 """`make demo`: real genomes become sequence databases, splits and window databases, and a small model learns from them.
 
-Runs the commands that a user would type, then trains through the data module with an ordinary Lightning Trainer, and holds the
-loss on held-out contigs against ln 4 and the order-0 entropy of the genomes.
+Runs the commands that a user would type, trains through the data module with a standard Lightning Trainer, and compares the
+loss on held-out contigs with ln 4 and the order-0 entropy of the genomes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def prepare() -> None:
-    """Build, split and precompute, by the commands that a user would type."""
+    """Build, split and precompute with the commands that a user would type."""
     command(f"build {relative(HERE / 'genomes')} --out {relative(SEQUENCES)}")
     command(f"split {relative(SEQUENCES)} --out {relative(SPLITS)} --by contig --val 0.05 --test 0.1 --seed 2")
     for split in ("train", "val", "test"):
@@ -71,12 +71,12 @@ def command(line: str) -> None:
 
 
 def relative(path: Path) -> str:
-    """Return a path as it is typed in the project's folder."""
+    """Return a path relative to the current folder if it is inside it, quoted for a shell."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def windows(split: str) -> Path:
-    """Return where the window database of a split lies."""
+    """Return the path of the window database of a split."""
     return WORK / f"{split}_windows.db"
 
 
@@ -91,7 +91,7 @@ def sequences() -> dict[str, list[str]]:
 
 
 def show_loading_speed() -> None:
-    """Read one shuffled pass in this process, as fast as it goes."""
+    """Measure one shuffled pass in this process."""
     with ShardedEdenDataset(None, SEQUENCES, windows("train"), WINDOW_SIZE, stride=STRIDE, rc_aug=True) as dataset:
         stream = Stream(dataset)
         count, bases, started = len(stream) // 32 * 32, 0.0, time.perf_counter()
@@ -123,7 +123,7 @@ def show_packing() -> None:
 
 
 class Waiting(pl.Callback):
-    """Measures the share of each step that is spent waiting for the next batch, and prints how training goes."""
+    """Measures the share of the step time spent waiting for the next batch, and prints the loss every 100 steps."""
 
     def __init__(self) -> None:
         self.waiting_seconds = self.total_seconds = 0.0
@@ -131,13 +131,13 @@ class Waiting(pl.Callback):
         self._ended = self._begun = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        """Note when a batch has come."""
+        """Record when a batch has arrived."""
         self._begun = time.perf_counter()
         if self._ended:
             self.waiting_seconds += self._begun - self._ended
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, *_: object) -> None:
-        """Note when a batch is done with."""
+        """Record when a step has ended."""
         now = time.perf_counter()
         if self._ended:
             self.total_seconds += now - self._ended
@@ -159,7 +159,7 @@ def train() -> dict[str, float]:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     pl.seed_everything(0)
-    # One core is the worker's: threads that wait for one another on a busy core are slower than fewer threads.
+    # The worker needs one core: threads that share a busy core are slower than fewer threads.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - NUM_WORKERS))
     data_module = ShardedEdenDataModule(
         sequence_db_dir=SEQUENCES,
@@ -204,7 +204,7 @@ def train() -> dict[str, float]:
 
 @torch.no_grad()
 def held_out_loss(model: TinyGenomeModel, loader: torch.utils.data.DataLoader) -> float:
-    """Return the mean of -ln p(next base) over every base of a split."""
+    """Return the mean of -ln p(next base) over all bases of a split."""
     model.eval()
     total = bases = 0.0
     for batch in loader:
@@ -215,7 +215,7 @@ def held_out_loss(model: TinyGenomeModel, loader: torch.utils.data.DataLoader) -
 
 
 def report(losses: dict[str, float], baselines: dict[str, float]) -> bool:
-    """Print the losses beside the baselines; return whether all are below all of them."""
+    """Print the losses and the baselines; return whether every loss is below every baseline."""
     print(f"\n{'':38s} nats a base")
     rows = baselines | {f"model, held-out contigs ({split})": loss for split, loss in losses.items()}
     for name, nats in rows.items():

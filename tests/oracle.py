@@ -1,6 +1,5 @@
-"""The slow, obvious implementation: stdlib sqlite3 and plain Python, straight from the specification. Imports nothing of ours.
-
-The fast one must agree with it, bit for bit.
+"""The slow reference implementation: stdlib sqlite3 and plain Python, directly from the specification. Imports nothing of the
+package. The fast implementation must equal it bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small world with two splits, and every fault that `verify` must find in such worlds."""
+"""A small data set with two splits, and every fault that `verify` must find in it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A program that fails where a database connection crosses a fork. Run by tests/test_processes.py in a process of its own.
+"""A program that fails if a database connection crosses a fork. tests/train/test_processes.py runs it as a separate process.
 
-apsw had a `fork_checker` for this until 3.54 removed it. Here every file goes through a VFS that knows which process opened it,
-and every connection reports its statements and its closing: whatever a child does with what its parent opened is written down.
+apsw 3.54 removed its `fork_checker`. Here every file is opened through a VFS that knows which process opened it,
+and every connection reports its statements and its closing: every use by a child of what its parent opened is recorded.
 
     python fork_proof.py FOLDER
 """

@@ -1,10 +1,10 @@
-"""A Lightning job that is cut off and goes on, on ranks that are processes of their own, over gloo.
+"""A Lightning job that is stopped and resumed, on ranks in separate processes, over gloo.
 
     python lightning_ranks.py '{"sequences": ..., "windows": ..., "folder": ..., "attempts": [{"strategy": "ddp", ...}, ...]}'
 
-An attempt goes on from the checkpoint that the one before saved after its optimizer step `saved`, trains one step beyond its
-own, and is then gone. Prints one line: for each attempt, for each rank, its data-parallel rank and size and what each step
-saw. The modules are imported once, the ranks forked.
+An attempt resumes from the checkpoint that the previous one saved after its optimizer step `saved`, trains one step past its
+own checkpoint, and is then killed. Prints one line: for each attempt and rank, its data-parallel rank and size and the rows
+of each step. The modules are imported once, and the ranks are forked.
 """
 
 from __future__ import annotations

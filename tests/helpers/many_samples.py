@@ -1,4 +1,4 @@
-"""Reads every window of a split and prints what that took: a process of its own for tests/test_many_samples.py.
+"""Reads every window of a split and prints the cost. tests/load/test_many_samples.py runs it as a separate process.
 
 python many_samples.py FOLDER IO DESCRIPTORS
 """

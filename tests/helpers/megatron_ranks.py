@@ -1,4 +1,4 @@
-"""Four ranks on one machine, for tests/test_megatron.py: Megatron core's own loop, in every layout, through a restart.
+"""Four ranks on one machine, for tests/train/test_megatron.py: Megatron core's loop, in every layout, with a restart.
 
 Prints one line: {layout: [((data-parallel rank, size), rows of each micro step) of each process]}.
 

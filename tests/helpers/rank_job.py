@@ -1,9 +1,9 @@
-"""One rank of a training job without a model: reads its micro batches and writes down what it was fed. A process of its own.
+"""One rank of a training job without a model, as a separate process: reads its micro batches and records them.
 
     python rank_job.py '{"folder": ..., "rank": 0, "ranks": 2, ...}'
 
-Writes `FOLDER/out/<attempt>_<rank>.txt`, a line for each micro batch: step, micro step, the hashes of its rows. Rank 0 saves
-the job's state after each global batch that all ranks have written, as a trainer would after its optimizer step.
+Writes `FOLDER/out/<attempt>_<rank>.txt`, one line per micro batch: step, micro step, the hashes of its rows. Rank 0 saves
+the state of the job after each global batch that all ranks have written, as a trainer does after its optimizer step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one resume assertion: whatever the history of crashes, what was trained on is the uninterrupted stream."""
+"""The resume assertion: for any history of crashes, the rows trained on are the uninterrupted stream."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Two ranks on one machine, for tests/test_datamodule.py: Lightning's DDP, then Megatron's tensor and data parallelism.
+"""Two ranks on one machine, for tests/train/test_datamodule.py: Lightning's DDP, then Megatron's tensor and data parallelism.
 
-Prints one line: a dict of what each rank saw. The modules are imported once, the ranks forked.
+Prints one line: a dict of the rows of each rank. The modules are imported once, and the ranks are forked.
 
     python two_processes.py FOLDER
 """

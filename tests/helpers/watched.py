@@ -1,9 +1,9 @@
-"""Runs a program and writes down what its model was fed, from outside: hooks of PyTorch on every embedding and optimizer.
+"""Runs a program and records the input of its model from outside: PyTorch hooks on every embedding and optimizer.
 
     python watched.py FOLDER program.py [argument ...]
 
-Writes `FOLDER/<rank>.txt`: the hash of each row that an embedding was given while training, one a line, and a line `step`
-behind each optimizer step; `FOLDER/positions.txt`: what was asked of the stream, by whichever process.
+Writes `FOLDER/<rank>.txt`: the hash of each row that an embedding received in training, one per line, and a line `step`
+after each optimizer step; `FOLDER/positions.txt`: the positions requested from the stream, by any process.
 """
 
 from __future__ import annotations

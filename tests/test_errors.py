@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sharded_eden.errors import printable, shown
@@ -44,3 +46,27 @@ def test_names_without_quotes() -> None:
     assert printable(os.fsdecode(b"a\xff\x1b[2J.fa")) == r"a\xff\x1b[2J.fa"
     assert printable("a \ud800 é") == r"a \ud800 é"
     assert printable("A" * 100, limit=8) == "AAAAAAAA..."
+
+
+class Lines:
+    def __repr__(self) -> str:
+        return "two\nlines \x1b[31m"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\ud800" * 1000, "\U000e0001" * 1000, b"\xff" * 10**6, bytearray(10**6), 10**1000, 10**10000, list(range(10**6)),
+     {"k" * 1000: "v" * 1000}, [[[["x" * 1000] * 10] * 10] * 10], [Broken()], (b"\x00" * 10**6,), np.arange(10**6),
+     Path("x" * 5000), Lines(), [Lines()], "\u202e"],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("limit", [80, 12])
+def test_every_value_is_bounded_and_printable(value: object, limit: int) -> None:
+    text = shown(value, limit)
+    assert len(text) <= limit + len("bytearray(b''...)")
+    assert text.isprintable()
+    text.encode()
+
+
+def test_a_path_is_quoted_as_text() -> None:
+    assert shown(Path("a") / "b") == "'a/b'"

@@ -1,14 +1,14 @@
-"""Every error that sharded-eden raises on purpose, and its one warning.
+"""The errors and the one warning of sharded-eden, and `shown`, which quotes values in messages.
 
     EdenError
-    ├── UsageError          what the caller asked for contradicts itself            (ValueError)
-    ├── InputError          a sequence or Parquet file that cannot be taken as is   (ValueError)
-    ├── DatabaseError       a database on disk is not what its name promises        (ValueError)
-    │   ├── MissingDatabase     it is not there                                     (FileNotFoundError)
-    │   ├── GeometryMismatch    it was built for other windows than are asked for
+    ├── UsageError          invalid or contradictory arguments                          (ValueError)
+    ├── InputError          a sequence or Parquet file that is not accepted             (ValueError)
+    ├── DatabaseError       a database cannot be read or has the wrong contents         (ValueError)
+    │   ├── MissingDatabase     it does not exist                                       (FileNotFoundError)
+    │   ├── GeometryMismatch    it was built for other windows than the requested ones
     │   └── MissingSequence     a contig is absent, or shorter than its window
-    ├── StateError          a checkpoint belongs to other data or another order     (ValueError)
-    └── MissingExtra        an optional dependency is not installed                 (ImportError)
+    ├── StateError          a checkpoint belongs to other data or another order         (ValueError)
+    └── MissingExtra        an optional dependency is not installed                     (ImportError)
 
 A message names the file, the two values that disagree and the command that fixes it. Every class also derives from the
 built-in exception that callers of comparable libraries catch, so that `except ValueError` goes on working.
@@ -26,10 +26,12 @@ SHOWN_CHARACTERS = 80
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN_CHARACTERS
+_BOUNDED = (list, tuple, dict, set, frozenset, int)
+"""Types whose `repr` has no bound, which `_SHORT` cuts while it is made."""
 
 
 class EdenError(Exception):
-    """The root of every deliberate error of this package."""
+    """The base class of all errors that this package raises."""
 
 
 class UsageError(EdenError, ValueError):
@@ -37,7 +39,7 @@ class UsageError(EdenError, ValueError):
 
 
 class InputError(EdenError, ValueError):
-    """An input file that cannot be taken as it is; names file, record and position."""
+    """An input file that is not accepted; the message names file, record and position."""
 
 
 class DatabaseError(EdenError, ValueError):
@@ -45,39 +47,39 @@ class DatabaseError(EdenError, ValueError):
 
 
 class MissingDatabase(DatabaseError, FileNotFoundError):
-    """A database or folder that should exist does not."""
+    """A required database or folder does not exist."""
 
 
 class GeometryMismatch(DatabaseError):
-    """A window database built with another window size, stride or threshold than the one asked for."""
+    """A window database was built with another window size, stride or threshold than the requested one."""
 
 
 class MissingSequence(DatabaseError):
-    """A contig that is absent from its sequence database, or too short for its window."""
+    """A contig is absent from its sequence database, or too short for its window."""
 
 
 class StateError(EdenError, ValueError):
-    """A saved position that belongs to other data, another seed or another geometry."""
+    """A saved position is invalid, or belongs to other data, another seed or another geometry."""
 
 
 class MissingExtra(EdenError, ImportError):
-    """An optional dependency is missing; the message names the extra that brings it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed. Install it: pip install 'sharded-eden[{extra}]'")
         self._arguments = (what, extra)
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
-        """Return what another process creates it from."""
+        """Return what recreates it in another process."""
         return MissingExtra, self._arguments
 
 
 class EdenWarning(UserWarning):
-    """Something that is allowed and rarely wanted."""
+    """Something that is allowed but rarely intended."""
 
 
 def warn(message: str) -> None:
-    """Issue an `EdenWarning` that points at the code outside this package which caused it."""
+    """Issue an `EdenWarning` that points at the caller outside this package."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
         level, frame = level + 1, frame.f_back
@@ -85,23 +87,27 @@ def warn(message: str) -> None:
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return a value as messages quote it: its `repr`, in which control characters and lone surrogates are escaped, cut.
+    """Return a value as messages quote it: its `repr`, on one line, cut, with control characters and surrogates escaped.
 
-    `shown("c1")` is `"'c1'"`; of a text of 1,000 letters the first 80 are left, followed by `...`.
+    `shown("c1")` is `"'c1'"`; of a text of 1,000 letters the first 80 remain, followed by `...`. A path is quoted as text.
+    Never raises.
 
     Args:
         value: any object; of text and bytes only the beginning is read.
         limit: characters kept, at most.
     """
-    if isinstance(value, (str, bytes)):
-        text = repr(value[: limit + 1])
-        start = 2 if isinstance(value, bytes) else 1
-        is_whole = len(value) <= limit and len(text) <= limit + start + 1
-        return text if is_whole else f"{text[: limit + start].removesuffix(text[-1])}...{text[-1]}"
     try:
-        text = _SHORT.repr(value)
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        value = bytes(value[: limit + 1]) if isinstance(value, bytearray) else value
+        if isinstance(value, (str, bytes)):
+            text = repr(value[: limit + 1])
+            start = text.index(text[-1]) + 1
+            is_whole = len(value) <= limit and len(text) <= limit + start + 1
+            return text if is_whole else f"{text[: limit + start].removesuffix(text[-1])}...{text[-1]}"
+        text = _SHORT.repr(value) if isinstance(value, _BOUNDED) else repr(value)
     except Exception:  # an integer of more digits than Python converts, or an object whose own repr fails
         return f"<{type(value).__name__}>"
+    text = printable(text)
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 
 from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
 from sharded_eden.format.schema import discover_sample_databases, extract_sample_id
-from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.addresses import open_addresses
 from sharded_eden.load.batch import Example, Rows, collate
@@ -30,10 +29,10 @@ from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
 from sharded_eden.load.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.options import ExampleOptions, absolute_path, integer, takes_options
 from sharded_eden.load.packs import PackIndex
 from sharded_eden.load.read import Connections, SequenceReader
 from sharded_eden.load.rows import RowMaker
-from sharded_eden.load.sequences import ReadMode
 from sharded_eden.load.tags import ControlTags
 from sharded_eden.load.tokenizer import encoding_of
 
@@ -55,7 +54,7 @@ class ShardedEdenDataset(Dataset[Example]):
     `create_attention_mask`, `attention_mask` (1, T, T) bool, true where attention is forbidden. T is `seq_length`. A row is
     BOS, control tag, SEP, upper-cased bases, EOS, padding.
 
-    `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only which strand is shown.
+    `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only the strand.
     Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
 
     Args:
@@ -63,34 +62,23 @@ class ShardedEdenDataset(Dataset[Example]):
         sequence_db_dir: the folder of per-sample sequence databases.
         window_db_path: the window database of the split.
         seq_length: tokens of a row; must be the window size of the window database.
-        create_attention_mask: add the causal mask to each item.
-        rc_aug: show half of the windows as their reverse complement, by (seed, epoch, window index).
+        rc_aug: use the reverse complement of half of the windows, by (seed, epoch, window index).
         stride: bases between windows; must be that of the window database.
-        window_min_length_threshold: must be that of the window database; None accepts what it has.
-        use_control_tags: put the ids of `<ctrl_NAME>` behind BOS, NAME being the lower-cased ID before its first `__`.
         split: the name of the split, for messages and logs.
-        log_windows: write a CSV of the windows visited, see `sharded_eden.load.access_log`.
-        log_dir: where it goes; None is the current folder.
-        skip_stats: do not count and log what the split holds.
-        include_bos, include_sep, include_eos: whether rows have these tokens.
         seed: decides strands.
-        io: how databases are read: `mmap`, `read`, or `auto` by the file system.
-        read_with: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it.
-        read_ahead: announce all windows of a batch that are not in the page cache before the first is read.
         rank: for the access log; None asks torch.distributed, then the environment variable RANK.
-        compact: items are uint8 codes, which `expander()` turns into the tensors on the device they were sent to.
-        packed: items are packs, rows filled with several windows each; see `sharded_eden.load.packs`.
-        mask_ambiguous: no loss on labels other than A, C, G and T.
-        soft_mask_weight: the weight of labels in lower case (repeats) in the loss mask; Evo 2 was trained with 0.1.
-        loss_on_eos: the label EOS earns a loss.
+        options: all others, see `sharded_eden.load.options.ExampleOptions`.
+
+    Paths are made absolute here: workers read the same files after the process changes its folder.
 
     Raises:
         MissingDatabase: a folder, the window database or the database of a sample is missing.
-        GeometryMismatch: the window database was cut otherwise.
+        GeometryMismatch: the window database was built for other windows.
         DatabaseError: a database is damaged or has other tables.
-        UsageError: the tokenizer lacks an id, or a row has no room for bases.
+        UsageError: the tokenizer lacks an id, a row has no room for bases, or an argument has the wrong type.
     """
 
+    @takes_options
     def __init__(
         self,
         tokenizer: Any,
@@ -111,67 +99,65 @@ class ShardedEdenDataset(Dataset[Example]):
         include_eos: bool = True,
         seed: int = 42,
         *,
-        io: IOMode = "auto",
-        read_with: ReadMode = "auto",
-        read_ahead: bool = True,
         rank: int | None = None,
-        compact: bool = False,
-        packed: bool = False,
-        mask_ambiguous: bool = False,
-        soft_mask_weight: float = 1.0,
-        loss_on_eos: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.options = opts = ExampleOptions(
+            window_min_length_threshold=window_min_length_threshold, create_attention_mask=create_attention_mask,
+            use_control_tags=use_control_tags, include_bos=include_bos, include_sep=include_sep, include_eos=include_eos,
+            log_windows=log_windows, log_dir=log_dir, skip_stats=skip_stats, **options,
+        )  # fmt: skip
         self.tokenizer = tokenizer
-        self.sequence_db_dir = sequence_db_dir
-        self.window_db_path = window_db_path
+        self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
+        self.window_db_path = absolute_path(window_db_path, "window_db_path")
         self.seq_length = seq_length
         self.rc_aug = rc_aug
         self.stride = 7992 if stride is None else stride
         self.use_control_tags = use_control_tags
         self.split = split
-        self.compact = compact
-        self.packed = packed
-        self.seed = operator.index(seed)
+        self.compact = opts.compact
+        self.packed = opts.packed
+        self.seed = integer(seed, "seed")
 
-        paths = discover_sample_databases(sequence_db_dir)
+        paths = discover_sample_databases(self.sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
-        self._index = WindowIndex(window_db_path, io=io)
-        self._reader = SequenceReader(paths, io=io, read_with=read_with)
+        self._index = WindowIndex(self.window_db_path, io=opts.io)
+        self._reader = SequenceReader(paths, io=opts.io, read_with=opts.read_with)
         try:
             self._index.check_geometry(
-                window_size=seq_length, stride=self.stride, min_length=window_min_length_threshold
+                window_size=seq_length, stride=self.stride, min_length=opts.window_min_length_threshold
             )
             self.window_min_length_threshold = self._index.geometry.min_length
-            self._packs = PackIndex(self._index) if packed else None
+            self._packs = PackIndex(self._index) if opts.packed else None
             self._length = self._index.total_windows if self._packs is None else self._packs.total
             self._check_samples_exist()
             self._reader.open_all()
-            self.db_connections = Connections(self._reader, window_db_path)
+            self.db_connections = Connections(self._reader, self.window_db_path)
 
             self._format = RowFormat(
                 seq_length,
                 encoding_of(tokenizer),
-                include_bos=include_bos,
-                include_sep=include_sep,
-                include_eos=include_eos,
-                packed_bases=self._index.geometry.usable if packed else None,
+                include_bos=opts.include_bos,
+                include_sep=opts.include_sep,
+                include_eos=opts.include_eos,
+                packed_bases=self._index.geometry.usable if opts.packed else None,
                 rebuild=self._index.rebuild_command(replace(self._index.geometry, special_tokens=3)),
-                mask_ambiguous=mask_ambiguous,
-                soft_mask_weight=soft_mask_weight,
-                loss_on_eos=loss_on_eos,
+                mask_ambiguous=opts.mask_ambiguous,
+                soft_mask_weight=opts.soft_mask_weight,
+                loss_on_eos=opts.loss_on_eos,
             )
             self._addresses = open_addresses(
                 self._index.path,
-                sequence_db_dir=Path(sequence_db_dir),
+                sequence_db_dir=Path(self.sequence_db_dir),
                 window_db_identity=self._index.identity,
                 paths=paths,
                 identities=self._reader.unchanged.identities,
                 stride=self.stride,
                 total_windows=self._index.total_windows,
-                read_ahead=read_ahead,
+                read_ahead=opts.read_ahead,
             )
-            tags = ControlTags(self._index, self._format) if use_control_tags else None
+            tags = ControlTags(self._index, self._format) if opts.use_control_tags else None
             self.ctrl_ids_map: Mapping[str, list[int]] = {} if tags is None else tags
             self._fetcher = WindowFetcher(
                 self._index,
@@ -186,13 +172,15 @@ class ShardedEdenDataset(Dataset[Example]):
             self._warn_of_gaps(self._fetcher.least_room)
             self.position_ids = _shared_position_ids(seq_length)
             self.attention_mask = (
-                torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1) if create_attention_mask else None
+                torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1)
+                if opts.create_attention_mask
+                else None
             )
             self._rows = RowMaker(
                 self._format,
                 self._fetcher,
-                compact=compact,
-                packed=packed,
+                compact=opts.compact,
+                packed=opts.packed,
                 position_ids=self.position_ids,
                 attention_mask=self.attention_mask,
             )
@@ -201,14 +189,33 @@ class ShardedEdenDataset(Dataset[Example]):
             raise
 
         self._access_log = (
-            AccessLog(log_dir, split, _rank() if rank is None else rank, self._reader.sample_of)
-            if log_windows
+            AccessLog(opts.log_dir, split, _rank() if rank is None else rank, self._reader.sample_of)
+            if opts.log_windows
             else None
         )
-        if not skip_stats:
+        if not opts.skip_stats:
             logger.info(
                 "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
             )
+
+    @classmethod
+    def open(
+        cls,
+        sequence_db_dir: str | os.PathLike[str],
+        window_db_path: str | os.PathLike[str],
+        *,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> ShardedEdenDataset:
+        """Open a split with the window size and stride of its window database; arguments and errors as for the class.
+
+        Example: `ShardedEdenDataset.open("seqdb", "windows/train.db", rc_aug=True)`.
+        """
+        index = WindowIndex(absolute_path(window_db_path, "window_db_path"), io=options.get("io", "auto"))
+        geometry = index.geometry
+        index.close()
+        options = {"seq_length": geometry.window_size, "stride": geometry.stride, **options}
+        return cls(tokenizer, sequence_db_dir, window_db_path, **options)
 
     # ---- what it has ----
 

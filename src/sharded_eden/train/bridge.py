@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.options import ExampleOptions, absolute_path, with_option_fields
 from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.stream import RepeatedEvaluation, Stream
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
+@with_option_fields
 class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     """The `dataset` of Megatron Bridge's `ConfigContainer`; fields as those of `ShardedEdenDataModule` where they share a name.
 
@@ -50,20 +52,10 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     """Tokens of a row; Bridge compares it with that of the model."""
     stride: int = 7992
     """Bases between windows."""
-    window_min_length_threshold: int | None = None
-    """That of the window databases; None accepts what they have."""
-    use_control_tags: bool = False
-    """Begin rows with a control tag."""
     rc_aug: bool = False
-    """Show half of the training windows as their reverse complement."""
+    """Use the reverse complement of half of the training windows."""
     random_seed: int = 42
     """Decides order and strands."""
-    create_attention_mask: bool = False
-    """Add a causal mask to each example."""
-    log_windows: bool = False
-    """Write a CSV of the windows visited."""
-    log_dir: str | None = None
-    """Where it goes."""
     nucleotide_tokenizer: bool = False
     """Encode with `NucleotideTokenizer`; Bridge's own tokenizer then only decides the size of the vocabulary, at least 256."""
     evaluation_samples: int | None = None
@@ -72,10 +64,17 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     dataloader_type: str = "single"
     """How Bridge samples: "single" is the one that keeps the order."""
 
+    def __post_init__(self) -> None:
+        for name in ("sequence_db_dir", "train_window_db_path", "val_window_db_path", "test_window_db_path", "log_dir"):
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, absolute_path(path, name))
+        if hasattr(super(), "__post_init__"):
+            super().__post_init__()
+
     @property
     def skip_getting_attention_mask_from_dataset(self) -> bool:
         """What Bridge's step asks: whether batches have no mask."""
-        return not self.create_attention_mask
+        return not ExampleOptions.of(self).create_attention_mask
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
         """Return the training, validation and test streams, of exactly as many samples as are asked for.
@@ -87,7 +86,8 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             A stream of each split, None where its count is 0. Validation and test are None without a window database, too.
 
         Raises:
-            UsageError: another `dataloader_type`, or training samples without a window database.
+            UsageError: another `dataloader_type`, an option that Bridge's training step does not support, or training samples
+                without a window database.
             EdenError: a database cannot be taken, see `ShardedEdenDataset`.
         """
         if self.dataloader_type != "single":
@@ -95,6 +95,12 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
                 f'dataloader_type={self.dataloader_type!r} would sample the stream in another order: set "single", with which '
                 "Megatron Bridge counts positions"
             )
+        options = ExampleOptions.of(self)
+        for name in ("compact", "packed"):
+            if getattr(options, name):
+                raise UsageError(
+                    f"{name}=True: the training step of Megatron Bridge cannot read such batches. Leave it False"
+                )
         train = validation = test = None
         if context.train_samples > 0:
             if self.train_window_db_path is None:
@@ -119,13 +125,9 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             self.sequence_db_dir,
             window_db_path,
             self.seq_length,
-            create_attention_mask=self.create_attention_mask,
             rc_aug=rc_aug,
             stride=self.stride,
-            window_min_length_threshold=self.window_min_length_threshold,
-            use_control_tags=self.use_control_tags,
             split=split,
-            log_windows=self.log_windows,
-            log_dir=self.log_dir,
             seed=self.random_seed,
+            **vars(ExampleOptions.of(self)),
         )

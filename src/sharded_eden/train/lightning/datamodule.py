@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from sharded_eden.load.batch import Example
 from sharded_eden.load.compact import Expander
 from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.options import ExampleOptions, absolute_path, takes_options
 from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
@@ -61,26 +62,20 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         num_workers: worker processes of each dataloader.
         pin_memory: pin batches where there is a GPU to copy them to.
         persistent_workers: keep the workers between epochs.
-        create_attention_mask: add a causal mask to each example.
         vocab_file, merges_file: not supported; pass `tokenizer`.
-        rc_aug: show half of the training windows as their reverse complement.
+        rc_aug: use the reverse complement of half of the training windows.
         stride: bases between windows.
-        window_min_length_threshold: that of the window databases; None accepts what they have.
-        use_control_tags: begin rows with a control tag.
         seed: decides order and strands.
-        num_epochs: passes over the data that one Lightning epoch makes.
-        log_windows: write a CSV of the windows visited.
-        log_dir: where it goes.
+        num_epochs: passes over the data in one Lightning epoch.
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
         accept_other_data: take the position of a checkpoint that was saved for other data, another seed or by the original.
-        compact: send 8 KB a window from the workers to the device, and make the same tensors there.
-        packed: each row is a pack of several windows; the window databases need packs.
-        mask_ambiguous, soft_mask_weight, loss_on_eos: what labels weigh, see `ShardedEdenDataset`.
+        options: all others, see `sharded_eden.load.options.ExampleOptions`. With `compact`, the tensors are made on the device.
 
     Raises:
         UsageError: sizes that do not fit, or `vocab_file` or `merges_file`.
     """
 
+    @takes_options
     def __init__(
         self,
         sequence_db_dir: str | os.PathLike[str],
@@ -109,11 +104,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         *,
         multiprocessing_context: str | None = None,
         accept_other_data: bool = False,
-        compact: bool = False,
-        packed: bool = False,
-        mask_ambiguous: bool = False,
-        soft_mask_weight: float = 1.0,
-        loss_on_eos: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         if vocab_file is not None or merges_file is not None:
@@ -121,10 +112,12 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if num_epochs < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
-        self.sequence_db_dir = sequence_db_dir
-        self.train_window_db_path = train_window_db_path
-        self.val_window_db_path = val_window_db_path
-        self.test_window_db_path = test_window_db_path
+        self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
+        self.train_window_db_path = absolute_path(train_window_db_path, "train_window_db_path")
+        self.val_window_db_path, self.test_window_db_path = (
+            None if path is None else absolute_path(path, name)
+            for path, name in ((val_window_db_path, "val_window_db_path"), (test_window_db_path, "test_window_db_path"))
+        )
         self.seq_length = seq_length
         self.tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
         self.micro_batch_size = micro_batch_size
@@ -133,22 +126,22 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
-        self.create_attention_mask = create_attention_mask
         self.rc_aug = rc_aug
         self.stride = stride
-        self.window_min_length_threshold = window_min_length_threshold
-        self.use_control_tags = use_control_tags
         self.seed = seed
         self.num_epochs = num_epochs
-        self.log_windows = log_windows
-        self.log_dir = log_dir
         self.multiprocessing_context = multiprocessing_context
         self.accept_other_data = accept_other_data
-        self.compact = compact
-        self.packed = packed
-        self.mask_ambiguous = mask_ambiguous
-        self.soft_mask_weight = soft_mask_weight
-        self.loss_on_eos = loss_on_eos
+        # Every option is an attribute, read when a split is opened.
+        opts = ExampleOptions(
+            create_attention_mask=create_attention_mask,
+            window_min_length_threshold=window_min_length_threshold,
+            use_control_tags=use_control_tags,
+            log_windows=log_windows,
+            log_dir=None if log_dir is None else absolute_path(log_dir, "log_dir"),
+            **options,
+        )
+        vars(self).update(vars(opts))
         self.data_sampler = DataSampler(self, seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
 
         self._leave_undefined()
@@ -167,7 +160,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         if self.test_window_db_path is None:
             self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
-        if not self.compact:
+        if not self._options.compact:
             self.on_after_batch_transfer = super().on_after_batch_transfer  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -279,6 +272,10 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         """Return the data-parallel rank and size: from Megatron, else the Trainer, else torch.distributed."""
         return data_parallel_of(self.trainer)
 
+    @property
+    def _options(self) -> ExampleOptions:
+        return ExampleOptions.of(self)
+
     def _window_db_path(self, split: str) -> str | os.PathLike[str] | None:
         return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[
             split
@@ -293,21 +290,12 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self.sequence_db_dir,
             path,
             self.seq_length,
-            create_attention_mask=self.create_attention_mask,
             rc_aug=self.rc_aug and split == "train",
             stride=self.stride,
-            window_min_length_threshold=self.window_min_length_threshold,
-            use_control_tags=self.use_control_tags,
             split={"val": "validation"}.get(split, split),
-            log_windows=self.log_windows,
-            log_dir=self.log_dir,
             seed=self.seed,
-            compact=self.compact,
-            packed=self.packed,
-            mask_ambiguous=self.mask_ambiguous,
-            soft_mask_weight=self.soft_mask_weight,
-            loss_on_eos=self.loss_on_eos,
             rank=None if self.trainer is None else self.trainer.global_rank,
+            **vars(self._options),
         )
         self._streams[split] = Stream(dataset) if split == "train" else EvaluationStream(dataset)
         logger.info("%s", dataset)

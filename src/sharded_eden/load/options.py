@@ -1,0 +1,117 @@
+"""`ExampleOptions`: how windows are read and what an example holds, declared once for everything that makes a dataset.
+
+`ShardedEdenDataset`, `ShardedEdenDataModule` and `ShardedEdenDatasetProvider` take every option that is declared here, and pass
+all of them on as a whole. To add an option, add a field and use it in `ShardedEdenDataset.__init__`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from sharded_eden.errors import UsageError, shown
+from sharded_eden.format.sqlite import IOMode
+from sharded_eden.load.sequences import ReadMode
+
+T = TypeVar("T")
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleOptions:
+    """The options of an example. All have defaults."""
+
+    window_min_length_threshold: int | None = None
+    """The threshold of the window database; None accepts any."""
+    create_attention_mask: bool = False
+    """Add the causal mask to each example."""
+    use_control_tags: bool = False
+    """Put the ids of `<ctrl_NAME>` after BOS; NAME is the lower-cased ID before its first `__`."""
+    include_bos: bool = True
+    """Begin rows with BOS."""
+    include_sep: bool = True
+    """Put SEP before the bases."""
+    include_eos: bool = True
+    """End the bases with EOS."""
+    mask_ambiguous: bool = False
+    """No loss on labels other than A, C, G and T."""
+    soft_mask_weight: float = 1.0
+    """The weight of lower-case labels (repeats) in the loss mask; Evo 2 was trained with 0.1."""
+    loss_on_eos: bool = False
+    """Count the label EOS in the loss."""
+    compact: bool = False
+    """Send uint8 codes from workers to the device, where `expander()` makes the tensors."""
+    packed: bool = False
+    """Fill each row with several windows; see `sharded_eden.load.packs`."""
+    log_windows: bool = False
+    """Write a CSV of the windows visited; see `sharded_eden.load.access_log`."""
+    log_dir: PathLike | None = None
+    """The folder of that CSV; None is the current folder."""
+    skip_stats: bool = True
+    """Do not count and log the windows, contigs and samples of the split."""
+    io: IOMode = "auto"
+    """How database files are read: `mmap`, `read`, or `auto` by the file system."""
+    read_with: ReadMode = "auto"
+    """How sequences are read: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it."""
+    read_ahead: bool = True
+    """Announce all windows of a batch that are not in the page cache before the first is read."""
+
+    @classmethod
+    def of(cls, holder: object) -> ExampleOptions:
+        """Return the options that an object holds as attributes of the same names."""
+        return cls(**{option.name: getattr(holder, option.name) for option in fields(cls)})
+
+
+def takes_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Show all options in the signature of a function that takes `**options`, for `help` and `inspect.signature`."""
+    signature = inspect.signature(function)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    added = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
+        for option in fields(ExampleOptions)
+        if option.name not in signature.parameters
+    ]
+    function.__signature__ = signature.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
+    return function
+
+
+def with_option_fields(cls: type[T]) -> type[T]:
+    """Declare every option as a field of a class that becomes a dataclass, unless the class declares it."""
+    hints = get_type_hints(ExampleOptions)
+    for option in fields(ExampleOptions):
+        if option.name not in cls.__annotations__:
+            cls.__annotations__[option.name] = hints[option.name]
+            setattr(cls, option.name, option.default)
+    return cls
+
+
+def absolute_path(path: PathLike, name: str) -> str:
+    """Return an absolute path, without resolving links: it means the same file after the process changes its folder.
+
+    Args:
+        path: the path.
+        name: the argument that holds it, for the error.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    try:
+        return os.path.abspath(os.fsdecode(path))
+    except TypeError:
+        raise UsageError(f"{name} must be a path, not {shown(path)}") from None
+
+
+def integer(value: Any, name: str) -> int:
+    """Return an argument as an int; Python and NumPy integers are accepted.
+
+    Raises:
+        UsageError: it is no integer.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be an integer, not {shown(value)}") from None

@@ -1,0 +1,130 @@
+"""The options of an example are declared once, and everything that makes a dataset offers all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset
+from sharded_eden.errors import GeometryMismatch, MissingDatabase, UsageError
+from sharded_eden.load.options import ExampleOptions, with_option_fields
+
+OPTIONS = {option.name: option.default for option in dataclasses.fields(ExampleOptions)}
+
+POSITIONAL = {
+    ShardedEdenDataset: [
+        "tokenizer", "sequence_db_dir", "window_db_path", "seq_length", ("create_attention_mask", False), ("rc_aug", False),
+        ("stride", 7992), ("window_min_length_threshold", None), ("use_control_tags", False), ("split", "train"),
+        ("log_windows", False), ("log_dir", None), ("skip_stats", True), ("include_bos", True), ("include_sep", True),
+        ("include_eos", True), ("seed", 42),
+    ],
+    ShardedEdenDataModule: [
+        "sequence_db_dir", "train_window_db_path", ("val_window_db_path", None), ("test_window_db_path", None),
+        ("seq_length", 8192), ("tokenizer", None), ("micro_batch_size", 1), ("global_batch_size", 4),
+        ("rampup_batch_size", None), ("num_workers", 8), ("pin_memory", True), ("persistent_workers", False),
+        ("create_attention_mask", False), ("vocab_file", None), ("merges_file", None), ("rc_aug", False), ("stride", 7992),
+        ("window_min_length_threshold", None), ("use_control_tags", False), ("seed", 42), ("num_epochs", 1),
+        ("log_windows", False), ("log_dir", None),
+    ],
+}  # fmt: skip
+
+
+@dataclasses.dataclass(kw_only=True)
+@with_option_fields
+class Provider:
+    sequence_db_dir: str
+
+
+@pytest.mark.parametrize("maker", [ShardedEdenDataset, ShardedEdenDataModule, Provider])
+def test_every_option_is_offered_with_its_default(maker):
+    offered = {p.name: p.default for p in inspect.signature(maker).parameters.values()}
+    assert {name: offered.get(name, "absent") for name in OPTIONS} == OPTIONS
+
+
+@pytest.mark.parametrize("maker", POSITIONAL)
+def test_positional_arguments_keep_their_order_and_defaults(maker):
+    parameters = inspect.signature(maker).parameters.values()
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p.name if p.default is p.empty else (p.name, p.default) for p in positional] == POSITIONAL[maker]
+
+
+NOT_DEFAULT = {
+    "window_min_length_threshold": 0, "create_attention_mask": True, "use_control_tags": True, "include_bos": False,
+    "include_sep": False, "include_eos": False, "mask_ambiguous": True, "soft_mask_weight": 0.5, "loss_on_eos": True,
+    "compact": True, "packed": True, "log_windows": True, "log_dir": "log", "skip_stats": False, "io": "read",
+    "read_with": "substr", "read_ahead": False,
+}  # fmt: skip
+
+
+def test_the_data_module_passes_every_option_on(small, tmp_path):
+    assert NOT_DEFAULT.keys() == OPTIONS.keys()
+    options = {**NOT_DEFAULT, "packed": False, "include_eos": True, "log_dir": str(tmp_path)}
+    module = ShardedEdenDataModule(
+        small.sequence_db_dir, small.window_db, seq_length=small.seq_length, stride=small.stride, **options
+    )
+    module.setup("fit")
+    assert vars(module._stream("train").dataset.options) == options
+
+
+@pytest.mark.parametrize("maker", [ShardedEdenDataset.open, ShardedEdenDataModule])
+def test_an_unknown_option_is_refused(small, maker):
+    with pytest.raises(TypeError, match="compakt"):
+        maker(small.sequence_db_dir, small.window_db, compakt=True)
+
+
+def test_open_takes_the_geometry_from_the_database(small):
+    with (
+        small.dataset(rc_aug=True, seed=3) as expected,
+        ShardedEdenDataset.open(small.sequence_db_dir, small.window_db, rc_aug=True, seed=3) as dataset,
+    ):
+        assert (dataset.seq_length, dataset.stride) == (expected.seq_length, expected.stride)
+        assert torch.equal(dataset[5]["tokens"], expected[5]["tokens"])
+    with pytest.raises(GeometryMismatch):
+        ShardedEdenDataset.open(small.sequence_db_dir, small.window_db, stride=small.stride + 1)
+    with pytest.raises(MissingDatabase):
+        ShardedEdenDataset.open(small.sequence_db_dir, small.window_db.with_name("absent.db"))
+
+
+@pytest.mark.parametrize("value", [None, 7, ["a"]])
+def test_an_argument_that_is_no_path_is_refused(small, value):
+    with pytest.raises(UsageError, match="sequence_db_dir must be a path"):
+        ShardedEdenDataset.open(value, small.window_db)
+    with pytest.raises(UsageError, match="sequence_db_dir must be a path"):
+        ShardedEdenDataModule(value, small.window_db)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("maker", ["dataset", "module"])
+def test_workers_read_the_same_files_after_the_folder_changes(small, tmp_path, monkeypatch, maker, start):
+    """Relative paths name other databases in the folder that the process changes to."""
+    with small.dataset(seed=42) as dataset:
+        expected = [dataset[i]["tokens"] for i in range(4)]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "seqs").symlink_to(small.sequence_db_dir)
+    (here / "windows.db").symlink_to(small.window_db)
+    (there / "seqs").mkdir()
+    (there / "windows.db").write_bytes(b"another file")
+    monkeypatch.chdir(here)
+    sizes = {"seq_length": small.seq_length, "stride": small.stride}
+    if maker == "dataset":
+        dataset = ShardedEdenDataset(None, "seqs", "windows.db", **sizes, log_windows=True)
+        monkeypatch.chdir(there)
+    else:
+        module = ShardedEdenDataModule("seqs", "windows.db", "windows.db", **sizes, log_windows=True, log_dir=".")
+        monkeypatch.chdir(there)
+        module.setup("validate")
+        dataset = module._stream("val").dataset
+    assert dataset.window_db_path == os.path.join(here, "windows.db"), "links are not resolved"
+    loader = DataLoader(dataset, batch_size=1, num_workers=1, multiprocessing_context=start)
+    with dataset:
+        for row, batch in zip(expected, loader, strict=False):
+            assert torch.equal(batch["tokens"][0], row)
+    assert len(list(here.glob("window_access_*.csv"))) >= 1
+    assert not list(there.glob("window_access_*.csv"))

@@ -1,4 +1,4 @@
-# Every target makes the environment it needs from nothing but Python 3.10+ and a package registry.
+# Every target creates the environment it needs. Requires Python 3.11 or later (the pinned tools do) and a package registry.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -12,10 +12,10 @@ BRIDGE := $(VENV)-bridge/bin/python
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
-# torch goes first, pinned: an unpinned torch that another package asks for may pull gigabytes of CUDA.
+# torch is installed first, pinned: an unpinned torch required by another package may pull in gigabytes of CUDA.
 $(VENV)/.train: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV) (torch and Lightning: some minutes where they must be downloaded)"
+	@echo "setting up $(VENV) (some minutes if torch and Lightning must be downloaded)"
 	@$(PIP) install -c constraints.txt --upgrade pip
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt -e '.[train]'
@@ -34,13 +34,13 @@ test: $(VENV)/.dev ## the tests, without the slow ones
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow --timeout=900
 
-test-distributed: $(VENV)/.dev ## one stream in real processes: ranks, workers, SIGKILL, Lightning, Megatron
-	$(PYTEST) -m slow --timeout=900 tests/test_distributed.py tests/test_lightning_ranks.py
+test-distributed: $(VENV)/.dev ## the order in real processes: ranks, workers, SIGKILL, Lightning, Megatron
+	$(PYTEST) -m slow --timeout=900 tests/train/test_distributed.py tests/train/test_lightning_ranks.py
 
-# An environment of its own: Megatron Bridge excludes transformers 5. Its GPU packages are left out, see tests_bridge/gpu_only.py.
+# A separate environment: Megatron Bridge excludes transformers 5. Its GPU packages are left out, see tests_bridge/gpu_only.py.
 $(VENV)-bridge/.ready: pyproject.toml tests_bridge/requirements.txt
 	@test -x $(VENV)-bridge/bin/python || $(PYTHON) -m venv $(VENV)-bridge
-	@echo "setting up $(VENV)-bridge (some minutes where packages must be downloaded)"
+	@echo "setting up $(VENV)-bridge (some minutes if packages must be downloaded)"
 	@$(BRIDGE) -m pip --quiet --disable-pip-version-check install -c tests_bridge/requirements.txt torch
 	@$(BRIDGE) -m pip --quiet --disable-pip-version-check install -r tests_bridge/requirements.txt
 	@$(BRIDGE) -m pip --quiet --disable-pip-version-check install --no-deps megatron-bridge==0.3.1 -e .
@@ -53,14 +53,14 @@ lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.dev ## bring the style in order
+format: $(VENV)/.dev ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 types: $(VENV)/.dev ## strict type check
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## speed, as ratios measured side by side
+bench: $(VENV)/.dev ## speed, as ratios of interleaved runs
 	$(BIN)/python -m benchmarks
 
 bench-prepare: $(VENV)/.dev ## speed of build and precompute
@@ -73,5 +73,5 @@ docs: $(VENV)/.dev ## the documentation, in site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-clean: ## remove what the targets made, the environment too
+clean: ## remove everything that the targets made, including the environments
 	rm -rf $(VENV) $(VENV)-bridge .demo .bench site .pytest_cache .mypy_cache .ruff_cache

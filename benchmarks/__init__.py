@@ -1,1 +1,1 @@
-"""Speed, as ratios measured side by side: `python -m benchmarks --help`."""
+"""Speed, as ratios of interleaved runs: `python -m benchmarks --help`."""

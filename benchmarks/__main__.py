@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: prints tables of ratios and keeps them in `benchmarks/results/`."""
+"""`python -m benchmarks`: prints tables of ratios and saves them in `benchmarks/results/`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = ("short", "5mb", "150mb")
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the selected parts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="less data and shorter repeats: for a look")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of the loading tables (default: %(default)s)")

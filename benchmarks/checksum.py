@@ -1,4 +1,4 @@
-"""A checksum of one training example: dtypes, shapes and values of its four tensors. Imports nothing of ours."""
+"""A checksum of one training example: dtypes, shapes and values of its four tensors. Imports nothing of the package."""
 
 from __future__ import annotations
 

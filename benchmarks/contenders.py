@@ -1,4 +1,4 @@
-"""The contenders of this process: the naive reading of the specification, the limit, and ours.
+"""The contenders of this process: a naive implementation of the specification, the limit, and ours.
 
 All give the same training example: `tokens`, `labels`, `position_ids` (T,) int64 and `loss_mask` (T,) float32.
 """
@@ -31,12 +31,12 @@ Runner = Callable[[NDArray[np.int64]], None]
 
 
 def byte_ids(text: str) -> list[int]:
-    """Tokenize as the plainest byte tokenizer does."""
+    """Tokenize as the simplest byte tokenizer does."""
     return list(text.encode("ascii"))
 
 
 class NaiveDataset(Dataset[Example]):
-    """The obvious reading of the specification: `substr()` in SQL, a list of token ids, `torch.tensor(list)`.
+    """A naive implementation of the specification: `substr()` in SQL, a list of token ids, `torch.tensor(list)`.
 
     Connections stay open, one for each sample. The ids of a row are the same as ours.
 
@@ -91,7 +91,7 @@ class NaiveDataset(Dataset[Example]):
 
 
 class FlatDataset(Dataset[Example]):
-    """The limit: bases in one memory-mapped file, where each window begins in an array; our own encoder, buffers and rows.
+    """The limit: bases in one memory-mapped file, the starts of windows in an array; our encoder, buffers and rows.
 
     It differs from ours only in where the bases come from; they are copied once, as ours are.
     """
@@ -149,7 +149,7 @@ class FlatDataset(Dataset[Example]):
 
 
 def ours(world: World, tokenizer: Any = None, **options: Any) -> ShardedEdenDataset:
-    """Return our dataset, with nothing but the defaults."""
+    """Return our dataset with its defaults."""
     return ShardedEdenDataset(
         tokenizer, world.sequence_db_dir, world.window_db, WINDOW_SIZE, stride=STRIDE, rc_aug=False, **options
     )
@@ -170,12 +170,12 @@ def hugging_face_tokenizer() -> Any:
 
 
 def hugging_face_ids(tokenizer: Any) -> Callable[[str], list[int]]:
-    """Return the tokenizer's usual call, as a function of text."""
+    """Return the usual call of the tokenizer, as a function of text."""
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def singles(dataset: Any) -> Runner:
-    """Return what makes windows one by one."""
+    """Return a function that makes windows one by one."""
 
     def run(windows: NDArray[np.int64]) -> None:
         for window in windows.tolist():
@@ -185,7 +185,7 @@ def singles(dataset: Any) -> Runner:
 
 
 def batches(dataset: Any, size: int = BATCH) -> Runner:
-    """Return what makes windows in collated batches."""
+    """Return a function that makes windows in collated batches."""
 
     def run(windows: NDArray[np.int64]) -> None:
         indices = windows.tolist()

@@ -1,7 +1,7 @@
-"""The data that everything is measured on: random bases from a fixed seed, built once into `.bench/`.
+"""The data of all measurements: random bases from a fixed seed, built once into `.bench/`.
 
 Each world holds the same contigs twice: in the project's own databases, written by its own build functions, and as one flat
-file of bytes with a table of windows, which is what the limit reads and what the peers make their own files from.
+file of bytes with a table of windows, which the limit reads and the peers convert into their formats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LETTERS = np.frombuffer(b"ACGT", dtype=np.uint8)
 
 @dataclass(frozen=True)
 class Shape:
-    """What a world is made of."""
+    """The properties of a world."""
 
     name: str
     title: str
@@ -53,7 +53,7 @@ class Shape:
 
 
 def shapes(quick: bool) -> dict[str, Shape]:
-    """Return all shapes by name; `quick` ones are smaller, but no simpler."""
+    """Return all shapes by name; `quick` ones are smaller but have the same structure."""
     few, some = (2, 2) if quick else (8, 4)
     long_bases = 20_000_000 if quick else 150_000_000
     many_bases = 2_000_000 if quick else 60_000_000
@@ -87,12 +87,12 @@ class World:
 
     @cached_property
     def bases(self) -> NDArray[np.uint8]:
-        """(bases,) uint8: all contigs, one after the other, memory-mapped."""
+        """(bases,) uint8: all contigs, concatenated, memory-mapped."""
         return np.asarray(np.memmap(self.folder / "bases.u8", dtype=np.uint8, mode="r"))
 
     @cached_property
     def window_starts(self) -> NDArray[np.int64]:
-        """(N,) int64: where each window begins in `bases`."""
+        """(N,) int64: the start of each window in `bases`."""
         return np.asarray(np.load(self.folder / "window_starts.npy"))
 
     @cached_property
@@ -102,7 +102,7 @@ class World:
 
     @cached_property
     def window_contigs(self) -> NDArray[np.int64]:
-        """(N,) int64: which contig each window is of."""
+        """(N,) int64: the contig of each window."""
         return np.asarray(np.load(self.folder / "window_contigs.npy"))
 
     @property
@@ -116,7 +116,7 @@ class World:
         return np.asarray(np.load(self.order_file))
 
     def warm(self) -> None:
-        """Read every file once, so that nothing waits for the disk."""
+        """Read every file once, so that it is in the page cache."""
         for path in (*self.sequence_db_dir.rglob("*.sqlite"), self.window_db, self.folder / "bases.u8"):
             with path.open("rb") as file:
                 while file.read(1 << 24):
@@ -124,7 +124,7 @@ class World:
 
 
 def build(shape: Shape, quick: bool) -> World:
-    """Return the world of a shape, building it where it is not there yet."""
+    """Return the world of a shape; build it if it is missing."""
     folder = ROOT / f"{shape.name}{'-quick' if quick else ''}"
     world = World(shape, folder)
     done = folder / "done.json"

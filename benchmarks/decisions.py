@@ -115,7 +115,7 @@ def join(folder: Path, choose: np.random.Generator) -> None:
 
 
 def interleaved(contenders: dict[Any, Callable[[], None]]) -> dict[Any, float]:
-    """Return the median seconds of each contender, run by turns after one warm-up."""
+    """Return the median seconds of each contender, interleaved, after one warm-up."""
     times: dict[Any, list[float]] = {key: [] for key in contenders}
     for repeat in range(REPEATS + 1):
         for key, run in contenders.items():

@@ -1,4 +1,4 @@
-"""Before anything is timed: contenders that claim the same training example must give it, bit for bit."""
+"""Checks before timing: contenders that claim to give the same training example must do so, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKED_WINDOWS = 50
 
 
 class NotTheSameExample(Exception):
-    """A contender gives something else than it claims."""
+    """The examples of a contender differ from what it claims."""
 
 
 def windows_to_check(world: World) -> list[int]:
@@ -21,7 +21,7 @@ def windows_to_check(world: World) -> list[int]:
 
 
 def compare(name: str, expected: list[str], found: Iterable[str]) -> None:
-    """Refuse a contender whose checksums differ.
+    """Raise an error if the checksums of a contender differ.
 
     Raises:
         NotTheSameExample: with the number of examples that differ.

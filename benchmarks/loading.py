@@ -51,7 +51,7 @@ class Settings:
 
 
 def run(worlds: Sequence[World], peers: Sequence[Peer], settings: Settings) -> Result:
-    """Race everything on every world, and lay out the ratios."""
+    """Measure every contender on every world, and return tables of ratios."""
     tokenizer = c.hugging_face_tokenizer()
     own: dict[Key, tuple[Timed, int]] = {}
     theirs: dict[Key, tuple[Timed, int]] = {}
@@ -92,7 +92,7 @@ def run(worlds: Sequence[World], peers: Sequence[Peer], settings: Settings) -> R
 
 
 def _own(world: World, tokenizer: Any) -> dict[str, tuple[Timed, int]]:
-    """Return the contenders of this process, checked."""
+    """Return the contenders of this process after checking them."""
     naive = c.NaiveDataset(world)
     flat, ours = c.FlatDataset(world), c.ours(world)
     datasets = {

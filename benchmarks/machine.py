@@ -1,4 +1,4 @@
-"""What a result belongs to: machine, versions, commit and the commit's date."""
+"""The origin of a result: machine, versions, commit and its date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("sharded-eden", "apsw", "numpy", "polars", "tokenizers", "torch", "t
 
 
 def describe() -> dict[str, str]:
-    """Return what a result belongs to, by name."""
+    """Return the origin of a result, by name."""
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),

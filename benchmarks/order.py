@@ -1,4 +1,4 @@
-"""The order of the stream: nanoseconds an index, and memory against a permutation that is stored."""
+"""The order of the stream: nanoseconds per index, and memory compared with a stored permutation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Packing: what it fills, what it costs to prepare and to load, and that a model learns the same from it in less time.
+"""Packing: useful tokens, the cost of preparing and loading, and the training time of a model for the same loss.
 
 Useful tokens are all but padding: bases, headers and EOS. Loading is one process, one core, batches of 32 collated rows,
-packed and padded by turns on the same windows. Training is the demo's model on its draft assemblies, for the same bases.
+packed and padded interleaved on the same windows. Training is the demo's model on its draft assemblies, for the same bases.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _prepare_drafts() -> PackResult:
 
 
 def _useful_tokens_per_second(dataset: ShardedEdenDataset, first: int, seconds: float) -> tuple[float, int]:
-    """Return the rate of tokens that are no padding, and where the stream was left."""
+    """Return the rate of tokens that are not padding, and the last position of the stream."""
     stream = Stream(dataset)
     tokens, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -186,7 +186,7 @@ class _Expanded:
 
 
 def _train(bases: int, say: Callable[[str], None]) -> tuple[Table, dict[str, Any]]:
-    """Train the demo's model on the drafts, padded and packed, until it has seen so many bases."""
+    """Train the demo's model on the drafts, padded and packed, for a number of bases."""
     sys.path.insert(0, str(DEMO))
     from model import TinyGenomeModel
 

@@ -1,7 +1,7 @@
-"""How each peer stores the windows and gives them back, as its documentation advises. Imports nothing of ours.
+"""How each peer stores and returns windows, as its documentation recommends. Imports nothing of the package.
 
-Every peer gets the same plain files (`bases.u8`, `contigs.json` and the table of windows), makes its own of them once, and
-turns the bases it reads into the training example with the few lines of torch that its users would write.
+Every peer gets the same plain files (`bases.u8`, `contigs.json` and the table of windows), converts them once, and
+turns the bases it reads into the training example with the torch code that its users would write.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Files:
     """The plain files of one world.
 
     Args:
-        folder: where they lie.
+        folder: the folder that holds them.
     """
 
     def __init__(self, folder: str) -> None:
@@ -49,11 +49,11 @@ class Files:
         return self.bases[self.offsets[k] : self.offsets[k + 1]]
 
     def window(self, k: int) -> np.ndarray:
-        """Return the bases that a window shows."""
+        """Return the bases of a window."""
         return self.bases[self.starts[k] : self.starts[k] + self.lengths[k]]
 
     def made(self, name: str, make: Any) -> Path:
-        """Return the file or folder `name`, made by `make(path)` where it is missing, read once so that it is in memory."""
+        """Return the file or folder `name`, made by `make(path)` if it is missing, and read once so that it is in memory."""
         done = self.folder / f"{name}.done"
         path = self.folder / name
         if not done.exists():
@@ -72,7 +72,7 @@ class PeerDataset:
     """A map-style dataset of training examples.
 
     Args:
-        files: what to make the peer's own files from.
+        files: the input of the peer's files.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
@@ -83,7 +83,7 @@ class PeerDataset:
         self.open()
 
     def open(self) -> None:
-        """Make the peer's own files where they are missing, and open them."""
+        """Make the peer's files if they are missing, and open them."""
         raise NotImplementedError
 
     def bases(self, window: int) -> np.ndarray:
@@ -105,7 +105,7 @@ class PeerDataset:
         return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": self.position_ids}
 
     def stream(self) -> Iterator[Example]:
-        """Return the peer's own shuffled pass over all windows."""
+        """Return the peer's shuffled pass over all windows."""
         raise NotImplementedError
 
     def versions(self) -> dict[str, str]:

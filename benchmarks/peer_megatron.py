@@ -1,4 +1,4 @@
-"""Megatron's two datasets: `IndexedDataset`, which reads any stretch of a sequence, and `GPTDataset` on top of it."""
+"""Megatron's two datasets: `IndexedDataset`, which reads any range of a sequence, and `GPTDataset`, which uses it."""
 
 # ruff: noqa: D102 - the methods do what those of `PeerDataset` say
 
@@ -31,7 +31,7 @@ def _write(files: Files, append_eod: bool, path: Path) -> None:
 
 
 class Indexed(PeerDataset):
-    """Stretches of token ids out of a memory-mapped .bin file."""
+    """Ranges of token ids from a memory-mapped .bin file."""
 
     packages = ("megatron-core",)
 
@@ -51,7 +51,7 @@ class Indexed(PeerDataset):
 
 
 class Gpt(PeerDataset):
-    """Rows of 8,192 tokens cut out of the shuffled documents laid end to end: what Megatron trains on."""
+    """Rows of 8,192 tokens from the shuffled, concatenated documents: what Megatron trains on."""
 
     packages = ("megatron-core",)
 

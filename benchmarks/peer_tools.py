@@ -18,7 +18,7 @@ from benchmarks.peer_formats import CHUNK_BYTES, Example, Files, PeerDataset, wr
 
 
 class Pyfaidx(PeerDataset):
-    """Strings out of an indexed FASTA file; `as_raw` leaves out the objects around them."""
+    """Strings from an indexed FASTA file; `as_raw` avoids the wrapper objects."""
 
     packages = ("pyfaidx",)
 
@@ -36,7 +36,7 @@ class Pyfaidx(PeerDataset):
 
 
 class Pysam(PeerDataset):
-    """Strings out of an indexed FASTA file, by htslib."""
+    """Strings from an indexed FASTA file, by htslib."""
 
     packages = ("pysam",)
 
@@ -54,7 +54,7 @@ class Pysam(PeerDataset):
 
 
 class HuggingFace(PeerDataset):
-    """Rows of uint8 in memory-mapped Arrow files, given back as NumPy arrays."""
+    """Rows of uint8 in memory-mapped Arrow files, returned as NumPy arrays."""
 
     packages = ("datasets", "pyarrow")
 
@@ -116,7 +116,7 @@ class LitData(PeerDataset):
 
 
 def _stub_torchvision() -> None:
-    """Stand in for torchvision, which streaming imports for datasets of images, and which often does not fit a torch."""
+    """Replace torchvision, which streaming imports for image datasets and which is often incompatible with torch."""
     for name, members in (
         ("torchvision", ()),
         ("torchvision.datasets", ("VisionDataset",)),

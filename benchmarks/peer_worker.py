@@ -1,6 +1,6 @@
-"""One peer in its own process: `python -m benchmarks.peer_worker KIND`, one JSON request a line, one JSON answer a line.
+"""One peer in its own process: `python -m benchmarks.peer_worker KIND`, one JSON request per line, one JSON answer per line.
 
-Imports nothing of ours but the checksum: it runs where only the peer is installed. Requests:
+Imports nothing of the package but the checksum, so it runs in an environment with only the peer. Requests:
 
     {"do": "open", "world": FOLDER}                                        -> {package: version}
     {"do": "digests", "world": FOLDER, "windows": [...]}                   -> [checksum, ...]
@@ -34,7 +34,7 @@ class Opened:
         self._stream: Any = None
 
     def time(self, way: str, first: int, windows: int, batch: int) -> float:
-        """Make examples, and return how many seconds it took."""
+        """Make examples and return the seconds taken."""
         stretch = self.order[np.arange(first, first + windows) % len(self.order)].tolist()
         gc.collect()
         start = time.perf_counter()

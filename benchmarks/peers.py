@@ -1,4 +1,4 @@
-"""The tools a user could pick instead, each in a process of its own and in an environment where it runs.
+"""The tools that a user could choose instead, each in a separate process and environment.
 
 A peer answers requests on its standard input, so that its repeats interleave with ours; see `benchmarks.peer_worker`.
 """
@@ -27,7 +27,7 @@ SINGLES, BATCHES, STREAM = "single items", "batches of 32", "its own shuffled lo
 
 
 class PeerFailed(ContenderFailed):
-    """A peer is not installed, or gave an error instead of an answer."""
+    """A peer is not installed or returned an error."""
 
 
 @dataclass
@@ -35,12 +35,12 @@ class Peer:
     """One tool.
 
     Args:
-        name: as users know it.
+        name: its usual name.
         kind: the class in `benchmarks.peer_tools` or `benchmarks.peer_megatron` that uses it.
         stored: how its files hold the bases.
-        same_example: it gives the very rows that we give, which is checked.
-        ways: how it is timed.
-        environment: where it is installed.
+        same_example: its rows equal ours, which is checked.
+        ways: the ways in which it is timed.
+        environment: the environment in which it is installed.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Peer:
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def open(self, world: World) -> None:
-        """Make the peer's own files of a world where they are missing, and open them.
+        """Make the peer's files of a world if they are missing, and open them.
 
         Raises:
-            PeerFailed: it could not.
+            PeerFailed: the peer returned an error.
         """
         self.versions = self._ask({"do": "open", "world": str(world.folder)})
 
@@ -66,7 +66,7 @@ class Peer:
         return answer
 
     def timed(self, world: World, way: str) -> Timed:
-        """Return what times this peer on a stretch of the world's order."""
+        """Return a function that times this peer on a range of the world's order."""
 
         def run(first: int, windows: int) -> float:
             request = {"do": "time", "world": str(world.folder), "way": way, "first": first, "windows": windows}
@@ -140,12 +140,12 @@ def python_of(environment: str) -> Path:
 
 
 def requirements(environment: str) -> Path:
-    """Return the file that lists what an environment holds."""
+    """Return the requirements file of an environment."""
     return Path(__file__).with_name(f"requirements{environment.replace('.', '-')}.txt")
 
 
 def install() -> None:
-    """Make the peers' environments, where there are none. What cannot be installed fails by name when it is opened."""
+    """Make the missing environments of the peers. A peer that cannot be installed raises an error when it is opened."""
     for environment in (PEERS, STREAMING):
         if (REPOSITORY / environment).exists():
             continue

@@ -1,7 +1,7 @@
-"""From a split's Parquet file to a window database: windows/s, ours against the plain Python loop, on the same file.
+"""From a split's Parquet file to a window database: windows/s, ours compared with a plain Python loop, on the same file.
 
-Measured from the call to a finished database with its index, ours with `contig_lengths` and a fingerprint besides. Both
-write to the same folder. Splits are sorted as `split` writes them; the unsorted one is what another tool may have written.
+Measured from the call to a finished database with its index, ours also with `contig_lengths` and a fingerprint. Both
+write to the same folder. Splits are sorted as `split` writes them; the unsorted one is like those of other tools.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPEATS = 3
 
 
 def naive(split: Path, output: Path) -> None:
-    """Do as the specification's words suggest: a loop over contigs and windows, `executemany` in batches."""
+    """Implement the specification directly: a loop over contigs and windows, `executemany` in batches."""
     output.unlink(missing_ok=True)
     table = pl.read_parquet(split).sort("contig_id")
     connection = sqlite3.connect(output)

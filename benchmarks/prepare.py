@@ -1,6 +1,6 @@
-"""From gzipped FASTA to sequence databases: bases/s of `build` against (decompress + `executemany` of ready tuples).
+"""From gzipped FASTA to sequence databases: bases/s of `build` compared with (decompress + `executemany` of ready tuples).
 
-The limit does no more than must be done: it decompresses the file with the same library, and inserts tuples that lie ready in
+The limit does only the necessary work: it decompresses the file with the same library, and inserts tuples that are already in
 memory with the same SQLite settings and 4,096-byte pages. `build` also divides the file into records, checks every
 residue and every name, hashes input and rows, keeps the contig table and the manifest, syncs and publishes. Interleaved, one
 process; then two jobs against one, on eight files.
@@ -102,7 +102,7 @@ def _decompress_plain(path: Path) -> None:
 def _seconds(
     contenders: dict[str, Timed], repeats: int, say: Callable[[str], None], clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Time each in turn, again and again."""
+    """Time all in turn, repeatedly."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats):
         for name, run in contenders.items():

@@ -28,7 +28,7 @@ class Table:
 
 @dataclass
 class Result:
-    """What one part of the benchmarks found."""
+    """The result of one part of the benchmarks."""
 
     name: str
     title: str
@@ -45,18 +45,18 @@ def ratio(value: float) -> str:
 
 
 def small(text: str) -> str:
-    """Return text set small."""
+    """Return text in small print."""
     return f"<sub>{text}</sub>"
 
 
 def rate(windows_per_second: float) -> str:
-    """Return a rate, set small."""
+    """Return a rate in small print."""
     digits = 0 if windows_per_second >= 10 else 1
     return small(f"{windows_per_second:,.{digits}f}/s")
 
 
 def verdict(value: float, target: float, *, at_most: bool = False) -> str:
-    """Return a ratio, and beside it what it must reach."""
+    """Return a ratio and its target."""
     reached = value <= target if at_most else value >= target
     sign = "at most" if at_most else "at least"
     return f"{'**' if reached else ''}{ratio(value)}{'**' if reached else ''} {small(f'{sign} {target:,g}')}"

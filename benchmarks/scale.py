@@ -1,11 +1,11 @@
-"""`python -m benchmarks.scale`: a hundred million windows, prepared, packed, opened and read. Needs about 20 GB at `--folder`.
+"""`python -m benchmarks.scale`: prepares, packs, opens and reads a hundred million windows. Needs about 20 GB at `--folder`.
 
-Each step runs in a process of its own, whose seconds, processor time and largest resident set are told.
+Each step runs in a separate process and reports its seconds, processor time and largest resident set.
 
-    precompute   contigs of a metagenome (log-normal, median 2.2 kb, mean 4 kb), one window or few each
+    precompute   contigs of a metagenome (log-normal, median 2.2 kb, mean 4 kb), one or a few windows each
     pack         a database of half as many windows
     open         a dataset with control tags: many windows of 8,192 from few bases (stride 40), 20 samples
-    read         random whole items from it, against a database with a hundredth of its windows, by turns, all
+    read         random whole items from it, interleaved with a database of a hundredth of its windows, all
                  files in the page cache: other items each time, and the same ones again
 """
 
@@ -103,7 +103,7 @@ def child_pack(database: Path) -> dict[str, Any]:
 
 
 def child_open(folder: Path) -> dict[str, Any]:
-    """Open a dataset, once everything is imported and a smaller one has been opened."""
+    """Open a dataset after all imports and after a smaller one has been opened."""
     from benchmarks.startup import resident_mb
 
     open_dense(folder.with_name("small")).close()
@@ -114,7 +114,7 @@ def child_open(folder: Path) -> dict[str, Any]:
 
 
 def child_read(small: Path, large: Path) -> dict[str, Any]:
-    """Read random items from two datasets by turns: other ones each round, and the same ones again."""
+    """Read random items from two datasets, interleaved: other items each round, and the same items again."""
     rng = np.random.default_rng(SEED)
     datasets = {folder.name: open_dense(folder) for folder in (small, large)}
     told: dict[str, Any] = {}
@@ -140,7 +140,7 @@ CHILDREN = {"precompute": child_precompute, "pack": child_pack, "open": child_op
 
 
 def measure(step: str, *paths: Path) -> dict[str, Any]:
-    """Run one step in a process of its own and return what it tells."""
+    """Run one step in a separate process and return its figures."""
     command = [sys.executable, "-m", "benchmarks.scale", "--child", step, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -160,7 +160,7 @@ def _number(value: object) -> str:
 
 
 def warm(folder: Path) -> None:
-    """Read all files of a folder once, so that nothing waits for the disk."""
+    """Read all files of a folder once, so that they are in the page cache."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
@@ -169,7 +169,7 @@ def warm(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the steps that are asked for."""
+    """Run the selected steps."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--windows", type=int, default=100_000_000)
     parser.add_argument("--folder", type=Path, default=ROOT / "scale", help="removed at the end")

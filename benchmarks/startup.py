@@ -1,7 +1,7 @@
-"""Opening a window database with control tags: seconds and growth of memory, each time in a fresh process.
+"""Opening a window database with control tags: seconds and growth of memory, each time in a new process.
 
 Measured from the call of the constructor to a dataset that knows its length and its control tags; packages are imported
-before, and the files are in the page cache. Memory is the growth of the resident set, mapped pages included.
+before that, and the files are in the page cache. Memory is the growth of the resident set, mapped pages included.
 
 `python -m benchmarks.startup ours|naive FOLDER` is what those processes run.
 """
@@ -36,7 +36,7 @@ REPEATS = 5
 
 
 def build(windows: int) -> Path:
-    """Return the folder of a world with this many windows, building it where it is not there yet."""
+    """Return the folder of a world with this many windows, building it if it is missing."""
     folder = ROOT / f"startup-{windows}"
     done = folder / "done"
     if done.exists():
@@ -67,7 +67,7 @@ def open_ours(folder: Path) -> Any:
 
 
 def open_naive(folder: Path) -> Any:
-    """Open as the specification's words suggest: count the windows, and keep a dict of control tags by sequence ID."""
+    """Open like a naive implementation of the specification: count the windows, keep a dict of control tags by sequence ID."""
     samples = {p.parent.name: sqlite3.connect(p) for p in (folder / "sequences").glob("*/*.sqlite")}
     windows = sqlite3.connect(folder / "windows.db")
     (length,) = windows.execute("SELECT COUNT(*) FROM window_mappings").fetchone()
@@ -83,7 +83,7 @@ OPENERS = {"ours": open_ours, "naive": open_naive}
 
 
 def resident_mb() -> dict[str, float]:
-    """Return the resident set, and the part of it that is this process's own (not pages of files)."""
+    """Return the resident set, and the part of it that is private to this process (not pages of files)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     in_mb = {key: int(status[key].split()[0]) * 1024 / 1e6 for key in ("VmRSS", "RssAnon")}
     return {"mb": in_mb["VmRSS"], "own_mb": in_mb["RssAnon"]}

@@ -1,7 +1,7 @@
-"""Side by side: every contender visits the same windows in the same random order, A B C A B C ..., medians of the repeats.
+"""Interleaved timing: every contender visits the same windows in the same order, A B C A B C ...; medians of the repeats.
 
-Rates are windows/s. What is slow is given fewer windows a repeat, a shorter stretch of the same order, so that each takes
-about as long as the others; every repeat starts at another place of the order.
+Rates are windows/s. A slow contender gets fewer windows per repeat, a shorter range of the same order, so that all take
+about the same time; every repeat starts at another place of the order.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Timed = Callable[[int, int], float]
 
 
 class ContenderFailed(Exception):
-    """A contender gave an error instead of an answer; the others go on."""
+    """A contender returned an error; the others continue."""
 
 
 @dataclass
 class Rates:
-    """What one contender did."""
+    """The result of one contender."""
 
     windows: int
     """Windows of each repeat."""
@@ -45,15 +45,15 @@ class Rates:
         return statistics.median(self.each)
 
     def over(self, other: Rates) -> float:
-        """Return how many times as fast as another this is: the median over the repeats, each with the other's own.
+        """Return the speed relative to another contender: the median of the ratios of each repeat.
 
-        Cores that are slow for minutes are slow for both.
+        A core that is slow for minutes then affects both.
         """
         return statistics.median(mine / its for mine, its in zip(self.each, other.each, strict=True))
 
 
 def timed(runner: Runner, order: NDArray[np.int64]) -> Timed:
-    """Return what times a runner on a stretch of an order, which is walked in a circle."""
+    """Return a function that times a runner on a range of an order, which wraps around."""
 
     def run(first: int, windows: int) -> float:
         stretch = order[np.arange(first, first + windows) % len(order)]
@@ -67,12 +67,12 @@ def timed(runner: Runner, order: NDArray[np.int64]) -> Timed:
 
 @dataclass
 class Race(Generic[Key]):
-    """All that is measured in one run.
+    """All measurements of one run.
 
     Args:
-        contenders: {key: how to time it, how many windows it takes at once}.
-        seconds: how long each contender runs in a repeat, about.
-        repeats: how often.
+        contenders: {key: (function that times it, windows per call)}.
+        seconds: approximate time of each contender in a repeat.
+        repeats: number of repeats.
     """
 
     contenders: Mapping[Key, tuple[Timed, int]]
@@ -102,7 +102,7 @@ class Race(Generic[Key]):
         return {key: of_key for key, of_key in rates.items() if key not in self.failures}
 
     def _windows_for(self, run: Timed, step: int) -> int:
-        """Return how many windows fill the time, after a first touch."""
+        """Return the number of windows that fill the time, after a first run."""
         windows = max(step, FEWEST_WINDOWS)
         while True:
             elapsed = run(0, windows)

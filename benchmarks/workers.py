@@ -1,7 +1,7 @@
 """The whole loop through `torch.utils.data.DataLoader`: 2 workers, batches of 32, until the last batch is in the main process.
 
-Worker processes stay alive between passes, so that starting them is not in the figure. Compact batches are expanded in the
-main process, on the CPU: what a training loop without an accelerator would do.
+Worker processes stay alive between passes, so their start is not included. Compact batches are expanded in the
+main process, on the CPU, as in a training loop without an accelerator.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Stretch(Sampler[int]):
 def _loop(
     dataset: Any, workers: int, order: NDArray[np.int64], finish: Callable[[Any], Any] | None = None
 ) -> tuple[Timed, Callable[[list[int]], list[Any]]]:
-    """Return what times passes of a loader, and what gives its batches."""
+    """Return a function that times passes of a loader, and one that returns its batches."""
     import time
 
     sampler = Stretch()
@@ -77,7 +77,7 @@ def _loop(
 
 
 def run(worlds: Sequence[World], quick: bool, say: Callable[[str], None]) -> Result:
-    """Race the loops on every world."""
+    """Measure the loops on every world."""
     racing: dict[Key, tuple[Timed, int]] = {}
     torch.multiprocessing.set_sharing_strategy("file_descriptor")
     has_compact = "compact" in inspect.signature(ShardedEdenDataset).parameters

@@ -16,7 +16,7 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import build, checks, split, windows
+from sharded_eden.cli import build, checks, index, split, windows
 from sharded_eden.errors import EdenError, EdenWarning
 
 INTERRUPTED = 130
@@ -85,5 +85,5 @@ def _sharded_eden(
     pass
 
 
-for command in (build.build, split.split, windows.precompute, windows.pack, checks.bench, checks.verify):
+for command in (build.build, split.split, windows.precompute, index.index, windows.pack, checks.bench, checks.verify):
     app.command()(command)

@@ -1,0 +1,74 @@
+"""`index`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sharded_eden.cli.show import progress_bar, rate, size
+from sharded_eden.errors import UsageError
+from sharded_eden.windows.folder import WINDOWS_SUFFIX
+from sharded_eden.windows.index import IndexResult, index_window_database
+
+
+def index(
+    seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote.")],
+    windows_dbs: Annotated[
+        list[Path],
+        typer.Argument(metavar="WINDOWS.db", help="Window databases, or folders of them as precompute writes them."),
+    ],
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Sequence databases that are read at a time (ray: unless given, all of the cluster)."),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where they are read; ray needs a file system that all nodes share."),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT.")
+    ] = None,
+) -> None:
+    """Write where the bytes of each window lie, so that training reads a window in one request.
+
+    WINDOWS.db.index is written beside each window database. Windows without an address are read through SQLite, as they are
+    without an index.
+    """
+    for path in _window_databases(windows_dbs):
+        started = time.monotonic()
+        with progress_bar("reading") as progress:
+            result = index_window_database(
+                seqdb,
+                path,
+                jobs=1 if jobs is None and engine == "local" else jobs,
+                engine=engine,
+                address=address,
+                progress=progress,
+            )
+        print_index(result, time.monotonic() - started)
+
+
+def _window_databases(paths: list[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(each for each in path.glob(f"*{WINDOWS_SUFFIX}") if not each.name.startswith("."))
+        if not inside:
+            raise UsageError(f"{path}: holds no window database: looked for *{WINDOWS_SUFFIX}")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def print_index(result: IndexResult, seconds: float) -> None:
+    """Print what an index holds."""
+    print(f"windows  {result.windows:>15,}  ({result.addressed_windows:,} have an address)")
+    print(f"contigs  {result.contigs:>15,}  ({rate(result.contigs, seconds)} contigs/s)")
+    for reason, contigs in result.without_address.items():
+        print(f"         {contigs:>15,}  have no address: {reason}")
+    print(f"read     {size(result.bytes_read):>15}  of sequence databases")
+    print(f"on disk  {size(result.path.stat().st_size):>15}  {result.path}")

@@ -1,0 +1,504 @@
+"""Where the bases of each contig lie in a sequence database, read from the pages of the table `sequences`.
+
+Enters: a database file. Leaves: for each contig its length and its address, or the reason why it has none. Costs one sequential
+read of the file. Memory is about 10 bytes a page and 100 bytes a contig.
+
+    schema           a rowid table, UTF-8, no reserved bytes, not in WAL mode, nothing beside the file: else no addresses
+    interior pages   top down: the numbers of the leaf pages
+    all pages        once, in the order of the file: rows of leaf pages, pointers of overflow pages, bytes that are not ASCII
+    chains           an address only where every overflow page points at the page after it
+
+A contig has an address only if each step is proven by bytes that were read. What is unusual costs the address, never an error:
+SQLite reads such a contig. See docs/sqlite-pages.md.
+
+Source: "Database File Format", https://www.sqlite.org/fileformat2.html, sections 1.3, 1.5, 1.6 and 2.1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import xxhash
+from numpy.typing import NDArray
+
+from sharded_eden.errors import DatabaseError
+from sharded_eden.format.index import FileIdentity
+from sharded_eden.format.pages.btree import INTERIOR_HEADER, INTERIOR_OF, LEAF_HEADER, LOCK_BYTE, TABLE_LEAF
+from sharded_eden.format.schema import CONTIG_ID, LENGTH
+from sharded_eden.format.sqlite import is_mutable_now, open_read_only
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+BLOCK_BYTES = 1 << 21
+"""Bytes that are read at once: few enough to stay in the cache of a processor while they are checked."""
+MAX_DEPTH = 20
+"""Levels of a b-tree. SQLite allows as many (BTCURSOR_MAX_DEPTH)."""
+MAX_COLUMNS = 100
+"""A column further back is not looked for."""
+PADDING = 32
+"""Zeros after a block, so that reading a varint near its end stays inside the memory."""
+
+AT, LOCAL, OVERFLOW, REASON = "at", "local", "overflow", "reason"
+ADDRESS_SCHEMA: dict[str, type[pl.DataType]] = {
+    CONTIG_ID: pl.String,
+    LENGTH: pl.UInt32,
+    AT: pl.Int64,
+    LOCAL: pl.UInt32,
+    OVERFLOW: pl.UInt32,
+    REASON: pl.UInt8,
+}
+"""Columns of `Addresses.contigs`; `reason` is an index into `REASONS`."""
+
+REASONS = (
+    "",
+    "its row lacks nt_sequence, which was added to the table later",
+    "its nt_sequence is not text",
+    "its contig_id appears more than once",
+    "its row is damaged",
+    "the head of its row does not fit the leaf page",
+    "columns after nt_sequence continue on further pages",
+    "its overflow pages do not follow one another",
+    "its nt_sequence holds bytes that are not ASCII",
+)
+(
+    PROVEN, NO_COLUMN, NOT_TEXT, DUPLICATE, DAMAGED, LONG_HEAD, COLUMNS_AFTER, SCATTERED, NOT_ASCII,
+) = range(len(REASONS))  # fmt: skip
+
+INTEGER_BYTES = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0], dtype=np.int64)
+"""Bytes of a value of each serial type below 12; 10 and 11 are never stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """What a sequence database says about where its contigs lie."""
+
+    page_bytes: int
+    identity: FileIdentity
+    digest: bytes
+    """XXH3-128 of the file's bytes, 16 bytes; empty where the file was not read."""
+    contigs: pl.DataFrame
+    """Rows of `ADDRESS_SCHEMA`: one for each row whose contig_id is text. `at` is -1 where there is a reason."""
+    without: str = ""
+    """Why the database as a whole has no addresses; `contigs` is empty then."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The table `sequences`, as its schema and the header of the file describe it."""
+
+    root: int
+    contig_column: int
+    sequence_column: int
+    page_bytes: int
+    is_unique: bool
+    """Whether a unique index keeps a contig_id from appearing twice."""
+
+
+def read_addresses(path: Path, *, progress: Callable[[int], object] = lambda size_bytes: None) -> Addresses:
+    """Read the addresses of all contigs of a sequence database.
+
+    Args:
+        path: the database; nobody writes it meanwhile.
+        progress: called with the bytes of each block that was read.
+
+    Raises:
+        MissingDatabase: there is no such file.
+        DatabaseError: it is no SQLite database, its b-tree is damaged, or it changed while it was read.
+
+    Example:
+        >>> read_addresses(Path("SEQDB/S1/glm_dataset_S1.sqlite")).contigs.columns
+        ['contig_id', 'length', 'at', 'local', 'overflow', 'reason']
+    """
+    table = _table(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        before = FileIdentity.of(os.fstat(descriptor))
+        header = os.pread(descriptor, 100, 0)
+        page_bytes = int.from_bytes(header[16:18], "big")
+        page_bytes = 65_536 if page_bytes == 1 else page_bytes
+        without = table if isinstance(table, str) else _unusable(header, before.size_bytes, page_bytes)
+        if without or isinstance(table, str):
+            found = Addresses(
+                page_bytes=page_bytes, identity=before, digest=b"", contigs=pl.DataFrame(schema=ADDRESS_SCHEMA),
+                without=without,
+            )  # fmt: skip
+        else:
+            scan = _Scan(path, descriptor, before.size_bytes, table)
+            scan.run(progress)
+            found = Addresses(
+                page_bytes=page_bytes, identity=before, digest=scan.digest.digest(), contigs=scan.contigs()
+            )
+        after = FileIdentity.of(os.fstat(descriptor))
+        if after != before or is_mutable_now(path) != (found.without == BESIDE):
+            raise DatabaseError(
+                f"{path}: it was changed while it was read ({before} before, {after} now). Run it again"
+            )
+        return found
+    finally:
+        os.close(descriptor)
+
+
+BESIDE = "a -wal or -journal file is beside it"
+
+
+_UNIQUE = """
+SELECT count(*) FROM pragma_index_list(?) AS i WHERE i."unique" AND NOT i.partial
+AND (SELECT group_concat(lower(name) || ' ' || coll) FROM pragma_index_xinfo(i.name) WHERE key) = 'contig_id BINARY'"""
+
+
+def _table(path: Path) -> _Table | str:
+    """Return the table, or why its pages cannot be used."""
+    if is_mutable_now(path):
+        return BESIDE
+    with closing(open_read_only(path, io="read")) as database:
+        encoding, page_bytes = database.pragma("encoding"), int(database.pragma("page_size"))
+        found = database.execute(
+            "SELECT type, rootpage, name FROM sqlite_schema WHERE name = 'sequences' COLLATE NOCASE "
+            "AND type IN ('table', 'view')"
+        ).fetchone()
+        if found is None:
+            raise DatabaseError(f"{path}: it has no table sequences")
+        kind, root, name = found
+        if encoding != "UTF-8":
+            return f"its encoding is {encoding}"
+        if kind != "table" or not root:
+            return "sequences is a view or a virtual table"
+        if database.execute("SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?", (name,)).get:
+            return "its table is WITHOUT ROWID"
+        columns = database.execute("SELECT lower(name), hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
+        if any(hidden for _, hidden in columns):
+            return "its table has generated columns"
+        names = [column for column, _ in columns]
+        if not {CONTIG_ID, "nt_sequence"} <= set(names):
+            raise DatabaseError(f"{path}: expected a table sequences(contig_id, nt_sequence), found columns {names}")
+        declared, collation, *_ = database.column_metadata("main", name, CONTIG_ID)
+        if (collation or "BINARY").upper() != "BINARY":
+            return f"its contig_id has the collation {collation}"
+        if not _keeps_text(declared or ""):
+            return f"its contig_id has the type {declared}"
+        is_unique = database.execute(_UNIQUE, (name,)).get > 0
+    table = _Table(int(root), names.index(CONTIG_ID), names.index("nt_sequence"), page_bytes, is_unique)
+    if max(table.contig_column, table.sequence_column) >= MAX_COLUMNS:
+        return "its table has too many columns"
+    return table
+
+
+def _keeps_text(declared: str) -> bool:
+    """Tell whether a column of this type stores texts as they are. Source: https://www.sqlite.org/datatype3.html, 3.1."""
+    declared = declared.upper()
+    if "INT" in declared:
+        return False
+    return not declared or any(word in declared for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
+
+
+def _unusable(header: bytes, size_bytes: int, page_bytes: int) -> str:
+    """Return why the pages of a file do not lie as `sharded_eden.format.index` says; empty where they do."""
+    if header[18:20] != b"\1\1":
+        return "it is in WAL mode (PRAGMA journal_mode = DELETE ends that)"
+    if header[20]:
+        return "its pages have reserved bytes"
+    stated = int.from_bytes(header[28:32], "big")
+    if stated and header[24:28] == header[92:96] and stated * page_bytes != size_bytes:
+        return "its size is not the one in its header"
+    return ""
+
+
+class _Scan:
+    """One pass over a file."""
+
+    def __init__(self, path: Path, descriptor: int, size_bytes: int, table: _Table) -> None:
+        self._path, self._descriptor, self._table = path, descriptor, table
+        self._page_bytes = table.page_bytes
+        self._pages = size_bytes // table.page_bytes
+        self._room = table.page_bytes - 4  # bytes of payload on an overflow page
+        self._lock_page = LOCK_BYTE // table.page_bytes + 1
+        self.digest = xxhash.xxh3_128()
+        # By page number, 0 is none: whether it points at the next page; whether it points at none; ASCII bytes it begins with.
+        self._goes_on = np.zeros(self._pages + 2, dtype=np.bool_)
+        self._ends = np.zeros(self._pages + 2, dtype=np.bool_)
+        self._ascii = np.zeros(self._pages + 2, dtype=np.uint16)
+        self._parts: list[pl.DataFrame] = []
+        self._has_unread_ids = False
+
+    def run(self, progress: Callable[[int], object]) -> None:
+        """Read all pages."""
+        is_leaf = np.zeros(self._pages + 2, dtype=np.bool_)
+        is_leaf[self._leaf_pages()] = True
+        page_bytes = self._page_bytes
+        at_once = max(1, BLOCK_BYTES // page_bytes)
+        memory = np.zeros(at_once * page_bytes + PADDING, dtype=np.uint8)
+        for first in range(1, self._pages + 1, at_once):
+            count = min(at_once, self._pages + 1 - first)
+            size_bytes = count * page_bytes
+            memory[size_bytes:] = 0
+            self._read(memory[:size_bytes], (first - 1) * page_bytes)
+            self.digest.update(memory[:size_bytes].data)
+            pages = memory[:size_bytes].reshape(count, page_bytes)
+            leaf = is_leaf[first : first + count]
+            self._note_overflow(pages, first, leaf)
+            if leaf.any():
+                self._parse(memory, pages, first, np.flatnonzero(leaf))
+            progress(size_bytes)
+
+    def contigs(self) -> pl.DataFrame:
+        """Return all contigs, with their addresses where they are proven."""
+        if not self._parts:
+            return pl.DataFrame(schema=ADDRESS_SCHEMA)
+        found = pl.concat(self._parts)
+        length, local = found[LENGTH].to_numpy().astype(np.int64), found[LOCAL].to_numpy().astype(np.int64)
+        overflow, reason = found[OVERFLOW].to_numpy().astype(np.int64), found[REASON].to_numpy().copy()
+        chained = np.flatnonzero((reason == PROVEN) & (overflow > 0))
+        reason[chained] = self._chains(overflow[chained], (length - local)[chained])
+        is_twice = found[CONTIG_ID].is_duplicated().to_numpy()
+        reason[is_twice | (self._has_unread_ids and not self._table.is_unique)] = DUPLICATE
+        proven = reason == PROVEN
+        return found.with_columns(
+            pl.Series(AT, np.where(proven, found[AT].to_numpy(), -1)),
+            pl.Series(OVERFLOW, np.where(length > local, overflow, 0).astype(np.uint32)),
+            pl.Series(REASON, reason),
+        )
+
+    def _chains(self, first: Ints, bases: Ints) -> NDArray[np.uint8]:
+        """Return the reason of each chain of overflow pages.
+
+        Args:
+            first: (n,) int64, the first page.
+            bases: (n,) int64, bases on the chain, at least 1.
+        """
+        reason = np.zeros(len(first), dtype=np.uint8)
+        count = -(-bases // self._room)
+        last = first + count - 1
+        last += (first < self._lock_page) & (last >= self._lock_page)
+        inside = (first > 1) & (last <= self._pages) & (first != self._lock_page)
+        reason[~inside] = DAMAGED
+        first, last = np.where(inside, first, 1), np.where(inside, last, 1)
+        if 0 < self._lock_page <= self._pages:
+            self._goes_on[self._lock_page], self._ascii[self._lock_page] = True, self._room
+        breaks = np.cumsum(~self._goes_on, dtype=np.int32)
+        reason[inside & ((breaks[last - 1] != breaks[first - 1]) | ~self._ends[last])] = SCATTERED
+        del breaks
+        partly = np.cumsum(self._ascii < self._room, dtype=np.int32)
+        on_last = bases - (count - 1) * self._room
+        is_bad = (partly[last - 1] != partly[first - 1]) | (self._ascii[last] < on_last)
+        reason[(reason == PROVEN) & is_bad] = NOT_ASCII
+        return reason
+
+    def _read(self, memory: Bytes, offset: int) -> None:
+        done = 0
+        while done < len(memory):
+            got = os.preadv(self._descriptor, [memory[done:].data], offset + done)
+            if not got:
+                raise self._damaged(f"it ends at byte {offset + done:,}")
+            done += got
+
+    def _damaged(self, what: str) -> DatabaseError:
+        return DatabaseError(f"{self._path}: it is damaged: {what}. Copy or build it again")
+
+    # ---- the b-tree ----
+
+    def _leaf_pages(self) -> Ints:
+        """Return the numbers of the leaf pages of the table, (n,) int64."""
+        level = np.array([self._table.root], dtype=np.int64)
+        seen = 0
+        for _ in range(MAX_DEPTH):
+            if level.min() < 2 or level.max() > self._pages or len(level) + seen > self._pages:
+                raise self._damaged("a page of the b-tree of sequences is outside the file, or appears twice")
+            seen += len(level)
+            if os.pread(self._descriptor, 1, (int(level[0]) - 1) * self._page_bytes) == bytes([TABLE_LEAF]):
+                if len(np.unique(level)) != len(level):
+                    raise self._damaged("a page of the b-tree of sequences appears twice")
+                return level
+            level = np.concatenate([self._children(page) for page in level.tolist()])
+        raise self._damaged(f"the b-tree of sequences has more than {MAX_DEPTH} levels")
+
+    def _children(self, number: int) -> Ints:
+        """Return the pages under an interior page, (n,) int64."""
+        page = np.zeros(self._page_bytes, dtype=np.uint8)
+        self._read(page, (number - 1) * self._page_bytes)
+        cells = int(page[3:5].view(">u2")[0])
+        pointers_end = INTERIOR_HEADER + 2 * cells
+        if page[0] != INTERIOR_OF[TABLE_LEAF] or pointers_end > self._page_bytes:
+            raise self._damaged(f"page {number} is not an interior page of a table")
+        at = page[INTERIOR_HEADER:pointers_end].view(">u2").astype(np.int64)
+        if cells and (at.min() < pointers_end or at.max() + 5 > self._page_bytes):
+            raise self._damaged(f"page {number} has a cell outside the page")
+        children = page[at[:, None] + np.arange(4)].reshape(-1).view(">u4").astype(np.int64)
+        return np.append(children, int.from_bytes(page[8:12].tobytes(), "big"))
+
+    # ---- the pages of a block ----
+
+    def _note_overflow(self, pages: Bytes, first: int, leaf: NDArray[np.bool_]) -> None:
+        """Note what each page would be as an overflow page."""
+        numbers = np.arange(first, first + len(pages))
+        pointers = pages[:, :4].copy().view(">u4")[:, 0].astype(np.int64)
+        after = numbers + 1
+        after += after == self._lock_page
+        here = slice(first, first + len(pages))
+        self._goes_on[here] = pointers == after
+        self._ends[here] = pointers == 0
+        signed = pages.view(np.int8)[:, 4:]
+        if leaf.all():
+            return
+        lowest = signed.min(axis=1)  # a byte above 127 is negative
+        count = np.where(lowest > 0, self._room, 0)
+        last = np.flatnonzero((lowest <= 0) & (pointers == 0) & ~leaf)
+        if len(last):
+            count[last] = (signed[last] <= 0).argmax(axis=1)
+        self._ascii[here] = count
+
+    def _parse(self, memory: Bytes, pages: Bytes, first: int, leaves: Ints) -> None:
+        """Take in the rows of the leaf pages of a block.
+
+        Args:
+            memory: the block, followed by `PADDING` zeros.
+            pages: the same, (count, page_bytes).
+            first: the number of its first page.
+            leaves: which of its pages are leaf pages.
+        """
+        size = self._page_bytes
+        heads = pages[leaves, :LEAF_HEADER]
+        if (heads[:, 0] != TABLE_LEAF).any():
+            wrong = first + int(leaves[heads[:, 0] != TABLE_LEAF][0])
+            raise self._damaged(f"page {wrong} is not a leaf page of a table")
+        cells = heads[:, 3:5].copy().view(">u2")[:, 0].astype(np.int64)
+        if (LEAF_HEADER + 2 * cells > size).any():
+            raise self._damaged(f"a page from {first} on has more cells than fit")
+        total = int(cells.sum())
+        if not total:
+            return
+        page_start = np.repeat(leaves * size, cells)
+        in_page = np.arange(total) - np.repeat(np.cumsum(cells) - cells, cells)
+        pointer = page_start + LEAF_HEADER + 2 * in_page
+        offset = (memory[pointer].astype(np.int64) << 8) | memory[pointer + 1]
+        if (offset < np.repeat(LEAF_HEADER + 2 * cells, cells)).any() or (offset >= size - 2).any():
+            raise self._damaged(f"a page from {first} on has a cell outside the page")
+        self._parts.append(self._rows(memory, page_start + offset, page_start + size, (first - 1) * size))
+
+    def _rows(self, memory: Bytes, cell: Ints, page_end: Ints, block_at: int) -> pl.DataFrame:
+        """Return the rows whose cells begin at these places, without those whose contig_id is not text.
+
+        Args:
+            memory: the block.
+            cell: (n,) int64, where each cell begins in it.
+            page_end: (n,) int64, where its page ends.
+            block_at: where the block lies in the file.
+        """
+        usable = self._page_bytes
+        payload, width = _varints(memory, cell)
+        _, rowid_width = _varints(memory, cell + width)
+        start = cell + width + rowid_width  # of the payload
+        most, least = usable - 35, (usable - 12) * 32 // 255 - 23
+        spilled = least + (payload - least) % (usable - 4)
+        local = np.where(payload <= most, payload, np.where(spilled <= most, spilled, least))
+        end = start + local  # of what is local
+        reason = np.zeros(len(cell), dtype=np.uint8)
+        reason[(payload < 1) | (end + np.where(payload > local, 4, 0) > page_end)] = DAMAGED
+        start = np.where(reason == DAMAGED, cell, start)
+        header, width = _varints(memory, start)
+        header_end = start + header
+        reason[(reason == PROVEN) & ((header < width) | (header > payload))] = DAMAGED
+        reason[(reason == PROVEN) & (header_end > end)] = LONG_HEAD
+        types, offsets = self._columns(memory, start, width, np.where(reason == PROVEN, header_end, start), end)
+        id_type, text_type = types
+        body = np.where(reason == PROVEN, header_end, 0)
+        id_bytes, length = (id_type - 13) // 2, (text_type - 13) // 2
+        id_at, text_at = body + offsets[0], body + offsets[1]
+        is_text_id = (id_type >= 13) & (id_type % 2 == 1)
+        id_fits = is_text_id & (id_at + id_bytes <= end) & (reason == PROVEN)
+        reason[(reason == PROVEN) & (text_type < 0)] = NO_COLUMN
+        is_text = (text_type >= 13) & (text_type % 2 == 1)
+        reason[(reason == PROVEN) & ~is_text] = NOT_TEXT
+        length = np.where(is_text, length, 0)
+        # More than the payload: the row contradicts itself.
+        reason[(reason == PROVEN) & (text_at + length > start + payload)] = DAMAGED
+        reason[(reason == PROVEN) & (text_at > end)] = LONG_HEAD
+        bases = np.clip(end - text_at, 0, length)  # in the leaf page
+        rest = length - bases
+        chain = -(-(payload - local) // self._room)
+        reason[(reason == PROVEN) & (rest > 0) & (-(-rest // self._room) != chain)] = COLUMNS_AFTER
+        is_proven = reason == PROVEN
+        reason[is_proven & ~_is_ascii(memory, np.where(is_proven, text_at, 0), np.where(is_proven, bases, 0))] = (
+            NOT_ASCII
+        )
+        goes_on = np.flatnonzero(is_proven & (rest > 0))
+        overflow = np.zeros(len(cell), dtype=np.int64)
+        overflow[goes_on] = memory[end[goes_on, None] + np.arange(4)].reshape(-1).view(">u4")
+        kept = np.flatnonzero(id_fits)
+        self._has_unread_ids |= bool((~id_fits & (is_text_id | (reason != PROVEN))).any())
+        ids = _texts(memory, id_at[kept], id_bytes[kept])
+        found = pl.DataFrame(
+            {
+                CONTIG_ID: ids,
+                LENGTH: length[kept].astype(np.uint32),
+                AT: (block_at + text_at)[kept],
+                LOCAL: bases[kept].astype(np.uint32),
+                OVERFLOW: overflow[kept].astype(np.uint32),
+                REASON: reason[kept],
+            }
+        )
+        return found.filter(pl.col(CONTIG_ID).is_not_null())
+
+    def _columns(
+        self, memory: Bytes, start: Ints, width: Ints, header_end: Ints, end: Ints
+    ) -> tuple[list[Ints], list[Ints]]:
+        """Return the serial type and the place in the body of contig_id and nt_sequence, (n,) int64 each; type -1 is none."""
+        wanted = (self._table.contig_column, self._table.sequence_column)
+        types = [np.full(len(start), -1, dtype=np.int64) for _ in wanted]
+        offsets = [np.zeros(len(start), dtype=np.int64) for _ in wanted]
+        at, offset = start + width, np.zeros(len(start), dtype=np.int64)
+        for column in range(max(wanted) + 1):
+            inside = at < header_end
+            kind, kind_width = _varints(memory, np.where(inside, at, 0))
+            kind = np.where(inside & (at + kind_width <= header_end), kind, -1)
+            at = np.where(kind >= 0, at + kind_width, header_end)
+            for k, number in enumerate(wanted):
+                if column == number:
+                    types[k], offsets[k] = kind, offset.copy()
+            offset += np.where(kind >= 12, (kind - 12) >> 1, INTEGER_BYTES[np.clip(kind, 0, 11)])
+        return types, offsets
+
+
+def _varints(memory: Bytes, at: Ints) -> tuple[Ints, Ints]:
+    """Return the varints at these places and how many bytes each has, (n,) int64; those above 2**56 as 2**56."""
+    value = memory[at].astype(np.int64)
+    width = np.ones(len(at), dtype=np.int64)
+    longer = np.flatnonzero(value & 0x80)
+    value &= 0x7F
+    for k in range(1, 9):
+        if not len(longer):
+            break
+        byte = memory[at[longer] + k].astype(np.int64)
+        width[longer] += 1
+        if k == 8:
+            value[longer] = 1 << 56
+            break
+        value[longer] = (value[longer] << 7) | (byte & 0x7F)
+        longer = longer[byte >= 0x80]
+    return value, width
+
+
+def _is_ascii(memory: Bytes, at: Ints, size: Ints) -> NDArray[np.bool_]:
+    """Tell for each of these pieces of memory whether all its bytes are in [1, 127]."""
+    filled = np.flatnonzero(size > 0)
+    result = np.ones(len(at), dtype=np.bool_)
+    if len(filled):
+        bounds = np.stack([at[filled], at[filled] + size[filled]], axis=1).reshape(-1)
+        result[filled] = np.minimum.reduceat(memory.view(np.int8), bounds)[::2] > 0
+    return result
+
+
+def _texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
+    """Return pieces of memory as text; null where they are not UTF-8, or hold a NUL."""
+    ends = np.cumsum(size)
+    place = np.repeat(at - (ends - size), size) + np.arange(int(ends[-1]) if len(ends) else 0)
+    joined = memory[place].tobytes()
+    texts = pl.Series(CONTIG_ID, [joined[a:b] for a, b in pairwise([0, *ends.tolist()])], dtype=pl.Binary)
+    return texts.cast(pl.String, strict=False)

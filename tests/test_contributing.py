@@ -38,6 +38,20 @@ USE = {
         connection.close()
         assert "empty" in {finding.check for finding in verify("databases", full=True).findings}
     """,
+    "Add an option of an example": """
+        import polars
+        from sharded_eden import ShardedEdenDataset, create_sample_database, precompute_window_database
+        create_sample_database("S", [("A__B-S__1", "ACGT" * 50)], "databases")
+        polars.DataFrame({"contig_id": ["A__B-S__1"], "length": [200]}).write_parquet("split.parquet")
+        precompute_window_database("split.parquet", "windows.db", window_size=64, stride=61)
+        assert len(ShardedEdenDataset.open("databases", "windows.db", min_windows=3)) == 3
+        try:
+            ShardedEdenDataset.open("databases", "windows.db", min_windows=4)
+        except ValueError as error:
+            assert "has 3 rows, but min_windows=4" in str(error), error
+        else:
+            raise AssertionError("a split with too few windows was opened")
+    """,
     "Add a trainer": """
         import torch
         from sharded_eden.train.keras import to_keras

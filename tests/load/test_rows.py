@@ -62,7 +62,7 @@ class Fetcher:
     def __init__(self, rows: list[list[Window]]) -> None:
         self._windows = {(0, window.window_idx): window for row in rows for window in row}
 
-    def fill(self, wanted: Any, sizes: Any, rows: np.ndarray) -> list[Placed]:
+    def fill(self, wanted: Any, sizes: Any, rows: np.ndarray) -> Placed:
         placed, each = [], iter(wanted)
         for k, size in enumerate(sizes):
             at = 0
@@ -72,9 +72,10 @@ class Fetcher:
                 end = first + len(window.bases)
                 self.check_fits(end, rows.shape[1])
                 rows[k, first:end] = window.bases
-                placed.append(Placed(k, at, first, end, window.header, window.reverse, 0, window.window_idx))
+                placed.append((k, at, first, end, window.header, window.reverse))
                 at = end + self.has_eos
-        return placed
+        *numbers, headers, reverse = zip(*placed, strict=True) if placed else [()] * 6
+        return Placed(*np.array(numbers, dtype=np.int64), list(headers), list(reverse))
 
     def unreadable_letters(self, window_idx: int, error: UnicodeError) -> DatabaseError:
         return DatabaseError(f"{window_idx}: {error}")

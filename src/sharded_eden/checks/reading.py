@@ -74,8 +74,8 @@ class _Reading:
             read += 1
             where = f"window {window_idx} of {self._report.path} is window {row[1]} of {row[0]!r}"
             try:
-                (placed,) = self._fetcher.fill([(0, window_idx)], [1], self._letters)
-                bases = self._letters[0, placed.first : placed.end].tobytes()
+                placed = self._fetcher.fill([(0, window_idx)], [1], self._letters)
+                bases = self._letters[0, placed.first[0] : placed.end[0]].tobytes()
                 check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} behind its start"
             except MissingSequence:
                 contig = self._reader.contig(row[0])

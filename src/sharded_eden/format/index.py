@@ -6,6 +6,7 @@ An uncompressed `.npz` archive, which `numpy.load` opens and every process maps 
                  database; samples, the sample names; tags, the names of the control tags; without_address, {reason: contigs}
     samples.npy  (S,) `SAMPLE`: page size and identity of each sequence database
     top.npy      (ceil(R / 64),) int64: the first window of every 64th run
+    firsts.npy   (R,) int64: the first window of every run
     runs.npy     (R,) `RUN`: consecutive windows of one contig, sorted by window
 
 Base b of a contig whose run has an address (`at >= 0`) lies
@@ -96,12 +97,15 @@ def write_index(
         samples: (S,) `SAMPLE`.
         runs: parts of (R,) `RUN`, in the order of the windows.
     """
-    total = sum(map(len, runs))
-    top = np.concatenate([np.empty(0, "<i8"), *(part["first_window"] for part in runs)])[::RUNS_PER_BLOCK]
+    firsts = [np.ascontiguousarray(part["first_window"]) for part in runs]
+    top = np.concatenate([np.empty(0, "<i8"), *firsts])[::RUNS_PER_BLOCK]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr("meta.json", json.dumps({"version": VERSION, **meta}))
-        for name, dtype, parts in (("samples", SAMPLE, [samples]), ("top", top.dtype, [top]), ("runs", RUN, runs)):
-            length = total if name == "runs" else len(parts[0])
+        members = (
+            ("samples", SAMPLE, [samples]), ("top", top.dtype, [top]), ("firsts", top.dtype, firsts), ("runs", RUN, runs)
+        )  # fmt: skip
+        for name, dtype, parts in members:
+            length = sum(map(len, parts))
             info = zipfile.ZipInfo(f"{name}.npy")
             info.extra = _padding(archive, info)
             with archive.open(info, "w", force_zip64=True) as member:
@@ -132,6 +136,7 @@ class IndexFile:
         meta: what `meta.json` holds.
         samples: (S,) `SAMPLE`.
         top: (ceil(R / 64),) int64.
+        firsts: (R,) int64.
         runs: (R,) `RUN`.
 
     Raises:
@@ -146,12 +151,15 @@ class IndexFile:
                 if self.meta["version"] != VERSION:
                     raise ValueError(f"version {self.meta['version']!r}, this program reads version {VERSION}")
                 self.memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-                self.samples, self.top, self.runs = (
+                integers = np.dtype("<i8")
+                self.samples, self.top, self.firsts, self.runs = (
                     self._array(archive, file, f"{name}.npy", dtype)
-                    for name, dtype in (("samples", SAMPLE), ("top", np.dtype("<i8")), ("runs", RUN))
+                    for name, dtype in (("samples", SAMPLE), ("top", integers), ("firsts", integers), ("runs", RUN))
                 )
-                if len(self.top) != -(-len(self.runs) // RUNS_PER_BLOCK):
-                    raise ValueError(f"{len(self.runs)} runs, {len(self.top)} entries of top")
+                if len(self.top) != -(-len(self.runs) // RUNS_PER_BLOCK) or len(self.firsts) != len(self.runs):
+                    raise ValueError(
+                        f"{len(self.runs)} runs, {len(self.firsts)} firsts, {len(self.top)} entries of top"
+                    )
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
             raise DatabaseError(f"{path}: not a whole index of windows ({error})") from error
 

@@ -151,8 +151,8 @@ class CodeEncoder:
         self._known[:LEAST_LETTER] = False
         self._all_known = letters_within(self._known)
 
-    def frame(self, codes: NDArray[np.uint8], rows: Ints, starts: Ints, firsts: Ints, ends: Ints) -> None:
-        """Write what stands around the letters of windows. Letters are not checked.
+    def frame(self, codes: NDArray[np.uint8], rows: Ints, starts: Ints, firsts: Ints, ends: Ints, tagged: bool) -> None:
+        """Write the special tokens around the letters of windows. Letters are not checked.
 
         Args:
             codes: (B, T) uint8, written.
@@ -160,10 +160,22 @@ class CodeEncoder:
             starts: (n,) integers, where it begins: with BOS, control tag and SEP.
             firsts: (n,) integers, where its letters begin.
             ends: (n,) integers, where they end.
+            tagged: whether there are control tags.
         """
-        tagged = np.flatnonzero(firsts - starts > self._untagged)
-        for k in tagged.tolist():
-            codes[rows[k], starts[k] : firsts[k]] = self._specials.tag
+        if len(rows) == 1:  # indices of NumPy cost the same for one row as for a hundred
+            row, start, first = codes[rows[0]], int(starts[0]), int(firsts[0])
+            if tagged:
+                row[start:first] = self._specials.tag
+            if self._has_bos:
+                row[start] = self._specials.bos
+            if self._has_sep:
+                row[first - 1] = self._specials.sep
+            if self._has_eos:
+                row[ends[0]] = self._specials.eos
+            return
+        if tagged:
+            for row_number, start, first in zip(rows.tolist(), starts.tolist(), firsts.tolist(), strict=True):
+                codes[row_number, start:first] = self._specials.tag
         if self._has_bos:
             codes[rows, starts] = self._specials.bos
         if self._has_sep:

@@ -311,9 +311,12 @@ class ShardedEdenDataset(Dataset[Example]):
         letters = np.empty((len(wanted), self.seq_length), dtype=np.uint8)
         placed = self._fetcher.fill(wanted, [1] * len(wanted), letters)
         located = self._index.locate_many([window_idx for _, window_idx in wanted])
-        for each, (sequence_id, window_in_seq_idx, _) in zip(placed, located, strict=True):
-            bases = letters[each.row, each.first : each.end]
-            yield Window(bases, each.reverse, each.header, each.window_idx, sequence_id, window_in_seq_idx, each.epoch)
+        for k, ((epoch, window_idx), (sequence_id, window_in_seq_idx, _)) in enumerate(
+            zip(wanted, located, strict=True)
+        ):
+            header = self._format.header([]) if placed.headers is None else placed.headers[k]
+            bases = letters[k, placed.first[k] : placed.end[k]]
+            yield Window(bases, placed.reverse[k], header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
     def expander(self) -> Expander:
         """Return what turns compact batches of this dataset into tensors, on whatever device they are.

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.format.commands import pack_command, precompute_command, split_command
 from sharded_eden.format.sqlite import unreadable
-from sharded_eden.load.addresses import NOWHERE, Request, WindowAddresses
+from sharded_eden.load.addresses import Found, WindowAddresses
 from sharded_eden.load.example import RowFormat, strands
-from sharded_eden.load.locate import Row, WindowIndex
+from sharded_eden.load.locate import WindowIndex
 from sharded_eden.load.read import SequenceReader
 from sharded_eden.load.sequences import Contig
 from sharded_eden.load.tags import ControlTags
@@ -45,21 +45,27 @@ class Window(NamedTuple):
     epoch: int
 
 
-class Placed(NamedTuple):
-    """Where a window lies in rows of memory."""
+class Letters(NamedTuple):
+    """A window that SQLite read."""
 
-    row: int
-    at: int
-    """Where its header begins."""
-    first: int
+    bases: NDArray[np.uint8]
+    sequence_id: str
+
+
+class Placed(NamedTuple):
+    """Where windows lie in rows of memory: (n,) int64 arrays and lists of n."""
+
+    row: NDArray[np.int64]
+    at: NDArray[np.int64]
+    """Where the header of each begins."""
+    first: NDArray[np.int64]
     """Where its letters begin."""
-    end: int
+    end: NDArray[np.int64]
     """Where its letters end."""
-    header: NDArray[np.int64]
-    reverse: bool
+    headers: list[NDArray[np.int64]] | None
+    """BOS, control tag, SEP of each; None without control tags."""
+    reverse: list[bool]
     """Use the reverse complement."""
-    epoch: int
-    window_idx: int
 
 
 class WindowFetcher:
@@ -106,7 +112,7 @@ class WindowFetcher:
         """The fewest bases that a row shows."""
         return self._untagged[1] if self._tags is None else self._tags.least_room
 
-    def fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], rows: NDArray[np.uint8]) -> list[Placed]:
+    def fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], rows: NDArray[np.uint8]) -> Placed:
         """Read windows into rows, each after the one before it, with room for its header and EOS.
 
         Args:
@@ -119,74 +125,86 @@ class WindowFetcher:
             DatabaseError: a database cannot be read or has changed, or the windows of a row do not fit into it.
         """
         windows = [window_idx for _, window_idx in wanted]
-        addresses = [NOWHERE] * len(windows) if self._addresses is None else self._addresses.find(windows)
-        by_sqlite = iter(
-            self._index.locate_many([w for w, address in zip(windows, addresses, strict=True) if address.sample < 0])
-        )
+        found = None if self._addresses is None else self._addresses.find(windows)
+        by_sqlite = range(len(windows)) if found is None else np.flatnonzero(found.sample < 0).tolist()
+        letters = self._read_by_sqlite([windows[k] for k in by_sqlite]) if by_sqlite else []
+        headers, header_length, room = self._headers(windows, found, by_sqlite, letters)
+        bases = room if found is None else np.minimum(room, found.length - found.start)
+        if letters:
+            bases = np.array(bases)
+            bases[by_sqlite] = [len(each.bases) for each in letters]
+        row = np.arange(len(sizes)) if len(sizes) == len(windows) else np.repeat(np.arange(len(sizes)), sizes)
+        first, end = self._layout(sizes, header_length, bases)
+        most = int(end.max(initial=0)) + self._has_eos
+        if most > rows.shape[1]:
+            self.check_fits(most, rows.shape[1])
+        for k, each in zip(by_sqlite, letters, strict=True):
+            rows[row[k], first[k] : end[k]] = each.bases
+        if found is not None and len(letters) < len(windows):
+            memory, to = memoryview(rows.reshape(-1)), row * rows.shape[1] + first  # type: ignore[arg-type]
+            if letters:
+                kept = found.sample >= 0
+                found, bases, to = Found(*(column[kept] for column in found)), bases[kept], to[kept]
+            self._addresses.read(found, bases, to, memory)  # type: ignore[union-attr]
         reverse = strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
-        length, has_eos = rows.shape[1], self._has_eos
-        header, room = self._untagged
-        tags, names = self._tags, () if self._addresses is None else self._addresses.tags
-        requests: list[Request] = []
-        placed: list[Placed] = []
+        return Placed(row, first - header_length, first, end, headers, reverse)
+
+    def _layout(
+        self, sizes: Sequence[int], header_length: NDArray[np.int64], bases: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the letters of each window begin and end in its row, (n,) int64 each."""
+        if len(sizes) == len(bases):
+            return header_length, header_length + bases
+        after = np.cumsum(header_length + bases + self._has_eos)  # where each would end if all were in one row
+        begins = np.concatenate([[0], after])[np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)]
+        end = after - np.repeat(begins, sizes) - self._has_eos
+        return end - bases, end
+
+    def _headers(
+        self, windows: Sequence[int], found: Found | None, by_sqlite: Sequence[int], letters: Sequence[Letters]
+    ) -> tuple[list[NDArray[np.int64]] | None, NDArray[np.int64], NDArray[np.int64]]:
+        """Return the header of each window, or None without control tags; its length, and how many bases fit after it."""
+        if self._tags is None:
+            header, room = self._untagged
+            return None, np.full(len(windows), len(header)), np.full(len(windows), room)
+        names: list[str] = [""] * len(windows)
+        if found is not None:
+            known = self._addresses.tags  # type: ignore[union-attr]
+            for k, tag in enumerate(found.tag.tolist()):
+                names[k] = known[tag] if tag < len(known) else ""
+        for k, each in zip(by_sqlite, letters, strict=True):
+            names[k] = each.sequence_id
+        if found is not None and not known:
+            names = [row[0] for row in self._index.locate_many(windows)]
+        both = [self._tags.header(name) for name in names]
+        lengths, rooms = np.array([(len(header), room) for header, room in both], dtype=np.int64).T
+        return [header for header, _ in both], lengths, rooms
+
+    def _read_by_sqlite(self, windows: Sequence[int]) -> list[Letters]:
+        """Return the letters of windows, as many as fit into a row, in the order of the windows."""
+        letters = []
         samples: set[str] = set()
-        each = iter(zip(wanted, addresses, reverse, strict=True))
-        for row, size in enumerate(sizes):
-            at = 0
-            for _ in range(size):
-                (epoch, window_idx), address, is_reversed = next(each)
-                sample, _, _, _, start, contig_length, tag = address
-                if sample >= 0:
-                    if tags is not None:
-                        header, room = tags.header(names[tag] if tag < len(names) else self._name_of(window_idx))
-                    first = at + len(header)
-                    remaining = contig_length - start
-                    bases = room if room < remaining else remaining
-                    end = first + bases
-                    if end + has_eos > length:
-                        self.check_fits(end + has_eos, length)
-                    requests.append(Request(address, bases, row * length + first))
-                else:
-                    header, first, end = self._read_by_sqlite(window_idx, next(by_sqlite), rows[row], at, samples)
-                placed.append(Placed(row, at, first, end, header, is_reversed, epoch, window_idx))
-                at = end + has_eos
-        if requests:
-            self._addresses.read(requests, memoryview(rows.reshape(-1)))  # type: ignore[union-attr, arg-type]
-        if samples:
-            self._reader.check_unchanged(samples)
-        return placed
-
-    def _name_of(self, window_idx: int) -> str:
-        return self._index.locate(window_idx)[0]
-
-    def _read_by_sqlite(
-        self, window_idx: int, row: Row, out: NDArray[np.uint8], at: int, samples: set[str]
-    ) -> tuple[NDArray[np.int64], int, int]:
-        """Read a window into `out` after its header, which begins at `at`.
-
-        Returns:
-            Its header, and where its letters begin and end in `out`.
-        """
-        sequence_id, window_in_seq_idx, recorded = row
-        contig = self._reader.contig(sequence_id)
-        start = window_in_seq_idx * self._stride
-        if contig is None or start < 0:
-            raise self._missing(window_idx, sequence_id, start, recorded, contig)
-        samples.add(contig.sample_id)
-        remaining = contig.length - start
-        # Where the whole window is there, it does not matter where its contig should end.
-        if remaining < self._window_size and contig.length < self._needed_bases(window_idx, start, recorded):
-            raise self._missing(window_idx, sequence_id, start, recorded, contig)
-        header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
-        first = at + len(header)
-        length = room if room < remaining else remaining
-        end = first + length
-        self.check_fits(end + self._has_eos, len(out))
-        try:
-            contig.read(start, out, first, length)
-        except apsw.Error as error:
-            raise unreadable(self._reader.paths[contig.sample_id], error) from error
-        return header, first, end
+        for window_idx, (sequence_id, window_in_seq_idx, recorded) in zip(
+            windows, self._index.locate_many(windows), strict=True
+        ):
+            contig = self._reader.contig(sequence_id)
+            start = window_in_seq_idx * self._stride
+            if contig is None or start < 0:
+                raise self._missing(window_idx, sequence_id, start, recorded, contig)
+            samples.add(contig.sample_id)
+            remaining = contig.length - start
+            # Where the whole window is there, it does not matter where its contig should end.
+            if remaining < self._window_size and contig.length < self._needed_bases(window_idx, start, recorded):
+                raise self._missing(window_idx, sequence_id, start, recorded, contig)
+            _, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
+            bases = np.empty(min(room, remaining), dtype=np.uint8)
+            try:
+                contig.read(start, bases)
+            except apsw.Error as error:
+                raise unreadable(self._reader.paths[contig.sample_id], error) from error
+            letters.append(Letters(bases, sequence_id))
+        self._reader.check_unchanged(samples)
+        return letters
 
     def _needed_bases(self, window_idx: int, start: int, recorded: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""

@@ -9,7 +9,7 @@ that the tokenizer's table does not know, and every row of a tokenizer without a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -67,7 +67,7 @@ class RowMaker:
         self._packed = packed
         self._attention_mask = attention_mask
         self._length = row_format.seq_length
-        self._untagged = row_format.include_bos + row_format.include_sep
+        self._untagged_header = row_format.header([])
         self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
         # Not a view of a tensor: sending that to another process moves its memory away.
         self._positions = np.arange(row_format.seq_length)
@@ -85,7 +85,7 @@ class RowMaker:
         self._tag_length = max(0, least_header - fetcher.least_room)
 
     def _make_buffers(self) -> RowBuffers:
-        return RowBuffers(self._length, BATCH_DTYPES)
+        return RowBuffers(self._length, (np.uint8,) if self._compact else BATCH_DTYPES)
 
     def _make_scratch(self) -> NDArray[np.uint8]:
         return np.empty((self._block_rows, self._length), dtype=np.uint8)
@@ -113,25 +113,25 @@ class RowMaker:
 
     # ---- rows of codes ----
 
-    def _fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], codes: NDArray[np.uint8]) -> list[Placed]:
+    def _fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], codes: NDArray[np.uint8]) -> Placed:
         """Read windows into rows of codes, on their strands, with the special tokens around them."""
         codes.fill(self._specials.pad)
         placed = self._fetcher.fill(wanted, sizes, codes)
-        for row, _, first, end, _, reverse, _, _ in placed:
-            if reverse:
-                reverse_complement_in_place(codes[row, first:end])
-        if placed:
-            self._codes.frame(codes, *np.array([each[:4] for each in placed]).T)
+        for k, is_reversed in enumerate(placed.reverse):
+            if is_reversed:
+                reverse_complement_in_place(codes[placed.row[k], placed.first[k] : placed.end[k]])
+        if wanted:
+            self._codes.frame(codes, placed.row, placed.at, placed.first, placed.end, tagged=placed.headers is not None)
         return placed
 
-    def _knows_all(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> bool:
-        return self._codes.knows_all(codes, sum([each.end - each.first for each in placed]))
+    def _knows_all(self, codes: NDArray[np.uint8], placed: Placed) -> bool:
+        return self._codes.knows_all(codes, int((placed.end - placed.first).sum()))
 
     def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
-        codes = np.empty((len(sizes), self._length), dtype=np.uint8)
+        (codes,) = self._buffers.get().get(len(sizes))
         placed = self._fill(wanted, sizes, codes)
         if not self._knows_all(codes, placed):
-            self._refuse_unknown(codes, placed)
+            self._refuse_unknown(wanted, codes, placed)
         stacked = {"codes": torch.from_numpy(codes)}
         if self._packed:
             stacked.update(boundaries(self._ends(placed, len(sizes)), self._length))
@@ -141,23 +141,25 @@ class RowMaker:
         tags = self._tags(placed, sizes)
         return Rows(stacked if tags is None else {**stacked, "tags": tags}, {})
 
-    def _refuse_unknown(self, codes: NDArray[np.uint8], placed: Sequence[Placed]) -> None:
-        for each in placed:
+    def _refuse_unknown(self, wanted: Sequence[Wanted], codes: NDArray[np.uint8], placed: Placed) -> None:
+        for (_, window_idx), row, first, end in zip(wanted, placed.row, placed.first, placed.end, strict=True):
             try:
-                self._codes.check(codes[each.row, each.first : each.end])
+                self._codes.check(codes[row, first:end])
             except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(each.window_idx, error) from error
+                raise self._fetcher.unreadable_letters(window_idx, error) from error
 
-    def _tags(self, placed: Sequence[Placed], sizes: Sequence[int]) -> torch.Tensor | None:
+    def _tags(self, placed: Placed, sizes: Sequence[int]) -> torch.Tensor | None:
         """Return the ids of control tags, -1 after shorter ones: (B, G) int64, or (B, windows of a row, G) where packed."""
-        tags = [self._format.tag_of(each.header) for each in placed]
+        if placed.headers is None:
+            return None
+        tags = [self._format.tag_of(header) for header in placed.headers]
         longest = max(max(map(len, tags), default=0), 0 if self._packed else self._tag_length)
         if not longest:
             return None
-        ids = np.full((len(sizes), max(sizes), longest), -1, dtype=np.int64)
+        ids = np.full((len(sizes), max(sizes, default=1), longest), -1, dtype=np.int64)
         numbers = (number for size in sizes for number in range(size))
-        for each, number, tag in zip(placed, numbers, tags, strict=True):
-            ids[each.row, number, : len(tag)] = tag
+        for row, number, tag in zip(placed.row.tolist(), numbers, tags, strict=True):
+            ids[row, number, : len(tag)] = tag
         return torch.from_numpy(ids if self._packed else ids[:, 0])
 
     # ---- rows of tokens, labels and loss masks ----
@@ -194,10 +196,11 @@ class RowMaker:
             stacked["attention_mask"] = apart[:, None] | self._attention_mask
         return Rows(stacked, {})
 
-    def _ends(self, placed: Sequence[Placed], rows: int) -> Ends:
+    def _ends(self, placed: Placed, rows: int) -> Ends:
         ends: Ends = [[] for _ in range(rows)]
-        for each in placed:
-            ends[each.row].append(each.end + self._format.include_eos)
+        if self._packed:
+            for row, end in zip(placed.row.tolist(), placed.end.tolist(), strict=True):
+                ends[row].append(end + self._format.include_eos)
         return ends
 
     def _by_table(
@@ -213,21 +216,27 @@ class RowMaker:
         placed = self._fill(wanted, sizes, codes)
         knows_all = self._knows_all(codes, placed)  # now, while the codes are in the cache
         self._tables.expand(codes, tokens, labels, loss_mask)
-        pad = self._format.encoding.pad
-        for row, at, first, _, header, _, _, _ in placed:
-            if at:  # the label of the last token before a window does not belong to that window
-                labels[row, at - 1] = pad
-                loss_mask[row, at - 1] = 0
-            if first - at > self._untagged:
-                tokens[row, at:first] = header
-                labels[row, at : first - 1] = header[1:]
+        if self._packed:
+            later = np.flatnonzero(placed.at)
+            rows, before = placed.row[later], placed.at[later] - 1
+            labels[rows, before] = self._format.encoding.pad  # no label of a window belongs to the one before it
+            loss_mask[rows, before] = 0
+        for k, header in enumerate(placed.headers or ()):
+            row, at = placed.row[k], placed.at[k]
+            tokens[row, at : at + len(header)] = header
+            if len(header):
+                labels[row, at : at + len(header) - 1] = header[1:]
         ends = self._ends(placed, len(sizes))
         if not knows_all:
             for row in range(len(sizes)):
-                of_row = [each for each in placed if each.row == row]
-                if not self._knows_all(codes[row : row + 1], of_row):
-                    letters = ((each._replace(reverse=False), codes[row, each.first : each.end]) for each in of_row)
-                    ends[row] = self._encode(letters, tokens[row], labels[row], loss_mask[row])
+                of_row = np.flatnonzero(placed.row == row)
+                letters = int((placed.end - placed.first)[of_row].sum())
+                if not self._codes.knows_all(codes[row : row + 1], letters):
+                    windows = [codes[row, placed.first[k] : placed.end[k]] for k in of_row]
+                    forward = placed._replace(reverse=[False] * len(wanted))
+                    ends[row] = self._encode(
+                        wanted, forward, of_row.tolist(), windows, tokens[row], labels[row], loss_mask[row]
+                    )
         return ends
 
     def _one_by_one(
@@ -241,30 +250,37 @@ class RowMaker:
         """Fill a block of rows by calling the tokenizer on each window."""
         rows = np.empty((len(wanted), self._length), dtype=np.uint8)
         placed = self._fetcher.fill(wanted, [1] * len(wanted), rows)
-        letters = ((each, rows[each.row, each.first : each.end]) for each in placed)
-        return [
-            self._encode((next(letters) for _ in range(size)), tokens[k], labels[k], loss_mask[k])
-            for k, size in enumerate(sizes)
-        ]
+        ends: Ends = []
+        at = 0
+        for k, size in enumerate(sizes):
+            numbers = range(at, at + size)
+            windows = [rows[number, placed.first[number] : placed.end[number]] for number in numbers]
+            ends.append(self._encode(wanted, placed, numbers, windows, tokens[k], labels[k], loss_mask[k]))
+            at += size
+        return ends
 
     def _encode(
         self,
-        windows: Iterator[tuple[Placed, NDArray[np.uint8]]],
+        wanted: Sequence[Wanted],
+        placed: Placed,
+        numbers: Sequence[int],
+        windows: Sequence[NDArray[np.uint8]],
         tokens: NDArray[np.int64],
         labels: NDArray[np.int64],
         loss_mask: NDArray[np.float32],
     ) -> list[int]:
-        """Fill one row, (T,) each, by itself; return where each window ends."""
+        """Fill one row, (T,) each, by itself with the windows of these numbers; return where each of them ends."""
         at, ends = 0, []
-        for each, letters in windows:
+        for k, letters in zip(numbers, windows, strict=True):
+            header = self._untagged_header if placed.headers is None else placed.headers[k]
             limit = self._length
             if self._format.packed_bases is not None:
-                limit = at + len(each.header) + len(letters) + self._format.include_eos
+                limit = at + len(header) + len(letters) + self._format.include_eos
                 self._fetcher.check_fits(limit, self._length)
             try:
-                at = self._encoder.add(at, limit, letters, each.reverse, each.header, tokens, labels, loss_mask)
+                at = self._encoder.add(at, limit, letters, placed.reverse[k], header, tokens, labels, loss_mask)
             except UnicodeError as error:
-                raise self._fetcher.unreadable_letters(each.window_idx, error) from error
+                raise self._fetcher.unreadable_letters(wanted[k][1], error) from error
             ends.append(at)
         self._encoder.pad(at, tokens, labels, loss_mask)
         return ends

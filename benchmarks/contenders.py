@@ -134,8 +134,8 @@ class FlatDataset(Dataset[Example]):
         first, lengths = len(self._header), self._lengths[indices]
         for row, start, length in zip(codes, self._starts[indices].tolist(), lengths.tolist(), strict=True):
             row[first : first + length] = self._bases[start : start + length]
-        begin = np.zeros_like(lengths)
-        self._writer.frame(codes, np.arange(len(codes)), begin, begin + first, lengths + first, tagged=False)
+        ends = (lengths + first).tolist()
+        self._writer.frame(codes, range(len(ends)), [0] * len(ends), [first] * len(ends), ends, tagged=False)
         assert self._writer.knows_all(codes, lengths.sum())
         self._tables.expand(codes, tokens, labels, loss_mask)
         position_ids[...] = self._positions

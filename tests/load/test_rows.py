@@ -75,7 +75,7 @@ class Fetcher:
                 placed.append((k, at, first, end, window.header, window.reverse))
                 at = end + self.has_eos
         *numbers, headers, reverse = zip(*placed, strict=True) if placed else [()] * 6
-        return Placed(*np.array(numbers, dtype=np.int64), list(headers), list(reverse))
+        return Placed(*map(list, numbers), list(headers), list(reverse))
 
     def unreadable_letters(self, window_idx: int, error: UnicodeError) -> DatabaseError:
         return DatabaseError(f"{window_idx}: {error}")

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from sharded_eden.format.index import (
 )
 from sharded_eden.format.sqlite import is_mutable_now
 from sharded_eden.load.connections import PerThread
-from sharded_eden.load.positioned import PositionedReader
+from sharded_eden.load.positioned import PositionedReader, Request
 
 logger = logging.getLogger(__name__)
 
@@ -43,23 +43,12 @@ _RUN = Struct("<qqIIIIII")
 _IN_BLOCK = np.arange(RUNS_PER_BLOCK)
 
 
-class Found(NamedTuple):
-    """Where windows lie, (n,) int64 each."""
+Address = tuple[int, int, int, int, int, int, int]
+"""Where a window lies.
 
-    sample: NDArray[np.int64]
-    """The number of the sequence database; -1 where a window has no address and SQLite must read it."""
-    at: NDArray[np.int64]
-    """The file offset of base 0 of the contig."""
-    local: NDArray[np.int64]
-    """Bases of the contig in the leaf page."""
-    overflow: NDArray[np.int64]
-    """The first overflow page."""
-    start: NDArray[np.int64]
-    """The first base of the window."""
-    length: NDArray[np.int64]
-    """Bases of the contig."""
-    tag: NDArray[np.int64]
-    """The number of the control tag."""
+The number of its sequence database (-1: no address, SQLite must read it), the file offset of base 0 of its contig, bases of the
+contig in the leaf page, the first overflow page, the first base of the window, bases of the contig, the number of its tag.
+"""
 
 
 class WindowAddresses:
@@ -102,6 +91,8 @@ class WindowAddresses:
         file = IndexFile(self.path)
         meta = file.meta
         described = FileIdentity(*meta["identity"])
+        if not len(file.runs):
+            raise StaleIndex("it has no windows")
         if not described.is_same_file(self._window_db_identity) or meta["total_windows"] != self._total_windows:
             raise StaleIndex(
                 f"it describes a window database of {described}, there is one of {self._window_db_identity}"
@@ -112,7 +103,7 @@ class WindowAddresses:
         self.tags: list[str] = meta["tags"]
         self.names: list[str] = meta["samples"]
         self.paths = [self._all_paths.get(name) for name in self.names]
-        self.page_bytes = file.samples["page_bytes"].astype(np.int64)
+        self.page_bytes: list[int] = file.samples["page_bytes"].tolist()
         self.expected = [identity_of(sample) for sample in file.samples]
         usable = [self._is_as_indexed(k, name) for k, name in enumerate(self.names)]
         self.changed_samples = [name for name, good in zip(self.names, usable, strict=True) if not good]
@@ -137,23 +128,22 @@ class WindowAddresses:
     def _make_reader(self) -> PositionedReader:
         return PositionedReader(self.paths, self.expected, self.page_bytes, read_ahead=self._read_ahead)
 
-    def find(self, windows: Sequence[int]) -> Found:
+    def find(self, windows: Sequence[int]) -> list[Address]:
         """Return where windows lie, in their order."""
+        if len(windows) <= FEW:
+            return [self._find_one(window) for window in windows]
         wanted = np.array(windows, dtype=np.int64)  # (n,)
-        if len(windows) <= FEW or not len(self._runs):
-            records = np.array(list(map(self._find_one, windows)), dtype=np.int64).reshape(-1, len(RUN.names or ())).T
-            first, at, sample, first_in_contig, length, local, overflow, tag = records
-        else:
-            run = self._runs_of(wanted)
-            words = self._words.take(run, axis=0, mode="clip")  # (n, 5) int64
-            first, at = words[:, 0], words[:, 1]
-            sample, first_in_contig, length, local, overflow, tag = words.view("<u4")[:, 4:].T.astype(
-                np.int64, order="C"
-            )
-        if self._usable is not None:
-            at = np.where(self._usable[sample], at, -1)
+        words = self._words.take(self._runs_of(wanted), axis=0, mode="clip")  # (n, 5) int64
+        sample, first_in_contig, length, local, overflow, tag = words.view("<u4")[:, 4:].T.astype(np.int64, order="C")
+        at = words[:, 1] if self._usable is None else np.where(self._usable[sample], words[:, 1], -1)
         sample = np.where(at < 0, -1, sample)
-        return Found(sample, at, local, overflow, (wanted - first + first_in_contig) * self._stride, length, tag)
+        start = (wanted - words[:, 0] + first_in_contig) * self._stride
+        return list(
+            zip(
+                *(column.tolist() for column in (sample, at, local, overflow, start, length, tag)),
+                strict=True,
+            )
+        )
 
     def _runs_of(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the run of each window."""
@@ -164,19 +154,20 @@ class WindowAddresses:
         run: NDArray[np.int64] = block + (near <= wanted[:, None]).sum(axis=1) - 1
         return run
 
-    def _find_one(self, window: int) -> tuple[int, ...]:
+    def _find_one(self, window: int) -> Address:
+        """Return where one window lies, by plain integers: as `find` does for many."""
         top, total = self._top_view, len(self._runs)
-        if not total:
-            return 0, -1, 0, 0, 0, 0, 0, 0
         block = (bisect_right(top, window) - 1) * RUNS_PER_BLOCK
         run = bisect_right(self._first_view, window, block, min(block + RUNS_PER_BLOCK, total)) - 1
-        return _RUN.unpack_from(self._file.memory, self._runs_offset + run * RUN.itemsize)
+        offset = self._runs_offset + run * RUN.itemsize
+        first, at, sample, first_in_contig, length, local, overflow, tag = _RUN.unpack_from(self._file.memory, offset)
+        if at < 0 or (self._usable is not None and not self._usable[sample]):
+            sample = -1
+        return sample, at, local, overflow, (window - first + first_in_contig) * self._stride, length, tag
 
-    def read(self, found: Found, bases: NDArray[np.int64], to: NDArray[np.int64], memory: memoryview) -> None:
+    def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read windows into memory; see `PositionedReader.read`."""
-        self._readers.get().read(
-            (found.sample, found.at, found.local, found.overflow, found.start, found.length, bases, to), memory
-        )
+        self._readers.get().read(requests, memory)
 
     def close(self) -> None:
         """Close the files of this process."""

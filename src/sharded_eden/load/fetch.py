@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.format.commands import pack_command, precompute_command, split_command
 from sharded_eden.format.sqlite import unreadable
-from sharded_eden.load.addresses import Found, WindowAddresses
+from sharded_eden.load.addresses import Address, WindowAddresses
 from sharded_eden.load.example import RowFormat, strands
 from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.positioned import Request
 from sharded_eden.load.read import SequenceReader
 from sharded_eden.load.sequences import Contig
 from sharded_eden.load.tags import ControlTags
@@ -28,6 +29,9 @@ Wanted = tuple[int, int]
 
 Header = tuple[NDArray[np.int64], int]
 """BOS, control tag and SEP, (H,) int64, and how many bases fit after it."""
+
+
+NOWHERE: Address = (-1, 0, 0, 0, 0, 0, 0)
 
 
 class Window(NamedTuple):
@@ -49,18 +53,18 @@ class Letters(NamedTuple):
     """A window that SQLite read."""
 
     bases: NDArray[np.uint8]
-    sequence_id: str
+    header: NDArray[np.int64]
 
 
 class Placed(NamedTuple):
-    """Where windows lie in rows of memory: (n,) int64 arrays and lists of n."""
+    """Where windows lie in rows of memory: a list each, in the order of the windows."""
 
-    row: NDArray[np.int64]
-    at: NDArray[np.int64]
+    row: list[int]
+    at: list[int]
     """Where the header of each begins."""
-    first: NDArray[np.int64]
+    first: list[int]
     """Where its letters begin."""
-    end: NDArray[np.int64]
+    end: list[int]
     """Where its letters end."""
     headers: list[NDArray[np.int64]] | None
     """BOS, control tag, SEP of each; None without control tags."""
@@ -125,60 +129,58 @@ class WindowFetcher:
             DatabaseError: a database cannot be read or has changed, or the windows of a row do not fit into it.
         """
         windows = [window_idx for _, window_idx in wanted]
-        found = None if self._addresses is None else self._addresses.find(windows)
-        by_sqlite = range(len(windows)) if found is None else np.flatnonzero(found.sample < 0).tolist()
-        letters = self._read_by_sqlite([windows[k] for k in by_sqlite]) if by_sqlite else []
-        headers, header_length, room = self._headers(windows, found, by_sqlite, letters)
-        bases = room if found is None else np.minimum(room, found.length - found.start)
-        if letters:
-            bases = np.array(bases)
-            bases[by_sqlite] = [len(each.bases) for each in letters]
-        row = np.arange(len(sizes)) if len(sizes) == len(windows) else np.repeat(np.arange(len(sizes)), sizes)
-        first, end = self._layout(sizes, header_length, bases)
-        most = int(end.max(initial=0)) + self._has_eos
-        if most > rows.shape[1]:
-            self.check_fits(most, rows.shape[1])
-        for k, each in zip(by_sqlite, letters, strict=True):
-            rows[row[k], first[k] : end[k]] = each.bases
-        if found is not None and len(letters) < len(windows):
-            memory, to = memoryview(rows.reshape(-1)), row * rows.shape[1] + first  # type: ignore[arg-type]
-            if letters:
-                kept = found.sample >= 0
-                found, bases, to = Found(*(column[kept] for column in found)), bases[kept], to[kept]
-            self._addresses.read(found, bases, to, memory)  # type: ignore[union-attr]
+        if self._addresses is None:
+            addresses = [NOWHERE] * len(windows)
+            letters = iter(self._read_by_sqlite(windows))
+        else:
+            addresses = self._addresses.find(windows)
+            letters = iter(self._read_by_sqlite([w for w, each in zip(windows, addresses, strict=True) if each[0] < 0]))
+        tags, length, has_eos = self._tags, rows.shape[1], self._has_eos
+        header, room = self._untagged
+        before = len(header)
+        headers: list[NDArray[np.int64]] = []
+        requests: list[Request] = []
+        row_of, at_of, first_of, end_of = [], [], [], []
+        by_sqlite: list[tuple[int, int, NDArray[np.uint8]]] = []
+        each = iter(zip(windows, addresses, strict=True))
+        for row, size in enumerate(sizes):
+            at = 0
+            for _ in range(size):
+                window_idx, (sample, offset, local, overflow, start, contig_length, tag) = next(each)
+                if sample >= 0:
+                    if tags is not None:
+                        header, room = tags.header(self._name_of(tag, window_idx))
+                        before = len(header)
+                    first = at + before
+                    bases = contig_length - start
+                    bases = min(bases, room)
+                    to = row * length + first
+                    requests.append((sample, offset, local, overflow, start, contig_length, bases, to))
+                else:
+                    read, header = next(letters)
+                    before, bases = len(header), len(read)
+                    first = at + before
+                    by_sqlite.append((row, first, read))
+                row_of.append(row)
+                at_of.append(at)
+                first_of.append(first)
+                end = first + bases
+                end_of.append(end)
+                headers.append(header)
+                at = end + has_eos
+                if at > length:
+                    self.check_fits(at, length)
+        for row, first, read in by_sqlite:
+            rows[row, first : first + len(read)] = read
+        if requests:
+            memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]
+            self._addresses.read(requests, memory)  # type: ignore[union-attr]
         reverse = strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
-        return Placed(row, first - header_length, first, end, headers, reverse)
+        return Placed(row_of, at_of, first_of, end_of, None if tags is None else headers, reverse)
 
-    def _layout(
-        self, sizes: Sequence[int], header_length: NDArray[np.int64], bases: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return where the letters of each window begin and end in its row, (n,) int64 each."""
-        if len(sizes) == len(bases):
-            return header_length, header_length + bases
-        after = np.cumsum(header_length + bases + self._has_eos)  # where each would end if all were in one row
-        begins = np.concatenate([[0], after])[np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)]
-        end = after - np.repeat(begins, sizes) - self._has_eos
-        return end - bases, end
-
-    def _headers(
-        self, windows: Sequence[int], found: Found | None, by_sqlite: Sequence[int], letters: Sequence[Letters]
-    ) -> tuple[list[NDArray[np.int64]] | None, NDArray[np.int64], NDArray[np.int64]]:
-        """Return the header of each window, or None without control tags; its length, and how many bases fit after it."""
-        if self._tags is None:
-            header, room = self._untagged
-            return None, np.full(len(windows), len(header)), np.full(len(windows), room)
-        names: list[str] = [""] * len(windows)
-        if found is not None:
-            known = self._addresses.tags  # type: ignore[union-attr]
-            for k, tag in enumerate(found.tag.tolist()):
-                names[k] = known[tag] if tag < len(known) else ""
-        for k, each in zip(by_sqlite, letters, strict=True):
-            names[k] = each.sequence_id
-        if found is not None and not known:
-            names = [row[0] for row in self._index.locate_many(windows)]
-        both = [self._tags.header(name) for name in names]
-        lengths, rooms = np.array([(len(header), room) for header, room in both], dtype=np.int64).T
-        return [header for header, _ in both], lengths, rooms
+    def _name_of(self, tag: int, window_idx: int) -> str:
+        names = self._addresses.tags  # type: ignore[union-attr]
+        return names[tag] if tag < len(names) else self._index.locate(window_idx)[0]
 
     def _read_by_sqlite(self, windows: Sequence[int]) -> list[Letters]:
         """Return the letters of windows, as many as fit into a row, in the order of the windows."""
@@ -196,13 +198,13 @@ class WindowFetcher:
             # Where the whole window is there, it does not matter where its contig should end.
             if remaining < self._window_size and contig.length < self._needed_bases(window_idx, start, recorded):
                 raise self._missing(window_idx, sequence_id, start, recorded, contig)
-            _, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
+            header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
             bases = np.empty(min(room, remaining), dtype=np.uint8)
             try:
                 contig.read(start, bases)
             except apsw.Error as error:
                 raise unreadable(self._reader.paths[contig.sample_id], error) from error
-            letters.append(Letters(bases, sequence_id))
+            letters.append(Letters(bases, header))
         self._reader.check_unchanged(samples)
         return letters
 

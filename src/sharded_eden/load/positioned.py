@@ -19,22 +19,16 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from struct import unpack_from
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.commands import verify_command
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.load.connections import connection_budget
 from sharded_eden.load.unchanged import changed_error
-
-FEW = 8
-"""So few windows are read faster without NumPy."""
 
 POINTER_BYTES = 4
 """An overflow page begins with the number of the next one."""
@@ -49,8 +43,8 @@ SLOTS_AT_ONCE = 256
 Part = tuple[int, int, int, Sequence[Any]]
 """One read: descriptor, file offset, bytes, and the buffers that take them."""
 
-Requests = tuple[NDArray[np.int64], ...]
-"""sample, at, local, overflow, start, length of the contig, bases to read, and where the first one goes: (n,) int64 each."""
+Request = tuple[int, int, int, int, int, int, int, int]
+"""The first six of an address (see `sharded_eden.load.addresses`), bases to read, and where the first one goes."""
 
 
 class PositionedReader:
@@ -67,7 +61,7 @@ class PositionedReader:
         self,
         paths: Sequence[Path | None],
         expected: Sequence[FileIdentity],
-        page_bytes: NDArray[np.int64],
+        page_bytes: Sequence[int],
         *,
         read_ahead: bool,
     ) -> None:
@@ -81,7 +75,7 @@ class PositionedReader:
         self._pointer_slots: list[memoryview] = []  # each of 4 bytes
         self._named_pages: list[int] = []
 
-    def read(self, requests: Requests, memory: memoryview) -> None:
+    def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read bases into memory.
 
         Args:
@@ -91,22 +85,35 @@ class PositionedReader:
         Raises:
             DatabaseError: a file cannot be read, or is not the one that was indexed.
         """
-        for first in range(0, len(requests[0]), self._limit):
-            self._read(tuple(column[first : first + self._limit] for column in requests), memory)
+        for first in range(0, len(requests), self._limit):
+            self._read(requests[first : first + self._limit], memory)
 
-    def _read(self, requests: Requests, memory: memoryview) -> None:
-        samples: list[int] = requests[0].tolist()
-        used: dict[int, int] = dict.fromkeys(samples, -1)
-        for sample in used:
-            used[sample] = self._descriptor(sample, used)
-        descriptors = [used[sample] for sample in samples]
-        self._named_pages.clear()
+    def _read(self, requests: Sequence[Request], memory: memoryview) -> None:
+        used: dict[int, int] = {}
         late: list[Part] = []
-        if len(samples) <= FEW:
-            for descriptor, *request in zip(descriptors, *(column.tolist() for column in requests), strict=True):
-                self._read_cached(self._parts(memory, descriptor, *request), late)
-        else:
-            self._read_many(requests, descriptors, memory, late)
+        self._named_pages.clear()
+        flags, preadv = self._flags, os.preadv
+        for sample, at, local, overflow, start, length, bases, to in requests:
+            descriptor = used.get(sample, -1)
+            if descriptor < 0:
+                descriptor = self._descriptor(sample, used)
+            if start + bases > local:
+                parts = self._parts(memory, descriptor, sample, at, local, overflow, start, length, bases, to)
+            else:
+                parts = [(descriptor, at + start, bases, (memory[to : to + bases],))]
+            for part in parts:
+                if flags:
+                    try:
+                        if preadv(part[0], part[3], part[1], flags) == part[2]:
+                            continue
+                    except BlockingIOError:
+                        pass
+                    except OSError as error:
+                        if error.errno == errno.EOPNOTSUPP:
+                            self._flags = flags = 0  # a file system that cannot tell: everything is announced
+                if self._announces:
+                    os.posix_fadvise(part[0], part[1], part[2], os.POSIX_FADV_WILLNEED)
+                late.append(part)
         for part in late:
             self._wait_for(*part)
         for sample, descriptor in used.items():
@@ -118,91 +125,9 @@ class PositionedReader:
         if count:
             pointers = b"".join(self._pointers[: -(-count // SLOTS_AT_ONCE)])
             if list(unpack_from(f">{count}I", pointers)) != self._named_pages:
-                raise self._unreadable(
-                    descriptors[0], "the pages of a contig are not where the index says", samples=used
+                raise self._refused(
+                    next(iter(used)), "the pages of a contig are not where the index says", len(used) - 1
                 )
-
-    def _read_cached(self, parts: Iterable[Part], late: list[Part]) -> None:
-        """Read what the page cache holds; announce the rest, and add it to `late`."""
-        flags, preadv = self._flags, os.preadv
-        for part in parts:
-            descriptor, position, size_bytes, buffers = part
-            if flags:
-                try:
-                    if preadv(descriptor, buffers, position, flags) == size_bytes:
-                        continue
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    if error.errno == errno.EOPNOTSUPP:
-                        self._flags = flags = 0  # a file system that cannot tell: everything is announced
-            if self._announces:
-                os.posix_fadvise(descriptor, position, size_bytes, os.POSIX_FADV_WILLNEED)
-            late.append(part)
-
-    def _read_many(self, requests: Requests, descriptors: list[int], memory: memoryview, late: list[Part]) -> None:
-        """Read windows: what lies in leaf pages first, then what lies on overflow pages."""
-        sample, at, local, overflow, start, length, bases, to = requests
-        past = start - local
-        here = np.minimum(bases, -past)  # in the leaf page; below 1 where nothing is
-        self._read_cached(
-            [
-                (descriptor, position, size, (memory[first : first + size],))
-                for descriptor, position, size, first in zip(
-                    descriptors, (at + start).tolist(), here.tolist(), to.tolist(), strict=True
-                )
-                if size > 0
-            ],
-            late,
-        )
-        more = (bases > here).nonzero()[0]
-        if not len(more):
-            return
-        if len(more) < len(bases):
-            sample, local, overflow, length, bases, to, past, here = (
-                column[more] for column in (sample, local, overflow, length, bases, to, past, here)
-            )
-            descriptors = [descriptors[k] for k in more.tolist()]
-        here = np.maximum(here, 0)
-        past, bases, to = past + here, bases - here, to + here
-        page_bytes = self._page_bytes[sample]
-        room = page_bytes - POINTER_BYTES
-        number = past // room
-        rest = past - number * room
-        page = overflow + number
-        last = overflow + (length - local - 1) // room
-        take = np.minimum(bases, room - rest)
-        if ((last >= LOCK_BYTE // page_bytes + 1) | (bases > room * (MAX_BUFFERS // 2))).any():
-            zero = np.zeros_like(past)
-            columns = (sample, zero, zero, overflow, past, length - local, bases, to)
-            for descriptor, *request in zip(descriptors, *(column.tolist() for column in columns), strict=True):
-                self._read_cached(self._parts(memory, descriptor, *request), late)
-            return
-        named, slots = self._named_pages, self._pointer_slots
-        parts: list[Part] = []
-        pointers = 0
-        columns = ((page - 1) * page_bytes + (POINTER_BYTES + rest), take, bases, to, room, page, last)
-        for descriptor, offset, size, left, begin, each, page_number, last_page in zip(
-            descriptors, *(column.tolist() for column in columns), strict=True
-        ):
-            end = begin + left
-            if size == left:
-                parts.append((descriptor, offset, size, (memory[begin:end],)))
-                continue
-            after, before = begin + size, pointers
-            buffers = [memory[begin:after]]
-            while after < end:
-                if pointers == len(slots):
-                    self._add_slots()
-                until = after + each if after + each < end else end
-                buffers += slots[pointers], memory[after:until]
-                after = until
-                pointers += 1
-            named.extend(range(page_number + 2, page_number + 2 + pointers - before))
-            if named[-1] > last_page:
-                named[-1] = 0
-            parts.append((descriptor, offset, left + POINTER_BYTES * (pointers - before), buffers))
-        self._read_cached(parts, late)
 
     def _add_slots(self) -> None:
         self._pointers.append(bytearray(SLOTS_AT_ONCE * POINTER_BYTES))
@@ -222,55 +147,60 @@ class PositionedReader:
         bases: int,
         to: int,
     ) -> list[Part]:
-        """Return the reads of a window, wherever it lies."""
-        if not bases:
-            return []
+        """Return the reads of a window that lies on overflow pages, at least in part."""
         parts: list[Part] = []
-        if start < local:
-            here = local - start if bases > local - start else bases
-            parts.append((descriptor, at + start, here, (memory[to : to + here],)))
-            if here == bases:
-                return parts
-            start, to, bases = local, to + here, bases - here
-        page_bytes = int(self._page_bytes[sample])
-        room = page_bytes - POINTER_BYTES
-        lock_page = LOCK_BYTE // page_bytes + 1
+        end = to + bases
         past = start - local
-        page, rest = overflow + past // room, past % room
+        if past < 0:
+            parts.append((descriptor, at + start, -past, (memory[to : to - past],)))
+            to, past = to - past, 0
+        page_bytes = self._page_bytes[sample]
+        room = page_bytes - POINTER_BYTES
+        number = past // room
+        rest = past - number * room
+        page = overflow + number
         last = overflow + (length - local - 1) // room
+        lock_page = LOCK_BYTE // page_bytes + 1
         if overflow < lock_page <= last:
-            page, last = page + (page >= lock_page), last + 1
-        take = room - rest if bases > room - rest else bases
-        buffers = [memory[to : to + take]]
-        position, size_bytes = (page - 1) * page_bytes + POINTER_BYTES + rest, take
-        to, bases = to + take, bases - take
+            last += 1
+            if page >= lock_page:
+                page += 1
+        after = to + room - rest
+        if after >= end:
+            parts.append((descriptor, (page - 1) * page_bytes + POINTER_BYTES + rest, end - to, (memory[to:end],)))
+            return parts
+        buffers = [memory[to:after]]
+        offset = (page - 1) * page_bytes + POINTER_BYTES + rest
         named, slots = self._named_pages, self._pointer_slots
-        while bases:
+        while after < end:
             page += 1
             if page == lock_page or len(buffers) > MAX_BUFFERS:
-                parts.append((descriptor, position, size_bytes, buffers))
-                page += page == lock_page
-                position, size_bytes, buffers = (page - 1) * page_bytes, 0, []
+                parts.append((descriptor, offset, _size(buffers), buffers))
+                if page == lock_page:
+                    page += 1
+                offset, buffers = (page - 1) * page_bytes, []
             if len(named) == len(slots):
                 self._add_slots()
-            buffers.append(slots[len(named)])
-            named.append(0 if page == last else page + 1 if page + 1 != lock_page else page + 2)
-            take = room if bases > room else bases
-            buffers.append(memory[to : to + take])
-            to, bases, size_bytes = to + take, bases - take, size_bytes + POINTER_BYTES + take
-        parts.append((descriptor, position, size_bytes, buffers))
+            until = after + room
+            buffers += slots[len(named)], memory[after : until if until < end else end]
+            named.append(page + 1 if page != last else 0)
+            if page + 1 == lock_page and page != last:
+                named[-1] += 1
+            after = until
+        parts.append((descriptor, offset, _size(buffers), buffers))
         return parts
 
     def _wait_for(self, descriptor: int, position: int, size_bytes: int, buffers: Sequence[Any]) -> None:
         try:
             got = os.preadv(descriptor, buffers, position)
+            problem = "" if got == size_bytes else f"it ends at byte {position + got:,}, inside a window"
         except OSError as error:
-            raise self._unreadable(descriptor, f"it cannot be read ({error.strerror})") from error
-        if got != size_bytes:
-            raise self._unreadable(descriptor, f"it ends at byte {position + got:,}, inside a window")
+            problem = f"it cannot be read ({error.strerror})"
+        if problem:
+            raise self._refused(next(sample for sample, each in self._files.items() if each == descriptor), problem)
 
     def _descriptor(self, sample: int, used: dict[int, int]) -> int:
-        """Return the descriptor of a sequence database, opened where it is not open."""
+        """Return the descriptor of a sequence database, opened where it is not open, and add it to those in use."""
         files = self._files
         descriptor = files.get(sample)
         if descriptor is None:
@@ -279,6 +209,7 @@ class PositionedReader:
             descriptor = files[sample] = self._opened(sample, used)
         elif not self._keeps_all:
             files.move_to_end(sample)
+        used[sample] = descriptor
         return descriptor
 
     def _opened(self, sample: int, used: dict[int, int]) -> int:
@@ -308,10 +239,6 @@ class PositionedReader:
             os.close(self._files.pop(sample))
         return bool(unused)
 
-    def _unreadable(self, descriptor: int, what: str, samples: Collection[int] = ()) -> DatabaseError:
-        sample = next(sample for sample, each in self._files.items() if each == descriptor)
-        return self._refused(sample, what, len(samples) - 1)
-
     def _refused(self, sample: int, what: str, others: int = 0) -> DatabaseError:
         path = self._paths[sample]
         folder = Path("SEQDB") if path is None else path.parent.parent
@@ -325,3 +252,7 @@ class PositionedReader:
         """Close all files."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def _size(buffers: Sequence[memoryview]) -> int:
+    return sum(map(len, buffers))

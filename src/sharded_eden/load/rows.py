@@ -72,6 +72,7 @@ class RowMaker:
         # Not a view of a tensor: sending that to another process moves its memory away.
         self._positions = np.arange(row_format.seq_length)
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
+        self._single_buffers = PerThread(self._make_single_buffers, RowBuffers.clear)
         self._scratch = PerThread(self._make_scratch, _forget)
         self._encoder = RowEncoder(row_format)
         if compact:
@@ -86,6 +87,9 @@ class RowMaker:
 
     def _make_buffers(self) -> RowBuffers:
         return RowBuffers(self._length, (np.uint8,) if self._compact else BATCH_DTYPES)
+
+    def _make_single_buffers(self) -> RowBuffers:
+        return RowBuffers(self._length)
 
     def _make_scratch(self) -> NDArray[np.uint8]:
         return np.empty((self._block_rows, self._length), dtype=np.uint8)
@@ -107,9 +111,16 @@ class RowMaker:
         """Return one row, of one window unless rows are packed. Unpacked rows share their `position_ids`."""
         if self._compact or self._packed:
             return self.make(wanted, [len(wanted)])[0]
-        item = self._full_rows(wanted, [1], shared_positions=True)[0]
-        item["position_ids"] = self._position_ids
-        return item
+        tokens, labels, loss_mask = self._single_buffers.get().get(None)
+        self._fill_full(wanted, [1], tokens[None], labels[None], loss_mask[None])
+        masks = {} if self._attention_mask is None else {"attention_mask": self._attention_mask}
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "labels": torch.from_numpy(labels),
+            "loss_mask": torch.from_numpy(loss_mask),
+            "position_ids": self._position_ids,
+            **masks,
+        }
 
     # ---- rows of codes ----
 
@@ -125,7 +136,7 @@ class RowMaker:
         return placed
 
     def _knows_all(self, codes: NDArray[np.uint8], placed: Placed) -> bool:
-        return self._codes.knows_all(codes, int((placed.end - placed.first).sum()))
+        return self._codes.knows_all(codes, sum(placed.end) - sum(placed.first))
 
     def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
         (codes,) = self._buffers.get().get(len(sizes))
@@ -158,23 +169,15 @@ class RowMaker:
             return None
         ids = np.full((len(sizes), max(sizes, default=1), longest), -1, dtype=np.int64)
         numbers = (number for size in sizes for number in range(size))
-        for row, number, tag in zip(placed.row.tolist(), numbers, tags, strict=True):
+        for row, number, tag in zip(placed.row, numbers, tags, strict=True):
             ids[row, number, : len(tag)] = tag
         return torch.from_numpy(ids if self._packed else ids[:, 0])
 
     # ---- rows of tokens, labels and loss masks ----
 
-    def _full_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int], *, shared_positions: bool = False) -> Rows:
+    def _full_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
         tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
-        make, at = self._by_table if self._has_table else self._one_by_one, 0
-        ends: Ends = []
-        for first in range(0, len(sizes), self._block_rows):
-            block = slice(first, first + self._block_rows)
-            windows = sum(sizes[block])
-            ends += make(wanted[at : at + windows], sizes[block], tokens[block], labels[block], loss_mask[block])
-            at += windows
-        if self._format.weighs_letters:
-            self._fetcher.check_loss(bool(loss_mask.any()))
+        ends = self._fill_full(wanted, sizes, tokens, labels, loss_mask)
         stacked = {
             "tokens": torch.from_numpy(tokens),
             "labels": torch.from_numpy(labels),
@@ -182,8 +185,7 @@ class RowMaker:
             "position_ids": torch.from_numpy(position_ids),
         }
         if not self._packed:
-            if not shared_positions:
-                position_ids[...] = self._positions
+            position_ids[...] = self._positions
             return Rows(stacked, {} if self._attention_mask is None else {"attention_mask": self._attention_mask})
         # A tokenizer that makes nothing of a window leaves it no segment.
         ends = [[end for at, end in pairwise((0, *row)) if end > at] for row in ends]
@@ -196,10 +198,30 @@ class RowMaker:
             stacked["attention_mask"] = apart[:, None] | self._attention_mask
         return Rows(stacked, {})
 
+    def _fill_full(
+        self,
+        wanted: Sequence[Wanted],
+        sizes: Sequence[int],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> Ends:
+        """Fill rows, (B, T) each, a block at a time; return where their windows end."""
+        make, at = self._by_table if self._has_table else self._one_by_one, 0
+        ends: Ends = []
+        for first in range(0, len(sizes), self._block_rows):
+            block = slice(first, first + self._block_rows)
+            windows = sum(sizes[block])
+            ends += make(wanted[at : at + windows], sizes[block], tokens[block], labels[block], loss_mask[block])
+            at += windows
+        if self._format.weighs_letters:
+            self._fetcher.check_loss(bool(loss_mask.any()))
+        return ends
+
     def _ends(self, placed: Placed, rows: int) -> Ends:
         ends: Ends = [[] for _ in range(rows)]
         if self._packed:
-            for row, end in zip(placed.row.tolist(), placed.end.tolist(), strict=True):
+            for row, end in zip(placed.row, placed.end, strict=True):
                 ends[row].append(end + self._format.include_eos)
         return ends
 
@@ -217,10 +239,10 @@ class RowMaker:
         knows_all = self._knows_all(codes, placed)  # now, while the codes are in the cache
         self._tables.expand(codes, tokens, labels, loss_mask)
         if self._packed:
-            later = np.flatnonzero(placed.at)
-            rows, before = placed.row[later], placed.at[later] - 1
-            labels[rows, before] = self._format.encoding.pad  # no label of a window belongs to the one before it
-            loss_mask[rows, before] = 0
+            for row, at in zip(placed.row, placed.at, strict=True):
+                if at:  # no label of a window belongs to the one before it
+                    labels[row, at - 1] = self._format.encoding.pad
+                    loss_mask[row, at - 1] = 0
         for k, header in enumerate(placed.headers or ()):
             row, at = placed.row[k], placed.at[k]
             tokens[row, at : at + len(header)] = header
@@ -229,14 +251,12 @@ class RowMaker:
         ends = self._ends(placed, len(sizes))
         if not knows_all:
             for row in range(len(sizes)):
-                of_row = np.flatnonzero(placed.row == row)
-                letters = int((placed.end - placed.first)[of_row].sum())
+                of_row = [k for k, each in enumerate(placed.row) if each == row]
+                letters = sum(placed.end[k] - placed.first[k] for k in of_row)
                 if not self._codes.knows_all(codes[row : row + 1], letters):
                     windows = [codes[row, placed.first[k] : placed.end[k]] for k in of_row]
                     forward = placed._replace(reverse=[False] * len(wanted))
-                    ends[row] = self._encode(
-                        wanted, forward, of_row.tolist(), windows, tokens[row], labels[row], loss_mask[row]
-                    )
+                    ends[row] = self._encode(wanted, forward, of_row, windows, tokens[row], labels[row], loss_mask[row])
         return ends
 
     def _one_by_one(

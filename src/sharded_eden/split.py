@@ -1,14 +1,14 @@
-"""From sequence databases to one Parquet file per split: which contig is trained on, validated on, tested on.
+"""From sequence databases to one Parquet file per split: which contigs are for training, validation and test.
 
 Enter: a folder of sequence databases, with `contigs.parquet` or without. Leave: `train_split.parquet`, `val_split.parquet`
 and `test_split.parquet`, each with the columns `contig_id` and `length`, sorted by contig_id.
 
-A keyed hash of the sample's ID (or the contig's) gives a number u in [0, 1) that depends on nothing else:
-
-    0 ──── val ──── val + test ─────────────── 1        so samples that are added later move no other sample
+    samples (or contigs) in the order of a keyed hash of their names
     │ validation │     test    │     train     │
+         until the share of bases is met: first validation, then test; training gets the rest
 
-Costs about 100 bytes of memory a contig; no sequence is read.
+Samples that a split in the output folder already has keep their split; only new ones are assigned.
+Costs about 300 bytes of memory a contig; no sequence is read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ from typing import Literal, TypeAlias
 
 import polars as pl
 
-from sharded_eden.errors import DatabaseError, UsageError
+from sharded_eden.errors import DatabaseError, UsageError, printable, shown, warn
 from sharded_eden.format import schema
+from sharded_eden.format.commands import quoted, split_command
 from sharded_eden.format.lengths import contigs_of_database
+from sharded_eden.format.parquet import SEQUENCE_DB_DIR, is_text, parquet_errors, parquet_source, write_parquet
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import publishing
 
 SAMPLE = "sample"
+SPLIT = "split"
+
+MOST_OF_SHARE = 1.5
+"""A sample that would bring a split to more than this multiple of its share is passed over for a smaller one."""
 
 By = Literal["sample", "contig"]
 Lists: TypeAlias = Mapping[str, str | os.PathLike[str] | None]
@@ -53,6 +59,8 @@ class SplitResult:
     """The splits that were written, in the order train, val, test."""
 
     parts: Mapping[str, SplitPart]
+    kept: int = 0
+    """Samples (or contigs) that were in a split of the output folder before, and stayed in it."""
 
 
 def write_splits(
@@ -68,53 +76,65 @@ def write_splits(
 ) -> SplitResult:
     """Divide all contigs among training, validation and test.
 
+    A keyed hash of the names gives the order in which samples are taken into validation, then into test, until the share of
+    bases is met; each split gets at least one sample. A sample that would bring a split beyond 1.5 times its share is
+    passed over if a smaller one is left. Training gets the rest.
+
+    If `out_dir` has splits already, their samples keep their splits, whatever the seed and the shares; only new samples are
+    assigned. So no sample moves from validation into training. Write to another folder for another division.
+
     Args:
         sequence_db_dir: the folder of sequence databases.
-        out_dir: where the Parquet files go; those of the same name are replaced.
+        out_dir: where the Parquet files go.
         by: what is divided: `sample` keeps all contigs of a sample together, so that none leaks into another split;
             `contig` divides each sample.
-        val: share of the samples (or contigs) in validation, in [0, 1); 0 for none. Not used where `val_samples` is given.
+        val: share of the bases in validation, in [0, 1); 0 for none. Not used where `val_samples` is given.
         test: the same for test.
         seed: another seed gives another division.
         val_samples: a file that names the samples in validation, one a line ('#' begins a comment). No other goes there.
         test_samples: the same for test.
 
     Raises:
-        UsageError: shares or lists that cannot be meant, a split that comes out empty, or a file of an earlier run that
-            this one would not replace.
+        UsageError: invalid or contradictory shares or lists, fewer samples than splits, or splits in `out_dir` that
+            contradict the request.
         MissingDatabase: there are no sequence databases.
-        DatabaseError: a database or `contigs.parquet` is not what its name promises, or they contradict each other.
+        DatabaseError: a database, `contigs.parquet` or a split in `out_dir` cannot be read or is contradictory.
+
+    Warns:
+        EdenWarning: a split in `out_dir` has contigs that are no longer in the sequence databases.
+
+    Example:
+        >>> write_splits("seqdb", "splits", val=0.1, test=0.1).parts["val"].samples  # doctest: +SKIP
+        12
     """
-    out = Path(out_dir)
+    out, folder = Path(out_dir), Path(sequence_db_dir)
     shares = {"val": val, "test": test}
     lists = {"val": val_samples, "test": test_samples}
-    _check_request(by, shares, lists)
-    contigs = _contigs(Path(sequence_db_dir))
-    samples = contigs[SAMPLE].unique().sort().to_list()
-    listed = _read_lists(lists, samples)
-    shares = {name: share if lists[name] is None else 0.0 for name, share in shares.items()}
-    if by == "sample":
-        split_of = {name: listed.get(name) or _split_by_share(name, shares, seed) for name in samples}
-        split = contigs[SAMPLE].replace_strict(split_of, return_dtype=pl.String)
-    else:
-        split = pl.Series([_split_by_share(name, shares, seed) for name in contigs[CONTIG_ID]], dtype=pl.String)
+    _check_request(by, shares, lists, seed)
+    contigs = _contigs(folder)
     wanted = ["train", *(name for name in shares if shares[name] > 0 or lists[name] is not None)]
-    parts = {name: contigs.filter(split == name) for name in wanted}
-    for name, part in parts.items():
-        if part.is_empty():
-            there_are = f"{len(samples)} samples" if by == "sample" else f"{contigs.height} contigs"
-            raise UsageError(
-                f"the {name} split came out empty: there are {there_are}. {_cures(name, by, shares, lists)}"
-            )
     for name in set(schema.SPLITS).difference(wanted):
         if (left := out / schema.split_file_name(name)).exists():
             raise UsageError(
-                f"{left} is left from an earlier run, and this one makes no such split. Remove it: rm {left}"
+                f"{printable(left)} is left from an earlier run, and this run makes no {name} split. Write to another folder "
+                f"or remove it: rm {quoted(left)} (its samples are then for training)"
             )
+    key = SAMPLE if by == "sample" else CONTIG_ID
+    bases = dict(contigs.group_by(key).agg(pl.col(LENGTH).sum()).sort(key).iter_rows())
+    kept = _existing_splits(out, contigs, key)
+    listed = _read_lists(lists, bases)
+    _check_lists(out, lists, listed, kept)
+    shares = {name: share if lists[name] is None else 0.0 for name, share in shares.items()}
+    split_of = assign(bases, shares, seed, kept | listed)
+    split = contigs[key].replace_strict(split_of, return_dtype=pl.String)
+    parts = {name: contigs.filter(split == name).sort(CONTIG_ID) for name in wanted}
+    for name, part in parts.items():
+        _check_part(name, part, folder, by, len(bases), bool(listed), out if kept else None)
+    metadata = {SEQUENCE_DB_DIR: str(folder.absolute())} if is_text(str(folder)) else {}
     with ExitStack() as stack:
         for name, part in parts.items():
             unfinished = stack.enter_context(publishing(out / schema.split_file_name(name)))
-            part.select(CONTIG_ID, LENGTH).sort(CONTIG_ID).write_parquet(unfinished)
+            write_parquet(part.select(CONTIG_ID, LENGTH), unfinished, metadata)
     return SplitResult(
         parts={
             name: SplitPart(
@@ -124,27 +144,68 @@ def write_splits(
                 bases=int(part[LENGTH].sum()),
             )
             for name, part in parts.items()
-        }
+        },
+        kept=len(kept),
     )
 
 
 def share_of(name: str, seed: int) -> float:
-    """Return the number in [0, 1) that decides where a sample or contig goes: a hash of its name, keyed by the seed."""
+    """Return the number in [0, 1) by which samples or contigs are ordered: a hash of the name, keyed by the seed."""
     digest = blake2b(name.encode(), digest_size=8, key=repr(seed).encode(), person=b"eden split").digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _split_by_share(name: str, shares: Mapping[str, float], seed: int) -> str:
-    u = share_of(name, seed)
-    return "val" if u < shares["val"] else "test" if u < shares["val"] + shares["test"] else "train"
+def assign(
+    bases: Mapping[str, int], shares: Mapping[str, float], seed: int, fixed: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the split of every sample (or contig): {name: train, val or test}.
+
+    Args:
+        bases: the bases of each.
+        shares: the share of bases wanted in val and in test; 0 assigns nothing to it.
+        seed: another seed gives another order.
+        fixed: those whose split is known.
+    """
+    split_of = dict(fixed)
+    rest = sorted((name for name in bases if name not in fixed), key=lambda name: (share_of(name, seed), name))
+    total = sum(bases.values())
+    taken = dict.fromkeys(schema.SPLITS, 0)
+    for name, split in fixed.items():
+        taken[split] += bases[name]
+    occupied = set(fixed.values())
+    to_fill = [split for split in ("val", "test") if shares[split] > 0]
+    for i, split in enumerate(to_fill):
+        reserved = len({*to_fill[i + 1 :], "train"} - occupied)  # one sample for each split that has none yet
+        chosen = _choose(rest, bases, taken[split], shares[split] * total, len(rest) - reserved, split not in occupied)
+        split_of |= dict.fromkeys(chosen, split)
+        rest = [name for name in rest if name not in chosen]
+    return split_of | dict.fromkeys(rest, "train")
 
 
-def _check_request(by: str, shares: Mapping[str, float], lists: Lists) -> None:
+def _choose(
+    rest: list[str], bases: Mapping[str, int], taken: int, target: float, most: int, is_empty: bool
+) -> set[str]:
+    """Return which of the names in `rest`, `most` at the most, bring a split from `taken` bases to its target."""
+    chosen: set[str] = set()
+    for name in rest:
+        if len(chosen) >= most or (taken >= target and (chosen or not is_empty)):
+            break
+        if taken + bases[name] <= MOST_OF_SHARE * target:
+            chosen.add(name)
+            taken += bases[name]
+    if len(chosen) < most and (taken < target or (is_empty and not chosen)):  # all others are large
+        chosen.add(min((name for name in rest if name not in chosen), key=bases.__getitem__))
+    return chosen
+
+
+def _check_request(by: str, shares: Mapping[str, float], lists: Lists, seed: int) -> None:
     if by not in {"sample", "contig"}:
-        raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
+        raise UsageError(f"by must be 'sample' or 'contig', not {shown(by)}")
+    if abs(seed) >= 2**128:
+        raise UsageError(f"--seed {shown(seed)} is invalid: it must have at most 38 digits")
     for name, share in shares.items():
         if not 0 <= share < 1:
-            raise UsageError(f"--{name} {share} is no share: it must be at least 0 and below 1")
+            raise UsageError(f"--{name} {share} is invalid: a share must be at least 0 and below 1")
     if sum(shares.values()) >= 1:
         raise UsageError(
             f"--val {shares['val']} and --test {shares['test']} leave nothing to train on: their sum must be below 1"
@@ -154,41 +215,102 @@ def _check_request(by: str, shares: Mapping[str, float], lists: Lists) -> None:
             raise UsageError(f"--{name}-samples names whole samples; it cannot be combined with --by contig")
 
 
-def _read_lists(lists: Lists, samples: list[str]) -> dict[str, str]:
+def _read_lists(lists: Lists, samples: Mapping[str, int]) -> dict[str, str]:
     """Return {sample: split} of all samples that a list names."""
     listed: dict[str, str] = {}
     for split, file in lists.items():
         if file is None:
             continue
+        option = f"--{split}-samples {printable(file)}"
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
+            lines = Path(file).read_text(encoding="utf-8-sig").split("\n")  # read_text turns CR and CR LF into LF
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--{split}-samples {file}: cannot be read ({error})") from error
+            raise UsageError(f"{option}: cannot be read ({error})") from error
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
         if not names:
-            raise UsageError(f"--{split}-samples {file}: names no sample")
+            raise UsageError(f"{option}: names no sample")
         if unknown := sorted(set(names).difference(samples)):
-            raise UsageError(f"--{split}-samples {file}: there is no sequence database of {_some(unknown)}")
+            raise UsageError(f"{option}: there is no sequence database of {_some(unknown)}")
         for name in names:
             if listed.setdefault(name, split) != split:
-                raise UsageError(f"sample {name!r} is named in both --{listed[name]}-samples and --{split}-samples")
+                raise UsageError(
+                    f"sample {shown(name)} is named in both --{listed[name]}-samples and --{split}-samples"
+                )
     return listed
 
 
-def _cures(name: str, by: str, shares: Mapping[str, float], lists: Lists) -> str:
-    """Return what can be done about a split that came out empty."""
-    if name == "train":
-        cures = ["name fewer samples in the lists" if any(lists.values()) else "give smaller shares (--val, --test)"]
-    elif (larger := min(0.4, 4 * shares[name])) > shares[name]:
-        cures = [f"give a larger share (--{name} {larger:g}, or 0 for no such split)"]
-    else:
-        cures = ["take another --seed"]
+def _check_lists(out: Path, lists: Lists, listed: Mapping[str, str], kept: Mapping[str, str]) -> None:
+    """Refuse lists that would move a sample out of the split that it has in the output folder."""
+    for name, split in kept.items():
+        wanted = listed.get(name, "train" if lists.get(split) is not None else split)
+        if wanted != split:
+            raise UsageError(
+                f"{printable(out / schema.split_file_name(split))} has the sample {shown(name)}, which would move to "
+                f"{wanted}. Samples keep their splits; write to another folder"
+            )
+
+
+def _check_part(
+    name: str, part: pl.DataFrame, folder: Path, by: str, count: int, has_lists: bool, kept_in: Path | None
+) -> None:
+    """Refuse a split that is empty, or that has a contig twice."""
+    twice = part[CONTIG_ID].filter(part[CONTIG_ID] == part[CONTIG_ID].shift(1))
+    if not twice.is_empty():
+        raise DatabaseError(
+            f"{printable(folder)}: its sequence databases hold the contig {shown(twice[0])} more than once. "
+            "A contig ID must be unique"
+        )
+    if not part.is_empty():
+        return
+    cures = [f"make no such split (--{name} 0)"] if name != "train" else ["name fewer samples in the lists"] * has_lists
     if by == "sample":
-        cures += [
-            "divide contigs instead of samples (--by contig)",
-            "name the samples (--val-samples FILE, --test-samples FILE)",
-        ]
-    return f"You can {', or '.join(cures)}"
+        cures.append(f"divide contigs instead of samples: {split_command(folder, by_contig=True)}")
+    if kept_in is not None:
+        cures.append("write to another folder")
+    raise UsageError(
+        f"the {name} split came out empty: there {'are' if count != 1 else 'is'} {count:,} {by}{'s' * (count != 1)}"
+        + (f", and those in {printable(kept_in)} keep their splits" if kept_in else "")
+        + f". You can {', or '.join(cures or ['give more contigs'])}"
+    )
+
+
+def _existing_splits(out: Path, contigs: pl.DataFrame, key: str) -> dict[str, str]:
+    """Return {sample or contig: split} of what the splits in the output folder hold.
+
+    Raises:
+        DatabaseError: a split cannot be read, or a contig is in two of them.
+        UsageError: samples are to be kept together, and these splits divide one.
+    """
+    parts = []
+    hint = "Remove it, or write to another folder"
+    for split in schema.SPLITS:
+        path = out / schema.split_file_name(split)
+        if path.exists():
+            with parquet_source(path, hint, DatabaseError) as source, parquet_errors(path, hint, DatabaseError):
+                ids = pl.read_parquet(source, columns=[CONTIG_ID], glob=False)[CONTIG_ID].cast(pl.String)
+            parts.append(pl.DataFrame({CONTIG_ID: ids}).with_columns(pl.lit(split).alias(SPLIT)))
+    if not parts:
+        return {}
+    old = pl.concat(parts).join(contigs.select(CONTIG_ID, SAMPLE), on=CONTIG_ID, how="left")
+    gone = old.filter(pl.col(SAMPLE).is_null())
+    if not gone.is_empty():
+        warn(
+            f"{printable(out)}: its splits have {gone.height:,} contigs that are no longer in the sequence databases, "
+            f"{shown(gone[CONTIG_ID][0])} the first. They are left out"
+        )
+    # Contigs of a sample that was built again may have other IDs now, which still name the sample.
+    old = old.with_columns(pl.col(SAMPLE).fill_null(_sample_of_id()))
+    units = contigs.select(key).unique()
+    splits = old.join(units, on=key, how="semi").group_by(key).agg(pl.col(SPLIT).unique().sort())
+    divided = splits.filter(pl.col(SPLIT).list.len() > 1).sort(key)
+    if not divided.is_empty():
+        name, found = divided.row(0)
+        raise UsageError(
+            f"{printable(out)}: the {key} {shown(name)} is in the splits {' and '.join(found)}. "
+            + ("They were made with --by contig. " if key == SAMPLE else "")
+            + "Write to another folder"
+        )
+    return dict(splits.with_columns(pl.col(SPLIT).list.first()).iter_rows())
 
 
 def _contigs(folder: Path) -> pl.DataFrame:
@@ -202,8 +324,8 @@ def _contigs(folder: Path) -> pl.DataFrame:
         listed = set(parts[0][SAMPLE].unique())
         if missing := sorted(listed.difference(databases)):
             raise DatabaseError(
-                f"{table} lists contigs of {_some(missing)}, which {'have' if len(missing) > 1 else 'has'} no sequence "
-                f"database in {folder}. Build them again, or remove {table}: it is not needed"
+                f"{printable(table)} lists contigs of {_some(missing)}, which {'have' if len(missing) > 1 else 'has'} no "
+                f"sequence database in {printable(folder)}. Build them again, or remove {quoted(table)}: it is not needed"
             )
     parts += [
         contigs_of_database(path).with_columns(pl.lit(sample).alias(SAMPLE))
@@ -217,31 +339,36 @@ def _contigs(folder: Path) -> pl.DataFrame:
 
 
 def _read_table(table: Path) -> pl.DataFrame:
-    try:
-        found = pl.read_parquet_schema(table)
-        contigs = pl.read_parquet(table, columns=[column for column in _COLUMNS if column in found])
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DatabaseError(f"{table}: cannot be read ({error}). Remove it: it is not needed") from error
+    hint = "Remove it: it is not needed"
+    with parquet_source(table, hint, DatabaseError) as source, parquet_errors(table, hint, DatabaseError):
+        found = pl.read_parquet_schema(source)
+        contigs = pl.read_parquet(source, columns=[column for column in _COLUMNS if column in found], glob=False)
     if dict(contigs.schema) != _COLUMNS or contigs.null_count().sum_horizontal().item():
-        raise DatabaseError(f"{table}: expected {_COLUMNS} without nulls, found {found}. Remove it: it is not needed")
+        raise DatabaseError(
+            f"{printable(table)}: expected {shown(_COLUMNS, 200)} without nulls, found {shown(dict(found), 200)}. {hint}"
+        )
     return contigs
 
 
-def _check_samples(contigs: pl.DataFrame, folder: Path) -> None:
-    """Refuse contigs that the loader would look for in another database than the one they lie in."""
+def _sample_of_id() -> pl.Expr:
+    """Return the sample that each contig ID names, null where it names none: `schema.extract_sample_id` for a column."""
     parts = pl.col(CONTIG_ID).str.split("__").list.get(1, null_on_oob=True).str.split("-")
-    named = parts.list.slice(1).list.join(".")  # as schema.extract_sample_id
-    astray = contigs.filter(named.ne_missing(pl.col(SAMPLE)))
-    if not astray.is_empty():
-        contig_id, _, sample = astray.row(0)
+    return parts.list.slice(1).list.join(".")
+
+
+def _check_samples(contigs: pl.DataFrame, folder: Path) -> None:
+    """Refuse contigs whose IDs name another sample: the loader would look for them in another database."""
+    misplaced = contigs.filter(_sample_of_id().ne_missing(pl.col(SAMPLE)))
+    if not misplaced.is_empty():
+        contig_id, _, sample = misplaced.row(0)
         raise DatabaseError(
-            f"{schema.sample_database_path(folder, sample)}: the contig ID {contig_id!r} does not name the sample "
-            f"{sample!r} ({astray.height} such contigs in {folder}), so that it could not be found again. IDs have the "
-            f"form BCR__ECT-{sample}__CT1-1 wherever there are several databases"
+            f"{printable(schema.sample_database_path(folder, sample))}: the contig ID {shown(contig_id)} does not name the "
+            f"sample {shown(sample)} ({misplaced.height} such contigs in {printable(folder)}), so the loader could not find "
+            f"it. With several databases, IDs have the form BCR__ECT-{printable(sample, 80)}__CT1-1"
         )
 
 
 def _some(names: Iterable[str]) -> str:
     """Return the first of some names for a message: `'A', 'B' and 3 more`."""
     names = list(names)
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -58,17 +58,20 @@ def test_the_three_commands_each_name_the_next(here: Path, capsys: pytest.Captur
     assert err == ""
     following = [line.removeprefix("Next: sharded-eden ") for line in out.splitlines() if line.startswith("Next: ")]
     assert following == [
-        "precompute splits/train_split.parquet train_windows.db",
-        "precompute splits/val_split.parquet val_windows.db",
+        "precompute splits/train_split.parquet splits/train_windows.db",
+        "precompute splits/val_split.parquet splits/val_windows.db",
     ]
-    for command in following:
+    for command, name in zip(following, ("train", "val"), strict=True):
         assert cli.main(shlex.split(command)) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert "windows/s" in out
         assert "in no window" in out
-        assert out.splitlines()[-1].startswith("Next: ShardedEdenDataModule(")
-    with closing(sqlite3.connect("train_windows.db")) as train, closing(sqlite3.connect("val_windows.db")) as val:
+        assert out.splitlines()[-1].startswith(
+            f"Next: ShardedEdenDataModule({name}_window_db_path='splits/{name}_windows.db', seq_length=8192"
+        )
+    databases = [sqlite3.connect(f"splits/{name}_windows.db") for name in ("train", "val")]
+    with closing(databases[0]) as train, closing(databases[1]) as val:
         query = "SELECT sequence_id FROM window_mappings"
         ids = {row[0] for database in (train, val) for row in database.execute(query)}
     assert ids == {f"BCR__ECT-{sample}__CT1-{i}" for sample in "ab" for i in (1, 2)}

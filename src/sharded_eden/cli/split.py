@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from sharded_eden.cli.show import quoted, say_next
+from sharded_eden.cli.show import say_next
+from sharded_eden.errors import printable
+from sharded_eden.format.commands import precompute_command
 from sharded_eden.split import write_splits
 
 
@@ -20,8 +22,8 @@ def split(
         Literal["sample", "contig"],
         typer.Option(help="Keep the contigs of a sample together, so that none leaks, or divide them."),
     ] = "sample",
-    val: Annotated[float, typer.Option(help="Share of the samples (or contigs) to validate on; 0 for none.")] = 0.05,
-    test: Annotated[float, typer.Option(help="Share of the samples (or contigs) to test on; 0 for none.")] = 0.05,
+    val: Annotated[float, typer.Option(help="Share of the bases to validate on; 0 for none.")] = 0.05,
+    test: Annotated[float, typer.Option(help="Share of the bases to test on; 0 for none.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Another seed gives another division.")] = 42,
     val_samples: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Validate on just the samples named in FILE, one a line.")
@@ -32,13 +34,30 @@ def split(
 ) -> None:
     """Divide contigs into train, val and test.
 
-    A hash of each name decides, so that samples added later move no other.
+    A hash of the names gives the order in which samples go to val and test, until their shares of bases are met. Samples that
+    a split in the output folder already has keep their split; only new ones are assigned.
     """
     result = write_splits(
         seqdb, out, by=by, val=val, test=test, seed=seed, val_samples=val_samples, test_samples=test_samples
     )
-    width = max(len(str(part.path)) for part in result.parts.values())
-    print(f"{'split':<{width}}  {'samples':>9}  {'contigs':>12}  {'bases':>18}")
-    for part in result.parts.values():
-        print(f"{part.path!s:<{width}}  {part.samples:>9,}  {part.contigs:>12,}  {part.bases:>18,}")
-    say_next(*(f"sharded-eden precompute {quoted(part.path)} {name}_windows.db" for name, part in result.parts.items()))
+    parts = result.parts.values()
+    paths = [printable(part.path) for part in parts]
+    width = max(map(len, paths))
+    print(f"{'split':<{width}}  {'samples':>17}  {'contigs':>20}  {'bases':>26}")
+    totals = [sum(numbers) for numbers in zip(*((p.samples, p.contigs, p.bases) for p in parts), strict=True)]
+    if by == "contig":
+        totals[0] = 0  # a sample may be in several splits: shares of samples do not add up
+    for path, part in zip(paths, parts, strict=True):
+        cells = [
+            f"{number:>{w},} {f'{number / total:7.1%}' if total else '':7}"
+            for number, total, w in zip((part.samples, part.contigs, part.bases), totals, (9, 12, 18), strict=True)
+        ]
+        print(f"{path:<{width}}  {'  '.join(cells)}".rstrip())
+    if result.kept:
+        print(f"{result.kept:,} {by}s were in these splits before and stayed there")
+    say_next(
+        *(
+            precompute_command(part.path.with_name(f"{name}_windows.db"), split=part.path)
+            for name, part in result.parts.items()
+        )
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sharded_eden.cli.show import progress_bar, rate, say_next, size
+from sharded_eden.format.schema import SPLITS
 from sharded_eden.windows.folder import precompute_window_databases
 from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
@@ -64,14 +66,29 @@ def precompute(
         if split_file.is_dir():
             results = precompute_window_databases(split_file, windows_db, jobs=jobs, progress=progress, **options)
         else:
-            results = {"train": precompute_window_database(split_file, windows_db, progress=progress, **options)}
+            result = precompute_window_database(split_file, windows_db, progress=progress, **options)
+            results = {_split_name(split_file, windows_db): result}
     seconds = time.monotonic() - started
     for result in results.values():
         _print_windows(result, max_ambiguous)
     print(f"{rate(sum(result.windows for result in results.values()), seconds)} windows/s")
-    paths = ", ".join(f"{name}_window_db_path={str(result.path)!r}" for name, result in results.items())
-    packed = ", packed=True" if pack else ""
-    say_next(f"ShardedEdenDataModule({paths}, seq_length={window_size}, stride={stride}{packed}, ...)")
+    paths = {name: result.path for name, result in results.items()}
+    _say_data_module(paths, f"seq_length={window_size}, stride={stride}", packed=pack)
+
+
+def _split_name(*paths: Path) -> str:
+    """Return which split a file is of, by the name of the first of these paths that tells: train unless one does."""
+    for path in paths:
+        for name, prefix in {"train": "train", "val": "val", "dev": "val", "test": "test"}.items():
+            if path.name.lower().startswith(name):
+                return prefix
+    return "train"
+
+
+def _say_data_module(paths: Mapping[str, Path], options: str, *, packed: bool) -> None:
+    """Print how to use window databases, by the names of their splits; splits of other names have no argument."""
+    words = [f"{name}_window_db_path={str(path)!r}" for name, path in paths.items() if name in SPLITS]
+    say_next(f"ShardedEdenDataModule({', '.join([*words, options])}{', packed=True' if packed else ''}, ...)")
 
 
 def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> None:
@@ -104,9 +121,7 @@ def pack(
     print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
     _print_packs(result)
     print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
-    say_next(
-        f"ShardedEdenDataModule(train_window_db_path={str(windows_db)!r}, seq_length={result.window_size}, packed=True, ...)"
-    )
+    _say_data_module({_split_name(windows_db): windows_db}, f"seq_length={result.window_size}", packed=True)
 
 
 def _print_packs(result: PackResult) -> None:

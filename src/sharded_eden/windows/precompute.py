@@ -23,7 +23,7 @@ from sharded_eden.format.sqlite import create_database, publishing
 from sharded_eden.jobs import Progress
 from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.pack import PackResult, write_packs
-from sharded_eden.windows.split_files import explaining, in_order, scan, survey, without_duplicates
+from sharded_eden.windows.split_files import contigs_in_order, open_split, survey
 from sharded_eden.windows.write import WindowWriter
 
 PAGE_BYTES = 16_384
@@ -103,14 +103,13 @@ def precompute_window_database(
             if sequences is None
             else "--sequences is only read to leave out windows (--max-ambiguous 0.5)"
         )
-    contigs = scan(split)
-    if output.exists() and output.samefile(split):
+    if output.exists() and split.exists() and output.samefile(split):
         raise UsageError(f"{output} is the split file itself; give the window database another name")
     with ExitStack() as stack:
         ambiguity = None
         if max_ambiguous is not None and sequences is not None:
             ambiguity = stack.enter_context(closing(AmbiguityFilter(sequences, max_ambiguous, geometry)))
-        stack.enter_context(explaining(split))
+        contigs = stack.enter_context(open_split(split))
         found = survey(contigs, split)
         unfinished = stack.enter_context(publishing(output))
         roots = _create_tables(unfinished)
@@ -118,7 +117,7 @@ def precompute_window_database(
             PageFile(unfinished, PAGE_BYTES) as file,
             WindowWriter(file, roots, geometry, ambiguity) as writer,
         ):
-            for batch in without_duplicates(in_order(contigs, found), split):
+            for batch in contigs_in_order(contigs, found, split):
                 writer.add(batch)
                 if progress is not None:
                     progress(writer.contigs, found.contigs)

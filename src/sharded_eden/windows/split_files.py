@@ -6,6 +6,7 @@ pass 2   contigs in order, 20,000 at a time (one pass more for every 4 million c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import polars as pl
 
-from sharded_eden.errors import InputError
+from sharded_eden.errors import InputError, printable, shown
+from sharded_eden.format.commands import split_command
+from sharded_eden.format.parquet import SEQUENCE_DB_DIR, parquet_errors, parquet_source
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 
 SURVEY_ROWS = 200_000
@@ -24,13 +27,17 @@ SORT_ROWS = 4_000_000
 """Contigs that are sorted in memory at once."""
 
 SAMPLE_EVERY = 1024
-"""One contig ID of so many is kept to cut an unsorted file into ranges of about `SORT_ROWS`."""
+"""One contig ID in this number is kept to cut an unsorted file into ranges of about `SORT_ROWS`."""
 
 MAX_ID_BYTES = 4000
 """A page of the index on IDs must hold four of them, see `sharded_eden.format.pages.btree`."""
 
 MAX_LENGTH = (1 << 31) - 1
-"""SQLite holds no longer value, whatever it was compiled for, so there is no such contig."""
+"""SQLite holds no longer value, whatever it was compiled for, so no contig is longer."""
+
+
+STORED_ID, STORED_LENGTH = "stored contig_id", "stored length"
+HINT = "Is it damaged or cut short?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,79 +50,104 @@ class Survey:
     sampled_ids: pl.Series
 
 
-def scan(split: Path) -> pl.LazyFrame:
-    """Return the two columns of a split file, of the right types."""
-    if not split.is_file():
-        raise InputError(f"{split}: no such file")
-    with explaining(split):
-        table = pl.scan_parquet(split, glob=False)
-        found = table.collect_schema()
-    for column, expected, fits in (
-        (CONTIG_ID, "strings", found.get(CONTIG_ID) == pl.String),
-        (LENGTH, "integers, in bases", found[LENGTH].is_integer() if LENGTH in found else False),
-    ):
-        if not fits:
-            what = (
-                f"holds {found[column]}" if column in found else f"is missing, there are {', '.join(found) or 'none'}"
-            )
-            raise InputError(
-                f"{split}: column {column!r} {what}; expected {expected}. sharded-eden split writes such files"
-            )
-    return table.select(CONTIG_ID, pl.col(LENGTH).cast(pl.Int64))
-
-
 @contextmanager
-def explaining(split: Path) -> Iterator[None]:
-    """Turn what Polars raises while it reads a split file into an `InputError`."""
-    try:
-        yield
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{split}: cannot be read as Parquet ({error}). Is it damaged or cut short?") from error
+def open_split(split: Path) -> Iterator[pl.LazyFrame]:
+    """Open a split file and return its two columns as String and Int64, and the columns as stored, for `survey`.
+
+    Raises:
+        InputError: there is no such file, it is not Parquet, or its columns have other types.
+    """
+    with parquet_source(split, HINT) as source:
+        with parquet_errors(split, HINT):
+            table = pl.scan_parquet(source, glob=False)
+            found = table.collect_schema()
+        for column, expected, fits in (
+            (CONTIG_ID, "strings", found.get(CONTIG_ID) in {pl.String, pl.Binary}),
+            (LENGTH, "integers, in bases", found[LENGTH].is_integer() if LENGTH in found else False),
+        ):
+            if not fits:
+                there_are = ", ".join(map(printable, list(found)[:20])) or "none"
+                what = f"holds {shown(found[column])}" if column in found else f"is missing, there are {there_are}"
+                raise InputError(
+                    f"{printable(split)}: column {column!r} {what}; expected {expected}. {split_command()} writes such files"
+                )
+        yield table.select(
+            pl.col(CONTIG_ID).cast(pl.String, strict=False),
+            pl.col(LENGTH).cast(pl.Int64, strict=False),
+            pl.col(CONTIG_ID).alias(STORED_ID),
+            pl.col(LENGTH).alias(STORED_LENGTH),
+        )
 
 
 def survey(contigs: pl.LazyFrame, split: Path) -> Survey:
-    """Read a split file once and refuse rows that cannot be meant."""
+    """Read a split file once and refuse invalid rows.
+
+    Raises:
+        InputError: with the first such row, and how many there are among the rows read with it.
+    """
+    contig_id, length = pl.col(CONTIG_ID), pl.col(LENGTH)
     checks = {
-        "has no contig_id": pl.col(CONTIG_ID).is_null() | (pl.col(CONTIG_ID) == ""),
-        "has no length": pl.col(LENGTH).is_null(),
-        "has a negative length": pl.col(LENGTH) < 0,
-        f"is longer than any contig can be ({MAX_LENGTH:,})": pl.col(LENGTH) > MAX_LENGTH,
-        f"has a contig_id of more than {MAX_ID_BYTES:,} bytes": pl.col(CONTIG_ID).str.len_bytes() > MAX_ID_BYTES,
-        "has a contig_id with a NUL character": pl.col(CONTIG_ID).str.contains("\0", literal=True),
+        "has a contig_id that is not UTF-8 (its type is Binary)": contig_id.is_null() & pl.col(STORED_ID).is_not_null(),
+        "has no contig_id": contig_id.is_null() | (contig_id == ""),
+        f"is longer than any contig can be ({MAX_LENGTH:,})": pl.col(STORED_LENGTH) > MAX_LENGTH,
+        "has no length": length.is_null(),
+        "has a negative length": length < 0,
+        f"has a contig_id of more than {MAX_ID_BYTES:,} bytes": contig_id.str.len_bytes() > MAX_ID_BYTES,
+        "has a contig_id with a NUL character": contig_id.str.contains("\0", literal=True),
     }
     rows = empty = 0
     is_sorted, last = True, ""
     sampled = []
-    for batch in contigs.collect_batches(chunk_size=SURVEY_ROWS, maintain_order=True):
-        if batch.is_empty():
-            continue
-        suspect = batch.select(**{reason: wrong.any() for reason, wrong in checks.items()}).row(0, named=True)
-        for reason, wrong in checks.items():
-            if suspect[reason] is False:
+    with parquet_errors(split, HINT):
+        for batch in contigs.collect_batches(chunk_size=SURVEY_ROWS, maintain_order=True):
+            if batch.is_empty():
                 continue
-            found = batch.with_row_index("row", offset=rows).filter(wrong)
-            if not found.is_empty():
-                row, contig_id, length = found.row(0)
-                raise InputError(
-                    f"{split}: row {row} {reason} (contig_id={_short(contig_id)}, length={length}), as do "
-                    f"{found.height - 1} of the rows after it. Mend or drop such rows"
-                )
-        ids = batch[CONTIG_ID]
-        is_sorted = is_sorted and last <= ids[0] and ids.is_sorted()
-        last = ids[-1]
-        sampled.append(ids.gather_every(SAMPLE_EVERY))
-        rows += batch.height
-        empty += int((batch[LENGTH] == 0).sum())
+            suspect = batch.select(**{reason: wrong.any() for reason, wrong in checks.items()}).row(0, named=True)
+            for reason, wrong in checks.items():
+                if suspect[reason]:
+                    found = batch.with_row_index("row", offset=rows).filter(wrong)
+                    row, _, _, stored_id, stored_length = found.row(0)
+                    more = f", as do {found.height - 1:,} of the rows after it" if found.height > 1 else ""
+                    raise InputError(
+                        f"{printable(split)}: row {row} {reason} (contig_id={shown(stored_id)}, length={stored_length})"
+                        f"{more}. Correct or drop such rows"
+                    )
+            ids = batch[CONTIG_ID]
+            is_sorted = is_sorted and last <= ids[0] and ids.is_sorted()
+            last = ids[-1]
+            sampled.append(ids.gather_every(SAMPLE_EVERY))
+            rows += batch.height
+            empty += int((batch[LENGTH] == 0).sum())
     sampled_ids = pl.concat(sampled).sort() if sampled else pl.Series([], dtype=pl.String)
     return Survey(contigs=rows, empty=empty, is_sorted=is_sorted, sampled_ids=sampled_ids)
 
 
-def _short(contig_id: str | None) -> str:
-    return repr(contig_id) if contig_id is None or len(contig_id) <= 80 else f"{contig_id[:80]!r}..."
+def contigs_in_order(contigs: pl.LazyFrame, survey: Survey, split: Path) -> Iterator[pl.DataFrame]:
+    """Yield the contigs in batches, sorted by the bytes of their IDs as in SQLite's BINARY collation, each once.
+
+    Raises:
+        InputError: a contig appears twice, or the file cannot be read.
+    """
+    last: str | None = None
+    batches = _sorted_batches(contigs.select(CONTIG_ID, LENGTH), survey)
+    while True:
+        with parquet_errors(split, HINT):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        if batch.is_empty():
+            continue
+        ids = batch[CONTIG_ID]
+        repeated = ids.filter(ids == ids.shift(1, fill_value=last))
+        if not repeated.is_empty():
+            raise InputError(
+                f"{printable(split)}: contig_id {shown(repeated[0])} appears more than once. Keep one row for each contig"
+            )
+        last = ids[-1]
+        yield batch
 
 
-def in_order(contigs: pl.LazyFrame, survey: Survey) -> Iterator[pl.DataFrame]:
-    """Yield the contigs in batches, sorted by the bytes of their IDs, as SQLite's BINARY collation has it."""
+def _sorted_batches(contigs: pl.LazyFrame, survey: Survey) -> Iterator[pl.DataFrame]:
     if survey.is_sorted:
         yield from contigs.collect_batches(chunk_size=BATCH_CONTIGS, maintain_order=True)
         return
@@ -130,15 +162,12 @@ def in_order(contigs: pl.LazyFrame, survey: Survey) -> Iterator[pl.DataFrame]:
         yield from part.collect(engine="streaming").sort(CONTIG_ID).iter_slices(BATCH_CONTIGS)
 
 
-def without_duplicates(batches: Iterator[pl.DataFrame], split: Path) -> Iterator[pl.DataFrame]:
-    """Yield batches that come sorted, and refuse a contig that comes twice."""
-    last: str | None = None
-    for batch in batches:
-        if batch.is_empty():
-            continue
-        ids = batch[CONTIG_ID]
-        repeated = ids.filter(ids == ids.shift(1, fill_value=last))
-        if not repeated.is_empty():
-            raise InputError(f"{split}: contig_id {repeated[0]!r} appears more than once. Keep one row for each contig")
-        last = ids[-1]
-        yield batch
+def sequence_db_dir_of(split_file: str | os.PathLike[str]) -> Path | None:
+    """Return the folder of sequence databases that a split file was made from, None where the file does not name it.
+
+    Raises:
+        InputError: the file does not exist or is not Parquet.
+    """
+    with parquet_source(split_file, HINT) as source, parquet_errors(split_file, HINT):
+        folder = pl.read_parquet_metadata(source).get(SEQUENCE_DB_DIR)
+    return Path(folder) if folder else None

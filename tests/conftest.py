@@ -20,7 +20,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
         None, [*(str(HERE / name) for name in ("", "helpers", "train", "load", "build")), os.environ.get("PYTHONPATH")]
     )
 )
-"""Programs that tests start import the same helpers."""
+"""Subprocesses of tests import the same helpers."""
 
 
 class Small(NamedTuple):

@@ -1,4 +1,4 @@
-"""The examples run as they stand, on one process and on two, stop and go on, and their models are fed the one stream."""
+"""The examples run unchanged on one and two processes, stop and resume, and their models receive the stream."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ HELPERS = Path(__file__).resolve().parent / "helpers"
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MICRO, GLOBAL = 2, 8
-"""The sizes that the examples train with."""
+"""The batch sizes of the examples."""
 
 
 def run(example: str, folder: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run an example in a folder, watched from outside, as `torchrun` would start it where there are more ranks."""
+    """Run an example in a folder under `watched.py`; with several ranks, start it as `torchrun` does."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     program = [str(HELPERS / "watched.py"), "seen", str(ROOT / "examples" / example)]
     environment = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -35,7 +35,7 @@ def run(example: str, folder: Path, ranks: int, *arguments: str) -> subprocess.C
 
 
 def global_batches(folder: Path, ranks: int) -> list[list[str]]:
-    """What each optimizer step was fed, in the order of the design: by micro step, then by rank."""
+    """The rows of each optimizer step, in the documented order: by micro step, then by rank."""
     told = [(folder / "seen" / f"{rank}.txt").read_text().split("step\n") for rank in range(ranks)]
     assert all(steps.pop() == "" for steps in told), "fed beyond the last optimizer step"
     batches = []
@@ -57,7 +57,7 @@ def global_batches(folder: Path, ranks: int) -> list[list[str]]:
         ("transformers_trainer.py", [(1, 2), (2, 5), (1, 6)]),
     ],
 )
-def test_an_example_trains_on_the_one_stream_however_often_it_is_started(small, tmp_path, example, history):
+def test_example_trains_on_the_stream_after_any_restarts(small, tmp_path, example, history):
     paths = [str(small.sequence_db_dir), str(small.window_db)]
     trained, done = [], 0
     for ranks, steps in history:
@@ -86,8 +86,8 @@ def test_an_example_trains_on_the_one_stream_however_often_it_is_started(small, 
 
 
 @pytest.mark.slow
-def test_the_trainers_checkpoint_of_another_global_batch_size_is_refused(small, tmp_path):
-    """The Trainer itself would multiply its steps by the new size."""
+def test_checkpoint_of_another_global_batch_size_is_an_error(small, tmp_path):
+    """Otherwise the Trainer would multiply its steps by the new size."""
     paths = [str(small.sequence_db_dir), str(small.window_db)]
     example = ROOT / "examples" / "transformers_trainer.py"
     assert run(example.name, tmp_path, 1, *paths, "--steps", "1").returncode == 0
@@ -101,7 +101,7 @@ def test_the_trainers_checkpoint_of_another_global_batch_size_is_refused(small, 
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_the_documentation_quotes_it_as_it_is(example):
+def test_documentation_quotes_the_example(example):
     text = example.read_text()
     quoted = textwrap.dedent(text[text.index("# <docs>\n") + len("# <docs>\n") : text.index("    # </docs>\n")])
     page = (ROOT / "docs" / "trainers.md").read_text()
@@ -109,7 +109,7 @@ def test_the_documentation_quotes_it_as_it_is(example):
     assert f"examples/{example.name}" in page
 
 
-def test_each_is_short():
+def test_examples_are_short():
     assert len(EXAMPLES) >= 3
     for example in EXAMPLES:
         assert len(example.read_text().splitlines()) <= 100, example.name

@@ -1,4 +1,4 @@
-"""Where tasks run: the same results in this process, in others, and on a Ray cluster, one node of which dies."""
+"""Engines: the same results in this process, in a pool of processes, and on a Ray cluster that loses a node."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_worker_that_dies_is_an_error() -> None:
         (("local", 1, "auto"), "--address auto needs --engine ray"),
     ],
 )
-def test_engines_that_cannot_be_meant(arguments: tuple, words: str) -> None:
+def test_invalid_engine_options(arguments: tuple, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Engine(*arguments)
 

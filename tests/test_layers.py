@@ -1,4 +1,4 @@
-"""Which package may import which, and what importing costs. Read from the source with `ast`."""
+"""Allowed imports between packages, read from the source with `ast`, and the cost of importing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PACKAGES = ("format", "build", "windows", "load", "train", "checks")
 
 
 def package_of(module: str) -> str:
-    """The package of a module: one of `PACKAGES`, a single file with rules of its own, or `root` for the files beside them."""
+    """The package of a module: one of `PACKAGES`, a single file with its own rules, or `root` for the other files."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in (*PACKAGES, "split", "throughput") else "root"
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> set[str]:
-    """Every module that a file imports, anywhere in it; those under `if TYPE_CHECKING` only where asked for."""
+    """Every module that a file imports, at any level; those under `if TYPE_CHECKING` unless `at_run_time`."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -53,7 +53,7 @@ def packages(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-def test_the_packages_are_there():
+def test_packages_exist():
     assert {package_of(module) for module in MODULES} >= {"root", *PACKAGES}
     assert len(MODULES) > 25
 
@@ -70,11 +70,11 @@ MAY_IMPORT = {
     "throughput": {"train", "load", "format", "root"},
 }
 FRONT_DOORS = {"sharded_eden.__init__", *(name for name in MODULES if name.startswith("sharded_eden.cli"))}
-"""These two lead into every room, by imports that wait until they are needed."""
+"""These import all packages, lazily."""
 
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - FRONT_DOORS))
-def test_imports_point_up_the_list_only(module):
+def test_package_imports_only_allowed_packages(module):
     for name in imports(MODULES[module], at_run_time=False):
         if name.split(".")[0] == "sharded_eden":
             assert package_of(name) in MAY_IMPORT[package_of(module)], f"{module} imports {name}"
@@ -90,7 +90,7 @@ def test_the_package_itself_imports_lazily():
     assert {node.module for node in at_once if str(node.module).startswith("sharded_eden")} <= {"sharded_eden.errors"}
 
 
-def test_who_may_import_the_heavy_packages():
+def test_heavy_packages_are_imported_only_where_allowed():
     by_package: dict[str, set[str]] = {}
     for module, path in MODULES.items():
         for package in packages(path):
@@ -121,7 +121,7 @@ PURE = [
 
 
 @pytest.mark.parametrize("module", PURE)
-def test_pure_files_open_nothing(module):
+def test_pure_modules_open_no_files(module):
     tree = ast.parse(MODULES[module].read_text())
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert not {
@@ -137,7 +137,7 @@ def test_nothing_prints_or_asserts_on_what_a_user_passes():
         assert "print" not in names or module.startswith("sharded_eden.cli"), module
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     for module, path in MODULES.items():
         assert ast.get_docstring(ast.parse(path.read_text())), f"{module} has no docstring"
 
@@ -175,7 +175,7 @@ def test_reading_data_loads_no_lightning():
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names_are_sorted_and_all_there():
+def test_public_names_are_sorted_and_exist():
     assert sharded_eden.__all__ == sorted(sharded_eden.__all__)
     assert dir(sharded_eden) == sharded_eden.__all__
     for name in sharded_eden.__all__:

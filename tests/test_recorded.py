@@ -1,4 +1,4 @@
-"""Streams and database rows hash to what release 0.1 gave: `python tests/test_recorded.py` writes the file of hashes again."""
+"""Hashes of streams and database rows equal those of version 0.1. `python tests/test_recorded.py` writes the file of hashes."""
 
 from __future__ import annotations
 

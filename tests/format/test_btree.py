@@ -1,4 +1,4 @@
-"""B-trees written page by page: what SQLite reads from them, and finds nothing wrong with."""
+"""B-trees written page by page: SQLite reads the same rows, and its integrity check passes."""
 
 from __future__ import annotations
 

@@ -1,26 +1,39 @@
-"""Batches on their way from a worker to the main process: small tensors as bytes through the pipe.
+"""How batches travel from a worker to the main process: small tensors as bytes through the pipe.
 
-PyTorch passes on a descriptor of shared memory for each tensor, however small, which takes several hundred microseconds. Up to
-half a megabyte the bytes themselves are through the pipe sooner: two to four times as many batches a second where one holds a
-row or two of 8,192 tokens, or 32 rows of codes.
+PyTorch passes a descriptor of shared memory for each tensor, however small, which takes several hundred microseconds. Up to
+half a megabyte, sending the bytes themselves is faster: two to four times as many batches a second where one holds a row or
+two of 8,192 tokens, or 32 rows of codes.
+
+Batches of this size fill the pipe. If the main process is killed, the thread that writes to the pipe never returns, and Python
+waits for it when the worker exits. So each worker also watches its parent, and ends at once when the parent is gone.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 MOST_BYTES = 1 << 19
-"""Larger tensors go PyTorch's way."""
+"""Larger tensors are sent as shared memory, as PyTorch does."""
 
 DTYPES = frozenset({torch.int64, torch.int32, torch.uint8, torch.float32, torch.bool})
-"""Of the tensors that go as bytes: those of our batches."""
+"""The dtypes of tensors that are sent as bytes: those of our batches."""
+
+POLL_SECONDS = 1.0
+"""How often a worker checks that its parent is alive."""
+
+_watching_process: int | None = None
 
 
 class _Bytes(NamedTuple):
-    """A tensor on its way."""
+    """A tensor in transit."""
 
     data: bytes
     dtype: str
@@ -28,7 +41,12 @@ class _Bytes(NamedTuple):
 
 
 class SentBatch(dict[str, Any]):
-    """A batch that another process receives as a plain dict, and that is one here."""
+    """A batch that another process receives as a plain dict. In a worker, it starts the watch over the parent process."""
+
+    def __init__(self, *parts: Any, **named: Any) -> None:
+        super().__init__(*parts, **named)
+        if _watching_process != os.getpid() and get_worker_info() is not None:
+            _watch_parent()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, ({name: _packed(value) for name, value in self.items()},)
@@ -48,5 +66,32 @@ def _received(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unpacked(sent: _Bytes) -> torch.Tensor:
-    # A bytearray, since a tensor is its user's to write to.
+    # A bytearray, so that the tensor can be written to.
     return torch.from_numpy(np.ndarray(sent.shape, dtype=sent.dtype, buffer=bytearray(sent.data)))
+
+
+def _watch_parent() -> None:
+    """End this process, without cleaning up, once the process that started it is gone."""
+    global _watching_process  # noqa: PLW0603 - one thread for each process
+    _watching_process = os.getpid()
+    if (main := multiprocessing.parent_process()) is None or main.pid is None:
+        return
+    # Under a fork server, the parent is the server, and the process that started the worker is another one.
+    arguments = (os.getppid(), main.pid)
+    threading.Thread(target=_exit_with_parent, args=arguments, daemon=True, name="sharded-eden-parent-watch").start()
+
+
+def _exit_with_parent(parent: int, main: int) -> None:
+    while os.getppid() == parent and _exists(main):
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -28,7 +28,6 @@ class Broken:
         (b"A" * 3_000_000, f"b'{'A' * 80}...'"),
         (7, "7"),
         (None, "None"),
-        (Broken(), "<Broken>"),
     ],
 )
 def test_quoted_values(value: object, expected: str) -> None:
@@ -37,6 +36,7 @@ def test_quoted_values(value: object, expected: str) -> None:
 
 def test_quoted_values_are_bounded() -> None:
     assert shown(10**5000) == "<int>"
+    assert shown(Broken()).startswith("<Broken")
     for value in ("\0" * 100, ["A" * 1000] * 1000, {str(i): i for i in range(1000)}, 10**300, "é" * 1000):
         assert len(shown(value)) <= 90
 

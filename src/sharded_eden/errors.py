@@ -38,6 +38,10 @@ class UsageError(EdenError, ValueError):
     """Invalid or contradictory arguments."""
 
 
+class WriteError(UsageError):
+    """A file or folder that cannot be written: no permission, a full disk, a reached quota, or a link in its place."""
+
+
 class InputError(EdenError, ValueError):
     """An input file that is not accepted; the message names file, record and position."""
 

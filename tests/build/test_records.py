@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from sharded_eden.build import fasta
 from sharded_eden.build.records import Record, default_sample_id, find_inputs, read_records
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.errors import EdenWarning, InputError, UsageError
 from sharded_eden.format import schema
 
 if sys.version_info >= (3, 14):
@@ -179,7 +179,8 @@ def test_inputs_are_files_folders_and_patterns_each_file_once(tmp_path: Path) ->
     assert find_inputs([tmp_path / "x.txt"]) == [tmp_path / "x.txt"]  # named outright, whatever its ending
     assert find_inputs([f"{tmp_path}/**/*.fsa"]) == [tmp_path / "sub/deep/d.fsa"]
     assert find_inputs([f"{tmp_path}/su*"]) == [tmp_path / "sub/c.fna.zst", tmp_path / "sub/deep/d.fsa"]
-    again = find_inputs([tmp_path / "b.fa", tmp_path / "sub/../b.fa", tmp_path])
+    with pytest.warns(EdenWarning, match=r"b\.fa is .*b\.fa"):
+        again = find_inputs([tmp_path / "b.fa", tmp_path / "sub/../b.fa", tmp_path])
     assert [f.name for f in again] == ["b.fa", "a.FASTA.gz", "c.fna.zst", "d.fsa"]
 
 

@@ -90,7 +90,7 @@ def test_a_log_of_an_older_database_is_not_left_beside_a_new_one(tmp_path, suffi
     path.write_text("old")
     beside = tmp_path / f"windows.db{suffix}"
     beside.write_text("log")
-    with pytest.raises(UsageError, match="a -wal or -journal file stands beside it"), publishing(path):
+    with pytest.raises(UsageError, match="a -wal or -journal file is beside it"), publishing(path):
         pass
     assert (path.read_text(), beside.read_text()) == ("old", "log")
 
@@ -98,7 +98,7 @@ def test_a_log_of_an_older_database_is_not_left_beside_a_new_one(tmp_path, suffi
 def test_a_folder_in_the_way(tmp_path):
     (tmp_path / "file.db").mkdir()
     with (
-        pytest.raises(UsageError, match="a folder stands where this file is to be written"),
+        pytest.raises(UsageError, match="a folder has this name"),
         publishing(tmp_path / "file.db"),
     ):
         pass

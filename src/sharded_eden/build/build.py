@@ -1,14 +1,14 @@
-"""From input files to one SQLite sequence database per sample, and the table of all contigs beside them.
+"""From input files to one SQLite sequence database per sample, and the table of all contigs.
 
-Enter: files, folders, patterns. Leave, in the output folder: `<sample>/glm_dataset_<sample>.sqlite`, `contigs.parquet` and
+Input: files, folders, patterns. Output, in the output folder: `<sample>/glm_dataset_<sample>.sqlite`, `contigs.parquet` and
 `manifest.sqlite`.
 
     files ──┬─ all records of one sample ──▶ direct.py: one task a sample ────────┬──▶ staging.py ──▶ OUT/<sample>/
-            └─ records name their samples ─▶ mixed.py: scatter, gather ───────────┘
+            └─ records name their samples ─▶ pool.py, scatter.py: scatter, gather ┘
 
-Each sample appears as a whole when it is finished, and stays, whatever becomes of the others: a run that was stopped is
-completed by the same command. What is there, built from the same inputs, is not built again. IDs and rows depend on
-the inputs and their order alone, not on how many tasks run at once, where, or in which order they end.
+Each sample appears as a whole when it is finished, independently of the others; the same command completes a run that was
+stopped. Samples that are there, built from the same inputs, are not built again. IDs and rows depend on the inputs and their
+order alone, not on the number of tasks, where they run, or in which order they end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,17 +31,17 @@ from sharded_eden.build.direct import Input
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.job import Job
 from sharded_eden.build.plan import build
-from sharded_eden.build.source import BLOCK_BYTES, STANDARD_INPUT
+from sharded_eden.build.source import BLOCK_BYTES, MAX_CONTIG_BASES, STANDARD_INPUT
 from sharded_eden.build.staging import Place, workplace
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database, publishing
+from sharded_eden.format.sqlite import create_database, publishing, real_folder, writing
 from sharded_eden.jobs import Engine, EngineName, Note, Progress, Tally
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What one build added."""
+    """The result of one build."""
 
     samples: int
     contigs: int
@@ -51,7 +51,7 @@ class BuildResult:
     unchanged: int
     """Samples that were there already, built from the same inputs."""
     grown: tuple[str, ...]
-    """Samples that were there and were built again, because inputs were added that hold records of them."""
+    """Samples that were there and were built again, because further inputs hold records of them."""
     contigs_parquet: Path
 
 
@@ -69,25 +69,37 @@ def create_sample_database(
         The path of the database.
 
     Raises:
-        UsageError: the sample has a database already, or a name that sequence IDs cannot carry.
+        UsageError: the sample has a database already, or a name that sequence IDs cannot hold.
         InputError: an ID is empty, appears twice or names another sample; a sequence is empty or holds other
-            characters than IUPAC nucleotide letters.
+            characters than IUPAC nucleotide letters; an item is not a pair of texts.
+        WriteError: the database cannot be written, or a link has the name of the sample's folder.
+
+    Example:
+        >>> create_sample_database("S1", [("BCR__ECT-S1__CT1-1", "ACGT")], "seqdb")  # doctest: +SKIP
     """
+    _check_text(sample_id=sample_id)
     schema.check_sample_id(sample_id, "sample_id")
-    path = schema.sample_database_path(output_dir, sample_id)
-    if path.exists():
-        raise UsageError(f"{path} exists already. Remove it first, or give the sample another name")
+    path = schema.sample_database_path(check_folder(output_dir, "output_dir"), sample_id)
+    if os.path.lexists(path):
+        raise UsageError(f"{printable(path)} exists already. Remove it first, or give the sample another name")
     folder_is_new = not path.parent.exists()
+    with writing(path):
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+    real_folder(path.parent)
     try:
         with publishing(path) as unfinished, closing(create_database(unfinished)) as database:
             database.execute(schema.CREATE_SEQUENCES)
             database.execute("BEGIN")
-            for ordinal, (contig_id, sequence) in enumerate(sequences, start=1):
-                where = f"sample {sample_id}: sequence {ordinal} ({contig_id})"
+            for ordinal, (contig_id, sequence) in enumerate(_pairs(sequences, sample_id), start=1):
+                where = f"sample {sample_id}: sequence {ordinal} ({printable(contig_id, 80)})"
                 records.check_name(contig_id, where)
                 records.check_residues(sequence, where)
+                if len(sequence) > MAX_CONTIG_BASES:
+                    raise InputError(
+                        f"{where}: {len(sequence):,} bases are more than SQLite holds in one value ({MAX_CONTIG_BASES:,})"
+                    )
                 if schema.has_sequence_id_form(contig_id) and schema.extract_sample_id(contig_id) != sample_id:
-                    raise InputError(f"{where}: its ID names sample {schema.extract_sample_id(contig_id)!r}")
+                    raise InputError(f"{where}: its ID names sample {shown(schema.extract_sample_id(contig_id))}")
                 try:
                     database.execute("INSERT INTO sequences VALUES (?, ?)", (contig_id, sequence))
                 except apsw.ConstraintError as error:
@@ -100,6 +112,29 @@ def create_sample_database(
                 path.parent.rmdir()
         raise
     return path
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def _pairs(sequences: Iterable[tuple[str, str]], sample_id: str) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of `sequences`.
+
+    Raises:
+        InputError: one of them is not a pair of two texts.
+    """
+    try:
+        pairs = iter(sequences)
+    except TypeError as error:
+        raise UsageError(f"sequences must be (contig ID, sequence) pairs, not {type(sequences).__name__}") from error
+    for ordinal, pair in enumerate(pairs, start=1):
+        if _is_pair(pair):
+            yield pair[0], pair[1]
+        else:
+            raise InputError(
+                f"sample {sample_id}: sequence {ordinal}: is not a pair of texts, (contig ID, sequence), but {shown(pair)}"
+            )
 
 
 def build_sequence_dbs(
@@ -129,42 +164,53 @@ def build_sequence_dbs(
     Args:
         inputs: FASTA, JSON lines, GenBank, Parquet or Arrow files, folders or glob patterns; `-` for standard input.
         out_dir: where the databases go. It may hold other samples, which are kept.
-        tag: what the IDs given begin with, before the first `__`.
-        sample: the sample of all records; without it, the name of each file stands for one.
+        tag: the part before the first `__` of the IDs that records get.
+        sample: the sample of all records; None: the sample of each file is named after the file.
         sample_regex: a pattern with a group `(?P<sample>...)`, searched for in the name of each record.
-        format: `fasta`, `jsonl`, `parquet`, `arrow` or `genbank`; told by each file's ending unless given.
+        format: `fasta`, `jsonl`, `parquet`, `arrow` or `genbank`; None: by the ending of each file.
         text_field: the field of JSON lines, or the column, that holds the sequence.
         id_field: the one that holds the record's name; "" for none.
-        force: build everything anew, also what is there.
-        page_size: of the databases, in bytes, a power of two in [512, 65536]; by each sample's size unless given.
+        force: build everything again, also samples that are there.
+        page_size: of the databases, in bytes, a power of two in [512, 65536]; None: by the size of each sample.
         jobs: how many tasks at a time; more than 1 start processes, so that a script needs `if __name__ == "__main__"`.
-            None: as many as there are processors, 8 at most, where there is work for them.
+            None: one for each processor that this process may use, 8 at most, and 1 for small inputs.
         engine: `local`, or `ray` for a Ray cluster with a shared file system.
         address: of the Ray cluster.
         scratch: a folder on a local disk in which databases are built before they are copied; the output folder unless
             given.
         progress: called with bytes of input read and their total.
-        note: called with records, bases, rate and the present sample, in words.
+        note: called with a text: records, bases, rate and the present sample.
+
+    Returns:
+        The numbers of samples, contigs and bases that were added.
 
     Raises:
         UsageError: a sample was built from other inputs or with other settings, two files stand for the same sample, a
-            record names another sample than `sample`, a name cannot be used, or the folder cannot be written to.
-        InputError: an input cannot be taken as it is, or two records of a sample share a name or an ID. The other samples
-            are built all the same; the message tells of all that are not.
+            record names another sample than `sample`, a name cannot be used, or another build is writing to the folder.
+        InputError: an input is invalid, or two records of a sample share a name or an ID. The other samples are built all the
+            same; the message lists all that are not.
+        WriteError: a file cannot be written: no permission, a full disk, a link in its place.
         MissingExtra: a format or an engine needs a package that is not installed.
     """
+    _check_text(
+        tag=tag, sample=sample, sample_regex=sample_regex, format=format, text_field=text_field, id_field=id_field
+    )
+    _check_number("jobs", jobs)
     _check_request(tag, sample, sample_regex)
     if page_size is not None and page_size not in PAGE_SIZES:
-        raise UsageError(f"--page-size {page_size} is none of {', '.join(map(str, PAGE_SIZES))}")
+        raise UsageError(f"--page-size {shown(page_size)} is none of {', '.join(map(str, PAGE_SIZES))}")
     options = ReadOptions(format=format, text_field=text_field, id_field=id_field)
-    out = Path(out_dir)
+    out = check_folder(out_dir, "--out")
+    scratch = check_folder(scratch, "--scratch") if scratch is not None else None
+    if isinstance(inputs, (str, bytes, os.PathLike)):
+        inputs = [inputs]
     files = records.find_inputs(inputs, format=format, out=out)
     total = sum(file.stat().st_size for file in files if str(file) != STANDARD_INPUT)
     if jobs is None and engine == "local":
         jobs = min(8, _processors()) if total >= WORTH_PROCESSES_BYTES else 1
     where = Engine(engine, jobs, address)
     settings = json.dumps({"tag": tag, "sample_regex": sample_regex, **asdict(options)}, sort_keys=True)
-    with workplace(out, Path(scratch) if scratch is not None else None) as place:
+    with workplace(out, scratch) as place:
         check_contig_table(out)
         numbered = [_input(number, file, place) for number, file in enumerate(files)]
         tally = Tally(progress, note, sum(each.size_bytes for each in numbered))
@@ -194,7 +240,7 @@ def build_sequence_dbs(
 
 
 WORTH_PROCESSES_BYTES = 32 << 20
-"""Inputs smaller than this in all are read by one process: starting others would take longer."""
+"""Inputs smaller than this in total are read by one process: starting others would take longer."""
 
 
 PAGE_SIZES = tuple(1 << power for power in range(9, 17))
@@ -202,6 +248,33 @@ PAGE_SIZES = tuple(1 << power for power in range(9, 17))
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_folder(given: object, what: str) -> Path:
+    """Return the path of a folder to write to.
+
+    Raises:
+        UsageError: it is a URL, not a path, or not UTF-8.
+    """
+    path = records.check_path(given, what)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} {printable(path)}: this name is not UTF-8, and the table of contigs needs one that is"
+        ) from error
+    return path
+
+
+def _check_number(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, int):
+        raise UsageError(f"{name} must be an integer or None, not {shown(value)}")
+
+
+def _check_text(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{name} must be text, not {shown(value)}")
 
 
 def _check_request(tag: str, sample: str | None, sample_regex: str | None) -> None:
@@ -214,17 +287,17 @@ def _check_request(tag: str, sample: str | None, sample_regex: str | None) -> No
         raise UsageError("--sample and --sample-regex exclude each other")
     try:
         groups = re.compile(sample_regex).groupindex
-    except re.error as error:
-        raise UsageError(f"--sample-regex {sample_regex!r} is no pattern ({error})") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--sample-regex {shown(sample_regex)} is no pattern ({error})") from error
     if "sample" not in groups:
-        raise UsageError(f"--sample-regex {sample_regex!r} has no group (?P<sample>...)")
+        raise UsageError(f"--sample-regex {shown(sample_regex)} has no group (?P<sample>...)")
 
 
 def _input(number: int, file: Path, place: Place) -> Input:
     """Return an input; standard input is written to the staging folder, so that any process can read it."""
     if str(file) != STANDARD_INPUT:
-        return Input(number=number, path=file, called=str(file), size_bytes=file.stat().st_size)
+        return Input(number=number, path=file, called=printable(file), size_bytes=file.stat().st_size)
     spooled = place.staging / "standard-input"
-    with spooled.open("wb") as target:
+    with writing(spooled), spooled.open("xb") as target:
         shutil.copyfileobj(sys.stdin.buffer, target, BLOCK_BYTES)
     return Input(number=number, path=spooled, called=STANDARD_INPUT, size_bytes=spooled.stat().st_size)

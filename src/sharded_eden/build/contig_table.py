@@ -1,7 +1,7 @@
 """The table of all contigs, `contigs.parquet`: sorted by sample, in input order within each.
 
-Enter: the table there is, and the rows of samples that were built since. Leaves: the table, written anew in one pass that
-holds a few blocks of each. It depends on what the samples are, not on the order in which they came.
+Input: the present table, and the rows of samples that were built since. Output: the new table, written in one pass that holds a
+few blocks of each. It depends on the samples alone, not on the order in which they were built.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 import polars as pl
 
 from sharded_eden.build.manifest import Receipt
-from sharded_eden.build.sample import CONTIG_COLUMNS
-from sharded_eden.errors import DatabaseError
+from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
+from sharded_eden.errors import DatabaseError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.sqlite import publishing
 
@@ -34,28 +34,32 @@ def check_contig_table(out: Path) -> None:
     if not table.exists():
         return
     try:
-        found = dict(pl.read_parquet_schema(table))
+        with table.open("rb") as file:  # Polars would take some names for patterns
+            found = dict(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DatabaseError(f"{table}: cannot be read ({error}). Remove it: split works without it") from error
+        raise DatabaseError(
+            f"{printable(table)}: cannot be read ({printable(str(error), 300)}). Remove it: split works without it"
+        ) from error
     if found != CONTIG_COLUMNS:
         raise DatabaseError(
-            f"{table}: its columns are {found}, those that build writes {CONTIG_COLUMNS}. Remove it: split works without it"
+            f"{printable(table)}: its columns are {shown(found, 300)}, those that build writes {CONTIG_COLUMNS}. Remove it: "
+            "split works without it"
         )
 
 
 def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) -> None:
-    """Write a table in which the rows of these receipts stand for their samples.
+    """Write a table in which the rows of these receipts replace those of their samples.
 
     Args:
         out: the output folder.
-        receipts: their files, which hold the rows, and what they say. The later one of two for the same sample counts.
-        folder: for files in between.
+        receipts: their files, which hold the rows, and their contents. Of two for the same sample, the later one counts.
+        folder: for temporary files.
     """
     table = out / schema.CONTIGS_FILE
     latest = {built.result.sample: number for number, (_, receipt) in enumerate(receipts) for built in receipt.built}
     merged = []
     if table.exists():
-        old = pl.scan_parquet(table)
+        old = scan_rows(table)
         if not old.select(_SAMPLE.is_sorted()).collect().item():
             old = old.sort("sample", maintain_order=True)
         merged.append(_without(old, list(latest)))
@@ -66,23 +70,23 @@ def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], fol
             rows = []
             for number in layer[start : start + FILES_AT_ONCE]:
                 path, receipt = receipts[number]
-                replaced = [b.result.sample for b in receipt.built if latest[b.result.sample] != number]
-                rows.append(_without(pl.scan_parquet(path), replaced).select(list(CONTIG_COLUMNS)))
+                wanted = [b.result.sample for b in receipt.built if latest[b.result.sample] == number]
+                rows.append(_with(scan_rows(path), wanted).select(list(CONTIG_COLUMNS)))
             of_layer.append(pl.concat(rows))
             if len(layer) > FILES_AT_ONCE:
                 parts.append(folder / f"rows{len(parts):08}.parquet")
-                of_layer[-1].sink_parquet(parts[-1], maintain_order=True)
-                of_layer[-1] = pl.scan_parquet(parts[-1])
+                of_layer[-1].sink_parquet(polars_path(parts[-1]), maintain_order=True)
+                of_layer[-1] = scan_rows(parts[-1])
         merged.append(pl.concat(of_layer))
     with publishing(table) as unfinished:
         rows_of_all = reduce(lambda one, other: one.merge_sorted(other, key="sample", maintain_order=True), merged)
-        rows_of_all.sink_parquet(unfinished, maintain_order=True)
+        rows_of_all.sink_parquet(polars_path(unfinished), maintain_order=True)
     for part in parts:
         part.unlink()
 
 
 def _layers(receipts: Sequence[Receipt]) -> list[list[int]]:
-    """Divide receipts, each sorted by sample, into as few sequences as are sorted as a whole: two, as builds write them."""
+    """Divide receipts, each sorted by sample, into as few sorted sequences as possible: two, as builds write them."""
     layers: list[list[int]] = []
     ends: list[str] = []
     samples = [[built.result.sample for built in receipt.built] for receipt in receipts]
@@ -104,3 +108,9 @@ def _without(rows: pl.LazyFrame, samples: list[str]) -> pl.LazyFrame:
         return rows
     left_out = pl.LazyFrame({"sample": samples}, schema={"sample": pl.String})
     return rows.join(left_out, on="sample", how="anti", maintain_order="left")
+
+
+def _with(rows: pl.LazyFrame, samples: list[str]) -> pl.LazyFrame:
+    """Keep the rows of some samples alone."""
+    wanted = pl.LazyFrame({"sample": samples}, schema={"sample": pl.String})
+    return rows.join(wanted, on="sample", how="semi", maintain_order="left")

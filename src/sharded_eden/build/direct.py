@@ -1,7 +1,7 @@
-"""An input whose records all go to one sample: read, written and published by one task.
+"""One task for one sample: its input files are read, and its database is written and published.
 
-Enters: a sample and its files. Leaves: its database, or word that it is there already, or that a record names another sample,
-which makes the files inputs of the other kind (`mixed.py`).
+Input: a sample and its files. Output: its database; or the result that it is there already, or that a record names another
+sample, so that the files must be scattered (`pool.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.manifest import Built, Receipt
-from sharded_eden.build.records import Record, read_records
+from sharded_eden.build.records import Record, default_sample_id, read_records
 from sharded_eden.build.sample import ContigRows, SampleResult, write_sample
 from sharded_eden.build.source import STANDARD_INPUT, FileState, Source, file_state
 from sharded_eden.build.staging import Place
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, printable
 from sharded_eden.format import schema
 from sharded_eden.jobs import Say, Ticker
 
@@ -27,16 +27,24 @@ class Input:
     """One input file."""
 
     number: int
-    """Its place among all inputs: the order in which records are numbered."""
+    """Its position among all inputs, in the order in which records are numbered."""
     path: Path
     called: str
-    """What messages and the contig table call it."""
+    """Its name in messages and in the contig table."""
     size_bytes: int
+
+    @property
+    def default_sample(self) -> str | None:
+        """The sample of its records that name none, by its file name; None if that gives none."""
+        try:
+            return default_sample_id(STANDARD_INPUT if self.called == STANDARD_INPUT else self.path)
+        except UsageError:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DirectTask:
-    """All that a process needs to build one sample."""
+    """A task that builds one sample."""
 
     place: Place
     sample: str
@@ -48,9 +56,9 @@ class DirectTask:
     is_asked_for: bool
     """The user named the sample: a record that names another is then an error."""
     recorded: tuple[FileState, ...] | None
-    """What the sample that is there was built from, where it should not be built again."""
+    """The inputs of the sample that is there, unless it is to be built again."""
     is_taken: bool
-    """A database that no build of ours knows of bears its name."""
+    """The sample has a database that the manifest does not list."""
 
     @property
     def size_bytes(self) -> int:
@@ -60,11 +68,11 @@ class DirectTask:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectOutcome:
-    """What became of such a task: built, mixed, or neither, where the sample that is there was built from these inputs."""
+    """The result of such a task: built; or mixed; or neither, if the sample that is there was built from these inputs."""
 
     built: SampleResult | None = None
     states: tuple[FileState, ...] = ()
-    """What the inputs were."""
+    """The states of the inputs."""
     is_mixed: bool = False
 
 
@@ -77,7 +85,7 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
 
     Raises:
         UsageError: an input has changed since the sample was built, or a record names another sample than `--sample`.
-        InputError: an input cannot be taken as it is.
+        InputError: an input is invalid.
     """
     if task.recorded is not None:
         now = _states(task)
@@ -109,19 +117,19 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
 
 
 def path_of(each: Input) -> str:
-    """Return what the manifest calls an input."""
+    """Return the name of an input in the manifest."""
     return STANDARD_INPUT if each.called == STANDARD_INPUT else str(each.path.resolve())
 
 
 def key_of(name: str) -> str:
-    """Return a file name that stands for a sample."""
+    """Return a file name of fixed length for a sample."""
     return blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def taken(out: Path, sample: str) -> UsageError:
-    """Return the error for a sample that is there and was not built here."""
+    """Return the error for a sample that is there but not in the manifest."""
     return UsageError(
-        f"{schema.sample_database_path(out, sample)}: sample {sample!r} is there already. --force replaces it"
+        f"{printable(schema.sample_database_path(out, sample))}: sample {sample!r} is there already. --force replaces it"
     )
 
 
@@ -129,18 +137,17 @@ def check_only_grown(sample: str, recorded: tuple[FileState, ...], now: tuple[Fi
     """Refuse to build a sample again unless all it was built from is still there as it was.
 
     Raises:
-        UsageError: an input has changed, or is none any more.
+        UsageError: an input has changed, or is no longer given.
     """
     present = {state.hash for state in now}
     paths = {state.path: state for state in now}
     for old in recorded:
         if old.hash not in present:
             if old.path in paths:
-                reason = (
-                    f"{old.path} has changed since sample {sample!r} was built from it ({_sizes(old, paths[old.path])})"
-                )
+                difference = _sizes(old, paths[old.path])
+                reason = f"{printable(old.path)} has changed since sample {sample!r} was built from it ({difference})"
             else:
-                reason = f"sample {sample!r} was built from {old.path}, which is none of the inputs now"
+                reason = f"sample {sample!r} was built from {printable(old.path)}, which is none of the inputs now"
             raise UsageError(f"{reason}. --force builds it from what is given now")
 
 
@@ -151,7 +158,7 @@ def _sizes(old: FileState, new: FileState) -> str:
 
 
 def _states(task: DirectTask) -> tuple[FileState, ...]:
-    """Return what the inputs are now; those that look as they did are not read."""
+    """Return the present states of the inputs; those that look unchanged are not read."""
     known = {state.path: state for state in task.recorded or ()}
     states = []
     for each in task.inputs:
@@ -161,7 +168,7 @@ def _states(task: DirectTask) -> tuple[FileState, ...]:
 
 
 class _Files:
-    """The files of a task, one after the other, and how far reading has come."""
+    """The files of a task, one after the other, and how much of them has been read."""
 
     def __init__(self, task: DirectTask, ticker: Ticker) -> None:
         self._task, self._ticker = task, ticker
@@ -177,7 +184,7 @@ class _Files:
             self._before += each.size_bytes
 
     def _first_free(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Refuse a sample that is taken, but only once a record is known to be of it."""
+        """Refuse a sample that is taken, but only when a record of it has been read."""
         if not self._task.is_taken:
             return records
         return self._refused(records)
@@ -192,12 +199,12 @@ class _Files:
             yield record
 
     def tell(self, records: int, bases: int) -> None:
-        """Say how far it has come."""
+        """Report the progress."""
         if self._source is not None:
             self._ticker.count(records, bases, self._before + self._source.position(), self._task.sample)
 
     def other(self, where: str, named: str) -> Exception:
-        """Return what is to be done about a record that names another sample."""
+        """Return the error to raise for a record that names another sample."""
         if not self._task.is_asked_for:
             return _NamesAnotherSample()
         return UsageError(

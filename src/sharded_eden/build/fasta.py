@@ -1,8 +1,8 @@
 """FASTA: blocks of bytes -> entries.
 
-Enters: a stream of decompressed bytes. Leaves: (header, sequence, whether its residues are known to be sound). A block of a
-megabyte is checked as a whole and its line ends are cut out in C: three times as fast as a loop over lines. A block with
-anything unusual in it (white space, comments, an odd character) goes through such a loop after all.
+Input: a stream of decompressed bytes. Output: (name, description, sequence, whether the sequence is known to hold nothing but
+IUPAC letters). A block of 256 KiB is checked as a whole, and its line ends are removed in C: three times as fast as a loop over
+lines. Only a block with white space, comments or an odd character goes through such a loop.
 """
 
 from __future__ import annotations
@@ -10,51 +10,68 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
-from sharded_eden.errors import InputError
+from sharded_eden.build.source import MAX_CONTIG_BASES, check_text, describe
+from sharded_eden.errors import InputError, shown
 from sharded_eden.format.schema import NUCLEOTIDES
 
 BLOCK_BYTES = 1 << 18
 
-_SOUND = (NUCLEOTIDES + NUCLEOTIDES.lower() + "\r\n").encode()
+MAX_ODD_LINE = 64 << 20
+"""Bytes in a line that is not made of bases alone (a header, a comment), at most."""
 
+_SOUND = (NUCLEOTIDES + NUCLEOTIDES.lower() + "\n").encode()
 
 Entry: TypeAlias = tuple[str, str, str, bool]
-"""What any format gives for a record: name, description, sequence, and whether the sequence is known to hold nothing but
-IUPAC nucleotide letters. A plain tuple, since a named one takes as long to make as all else that is done to a short record.
+"""A record as every format yields it: name, description, sequence, and whether the sequence is known to hold nothing but IUPAC
+nucleotide letters. A plain tuple: making a named one takes as long as all other work on a short record.
 """
 
 
 def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
     """Yield the entries of a FASTA file.
 
+    LF, CR LF and CR end a line. White space around lines, empty lines and lines that begin with `#` are left out.
+
     Args:
         stream: its decompressed bytes.
-        called: what messages call the file.
+        called: the file's name in messages.
 
     Raises:
-        InputError: it does not begin with a header.
+        InputError: it does not begin with a header, or a sequence is longer than SQLite can hold.
+        UnicodeDecodeError: a header or a line of bases is not UTF-8.
     """
     header: bytes | None = None
     parts: list[str] = []
     checked = True
     line = 1
-    for block, goes_on in _blocks(stream):
-        if goes_on and block[0] not in _SOUND:
-            raise InputError(f"{called}: is not FASTA: {chr(block[0])!r} within a line of bases")
+    ordinal = bases = 0
+    for block, goes_on in _blocks(stream, called):
+        if goes_on and block[0] not in _SOUND and block.partition(b"\n")[0].strip():
+            raise InputError(
+                f"{describe(called, ordinal, _name(header)[0] if header else '')}: position {bases + 1} holds "
+                f"{block[:4].decode(errors='replace')[0]!r}, which is no IUPAC nucleotide letter ({NUCLEOTIDES}, either case)"
+            )
         sound, before, records = _records(block)
         if before:
             if header is None:
                 raise _no_header(called, block, line)
             parts.append(before)
             checked = checked and sound
+            bases += len(before)
+            if bases > MAX_CONTIG_BASES:
+                raise InputError(
+                    f"{describe(called, ordinal, _name(header)[0])}: has more bases than SQLite holds in one value "
+                    f"({MAX_CONTIG_BASES:,})"
+                )
         if records:
             if header is not None:
-                parts = ["".join(parts)]  # so that no second copy waits beside it
+                parts = ["".join(parts)]  # so that no second copy is kept
                 yield (*_name(header), parts.pop(), checked)
+            ordinal += len(records)
             header, last = records.pop()
             for head, sequence in records:
                 yield (*_name(head), sequence, sound)
-            parts, checked = [last], sound
+            parts, checked, bases = [last], sound, len(last)
         elif header is None:
             line += block.count(b"\n")
     if header is not None:
@@ -63,7 +80,7 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
 
 
 def _name(header: bytes) -> tuple[str, str]:
-    """Return the name in a header and the description behind it."""
+    """Return the name in a header, and the description after it."""
     text = header.decode()
     name, _, description = text.partition(" ")
     if name and name.isprintable() and description.isprintable() and not description.startswith(" "):
@@ -72,36 +89,66 @@ def _name(header: bytes) -> tuple[str, str]:
     return (name, rest[0].rstrip()) if rest else (name, "")
 
 
-def _blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Yield blocks that begin and end with a line, and whether a block goes on inside one.
+def _blocks(stream: BinaryIO, called: str) -> Iterator[tuple[bytes, bool]]:
+    """Yield blocks of whole lines, in which LF ends each, and whether a block begins inside a line.
 
-    Only a line of bases that is longer than a block is divided: held back it would be copied again for each block.
+    Only a line of bases that is longer than a block is divided. Each byte is looked at a fixed number of times, whatever the
+    length of a line.
     """
-    rest = b""
-    goes_on = False
-    while data := stream.read(BLOCK_BYTES):
-        data = rest + data if rest else data
+    waiting: list[bytes] = []
+    size = 0
+    goes_on = is_odd = after_cr = False
+    for part in _data(stream, called):
+        data = part
+        if after_cr or b"\r" in data:
+            data = data[1:] if after_cr and data.startswith(b"\n") else data
+            after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = data.rfind(b"\n") + 1
-        divided = not end and len(data) >= BLOCK_BYTES and not data.translate(None, _SOUND)
-        if divided:
-            end = len(data)
-        block, rest = (data, b"") if end == len(data) else (data[:end], data[end:])
-        if block:
-            yield block, goes_on
-            goes_on = divided
-    if rest:
-        yield rest, goes_on
+        if end:
+            waiting.append(data[:end])
+            yield b"".join(waiting), goes_on
+            waiting, size = ([data[end:]], len(data) - end) if end < len(data) else ([], 0)
+            goes_on = is_odd = False
+            continue
+        waiting.append(data)
+        size += len(data)
+        if size >= BLOCK_BYTES and not is_odd:
+            block = b"".join(waiting)
+            is_odd = bool(block.translate(None, _SOUND))
+            if not is_odd:
+                yield block, goes_on
+                waiting, size, goes_on = [], 0, True
+        elif size > MAX_ODD_LINE:
+            start = b"".join(waiting[:2])[:80]
+            raise InputError(
+                f"{called}: is not FASTA: a line of more than {MAX_ODD_LINE:,} bytes holds other characters than bases; it "
+                f"begins with {shown(start)}"
+            )
+    if waiting:
+        yield b"".join(waiting), goes_on
+
+
+def _data(stream: BinaryIO, called: str) -> Iterator[bytes]:
+    """Yield what a stream holds, without the byte order mark of UTF-8."""
+    start = b""
+    while len(start) < 3 and (more := stream.read(3 - len(start))):
+        start += more
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        check_text(start.decode(errors="surrogateescape"), called)
+    if start and start != b"\xef\xbb\xbf":
+        yield start
+    while data := stream.read(BLOCK_BYTES):
+        yield data
 
 
 def _records(block: bytes) -> tuple[bool, str, list[tuple[bytes, str]]]:
     """Divide a block at its headers.
 
     Returns:
-        Whether it holds just headers and sound residues, the residues before its first header, and (header, residues) of
+        Whether it holds nothing but headers and IUPAC letters, the letters before its first header, and (header, letters) of
         each record.
     """
-    if b"\r" in block:
-        block = block.replace(b"\r", b"")
     first, *chunks = block.split(b">")
     if chunks and not (first[-1:] in b"\n" and all(chunk[-1:] == b"\n" for chunk in chunks[:-1])):
         first, *chunks = (b"\n" + block).split(b"\n>")  # a header may hold another '>'
@@ -118,7 +165,7 @@ def _records(block: bytes) -> tuple[bool, str, list[tuple[bytes, str]]]:
 
 
 def _records_by_line(block: bytes) -> tuple[str, list[tuple[bytes, str]]]:
-    """Do the same line by line: white space around lines, empty lines and comments are left out."""
+    """Do the same line by line; white space around lines, empty lines and comments are left out."""
     found: list[tuple[bytes, list[str]]] = [(b"", [])]
     for line in block.split(b"\n"):
         stripped = line.strip()
@@ -132,8 +179,7 @@ def _records_by_line(block: bytes) -> tuple[str, list[tuple[bytes, str]]]:
 
 def _no_header(called: str, block: bytes, line: int) -> InputError:
     lines = enumerate((text.strip() for text in block.splitlines()), start=line)
-    number, shown = next((number, text) for number, text in lines if text and not text.startswith(b"#"))
-    what = "looks like FASTQ, not FASTA (seqtk seq -a converts it)" if shown.startswith(b"@") else "is not FASTA"
-    return InputError(
-        f"{called}: {what}: line {number} should begin with '>', but is {shown[:40].decode(errors='replace')!r}"
-    )
+    number, text = next((number, text) for number, text in lines if text and not text.startswith(b"#"))
+    what = "looks like FASTQ, not FASTA (seqtk seq -a converts it)" if text.startswith(b"@") else "is not FASTA"
+    start = shown(text[:200].decode(errors="replace"), 40)
+    return InputError(f"{called}: {what}: line {number} should begin with '>', but is {start}")

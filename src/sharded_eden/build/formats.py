@@ -1,28 +1,29 @@
-"""What is not FASTA: JSON lines, Parquet, Arrow, GenBank. Each format is one function: a source -> entries.
+"""Input formats: FASTA, JSON lines, Parquet, Arrow, GenBank. Each is one function: a source -> entries.
 
-A new format is a function here, its name in `FORMATS`, and its file endings in `ENDINGS`. Packages that a format needs are
-imported when a file of it is read; one that is missing is an error that names the extra.
+To add a format, write a function here, and enter its name in `FORMATS` and its file endings in `ENDINGS`. Packages that a
+format needs are imported when a file of it is read; a missing one is an error that names the extra.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, cast
 
 from sharded_eden.build.fasta import Entry, fasta_entries
-from sharded_eden.build.source import Source
-from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError
+from sharded_eden.build.source import MAX_LINE, Source, check_text, describe, text_lines
+from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError, printable, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_BYTES = 32 << 20
-"""Bases of a Parquet file that are decoded at once, unless a single one is longer."""
-
-_PLAIN_JSON = json.JSONDecoder(strict=False)
+"""Bytes of a Parquet file that are decoded at once, unless a single row is longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,44 +31,70 @@ class ReadOptions:
     """How input files are read."""
 
     format: str | None = None
-    """One of `FORMATS`; told by the file's ending unless given, FASTA where that says nothing."""
+    """One of `FORMATS`; None: by the file's ending, FASTA where the ending is unknown."""
     text_field: str | None = None
-    """The field or column of the sequence; unless given, the first there is of `TEXT_FIELDS`."""
+    """The field or column of the sequence; None: the first of `TEXT_FIELDS` that exists."""
     id_field: str | None = None
-    """The field or column of the record's name; unless given, the first there is of `ID_FIELDS`; "" for none."""
+    """The field or column of the record's name; None: the first of `ID_FIELDS` that exists, if any; "" for none."""
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
-            raise UsageError(f"--format {self.format!r} is none of {', '.join(FORMATS)}")
+            raise UsageError(f"--format {shown(self.format)} is none of {', '.join(FORMATS)}")
 
 
 TEXT_FIELDS = ("text", "sequence", "seq", "nt_sequence")
 ID_FIELDS = ("record", "id", "name", "contig_id", "accession")
-"""The first of each pair are those of the OpenGenome2 releases, where some files have no `record`."""
+"""The first of each are those of the OpenGenome2 releases, where some files have no `record`."""
 
 
 def fasta(source: Source, options: ReadOptions) -> Iterator[Entry]:
     """Yield the records of a FASTA file."""
     with source.stream() as stream:
-        yield from fasta_entries(stream, source.called)
+        try:
+            yield from fasta_entries(stream, source.called)
+        except UnicodeDecodeError:
+            _find_line_that_is_not_text(source)
+            raise
+
+
+def _find_line_that_is_not_text(source: Source) -> None:
+    """Read a FASTA file again, by lines, to name the first one that is not UTF-8."""
+    ordinal = 0
+    with Source(source.path, source.called) as again, again.stream() as stream:
+        reader = io.BufferedReader(cast(io.RawIOBase, stream))
+        lines = io.TextIOWrapper(reader, encoding="utf-8-sig", errors="surrogateescape")
+        for number, line in enumerate(lines, start=1):
+            ordinal += line.lstrip().startswith(">")
+            if not line.lstrip().startswith("#"):
+                check_text(line, f"{source.called}: record {ordinal}, line {number}")
+        lines.detach()
+        reader.detach()
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its (name, value) pairs, in which a name may come twice."""
+
+
+_JSON = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
 
 
 def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
     """Yield one entry for each line of JSON; empty lines are left out."""
     with source.stream() as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
+        for number, line in enumerate(text_lines(stream, source.called), start=1):
+            if line.isspace():
                 continue
             where = f"{source.called}: line {number}"
             try:
-                fields = _PLAIN_JSON.decode(line.decode())
-            except ValueError as error:
+                pairs = _JSON.decode(line)
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: is no JSON ({error})") from error
             del line
-            if not isinstance(fields, dict):
-                raise InputError(f"{where}: is no JSON object, but {type(fields).__name__}")
-            text, name = _choose(list(fields), options, where)
-            yield _entry(fields.get(name), fields[text], where, text)
+            if not isinstance(pairs, _Pairs):
+                raise InputError(f"{where}: is no JSON object, but {type(pairs).__name__}")
+            text, name = _choose([key for key, _ in pairs], options, where)
+            fields = dict(pairs)
+            yield _entry(fields[name] if name is not None else None, fields[text], where, text, name)
 
 
 def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -76,16 +103,20 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
-    try:
-        with pq.ParquetFile(source.path, memory_map=False) as file:
-            text, name = _choose(file.schema_arrow.names, options, source.called)
-            rows = max(1, file.metadata.num_rows)
-            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-            batch_rows = int(min(65_536, max(1, BATCH_BYTES * rows // max(1, size))))
-            columns = [text] if name is None else [text, name]
-            yield from _rows(file.iter_batches(batch_rows, columns=columns), text, name, source.called)
-    except (OSError, ValueError) as error:
-        raise _damaged(source, "Parquet", error) from error
+    with _reading(source, "Parquet"), source.path.open("rb") as raw, pq.ParquetFile(raw) as file:
+        text, name = _choose(file.schema_arrow.names, options, source.called)
+        rows = max(1, file.metadata.num_rows)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        for group in groups:
+            if group.total_byte_size > group.num_rows * MAX_LINE:
+                raise InputError(
+                    f"{source.called}: {group.total_byte_size:,} bytes in {group.num_rows:,} rows are more than can be stored "
+                    f"({MAX_LINE:,} each)"
+                )
+        size = sum(group.total_byte_size for group in groups)
+        batch_rows = int(min(65_536, max(1, BATCH_BYTES * rows // max(1, size))))
+        columns = [text] if name is None else [text, name]
+        yield from _rows(file.iter_batches(batch_rows, columns=columns), text, name, source.called)
 
 
 def arrow(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -94,16 +125,32 @@ def arrow(source: Source, options: ReadOptions) -> Iterator[Entry]:
         import pyarrow as pa
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
+    with _reading(source, "Arrow"), source.path.open("rb") as raw:
+        start = raw.read(6)
+        raw.seek(0)
+        if start.startswith(b"FEA1"):
+            raise InputError(
+                f"{source.called}: is Feather version 1, which is not supported. Write it as version 2: "
+                "pyarrow.feather.write_feather(pyarrow.feather.read_table(FILE), NEW)"
+            )
+        is_file = start == b"ARROW1"
+        reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
+        text, name = _choose(reader.schema.names, options, source.called)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
+        yield from _rows(batches, text, name, source.called)
+
+
+@contextmanager
+def _reading(source: Source, what: str) -> Iterator[None]:
+    """Turn every error of the Arrow library into an `InputError` that names the file."""
     try:
-        with pa.OSFile(str(source.path)) as raw:
-            is_file = raw.read(6) == b"ARROW1"
-            raw.seek(0)
-            reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
-            text, name = _choose(reader.schema.names, options, source.called)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
-            yield from _rows(batches, text, name, source.called)
-    except (OSError, ValueError) as error:
-        raise _damaged(source, "Arrow", error) from error
+        yield
+    except EdenError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{source.called}: cannot be read as {what}: it needs more memory than there is") from error
+    except Exception as error:  # OSError, ValueError, KeyError, NotImplementedError, and some of its own
+        raise InputError(f"{source.called}: cannot be read as {what} ({printable(str(error), 300)})") from error
 
 
 def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -114,35 +161,98 @@ def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
     except ImportError as error:
         raise MissingExtra("biopython", "formats") from error
     with source.stream() as stream:
-        lines = _text_lines(stream)
-        first = next((line for line in lines if line.strip()), "")
-        if first and not first.startswith("LOCUS"):
-            raise InputError(f"{source.called}: is not GenBank: it begins with {first[:40].rstrip()!r}, not with LOCUS")
+        lines = _GenBankLines(text_lines(stream, source.called), source.called)
         ordinal = 0
-        records: Iterator[Any] = iter(
-            SeqIO.parse(  # type: ignore[no-untyped-call]
-                _Lines(chain([first] if first else [], lines)), "genbank"
-            )
-        )
+        records: Iterator[Any] = iter(SeqIO.parse(lines, "genbank"))  # type: ignore[no-untyped-call]
         while True:
-            record: Any = None
             try:
-                record = next(records)
+                record: Any = next(records, None)
+                if record is None:
+                    break
                 ordinal += 1
                 sequence = str(record.seq)
-            except StopIteration:
-                return
+            except EdenError:
+                raise
             except UndefinedSequenceError:
                 raise InputError(
-                    f"{source.called}: record {ordinal} ({record.id}): has no bases behind ORIGIN; "
-                    "download it with them (gbwithparts)"
+                    f"{describe(source.called, ordinal, str(record.id))}: has no bases after ORIGIN; download it with them "
+                    "(gbwithparts)"
                 ) from None
-            except (ValueError, AssertionError, IndexError) as error:
+            except Exception as error:  # Biopython raises many kinds on damaged files
                 raise InputError(
-                    f"{source.called}: is not GenBank, or damaged, after record {ordinal} ({error})"
+                    f"{source.called}: is not GenBank, or damaged, after record {ordinal} ({printable(str(error), 300)})"
                 ) from error
-            description = "" if record.description == "<unknown description>" else record.description
-            yield record.id, description, sequence, False
+            lines.check_length(ordinal, str(record.id), len(sequence))
+            description = "" if record.description == "<unknown description>" else str(record.description)
+            yield str(record.id), description, sequence, False
+            del sequence, record
+        lines.check_end(ordinal)
+
+
+class _GenBankLines:
+    """The lines of a GenBank file, as the text file that Biopython reads from; a record that is cut short is refused."""
+
+    def __init__(self, lines: Iterator[str], called: str) -> None:
+        self._called = called
+        self._declared: list[int | None] = []
+        self._is_open = False
+        self._size = 0
+        first = next((line for line in lines if not line.isspace()), "")
+        if first and not first.startswith("LOCUS"):
+            raise InputError(f"{called}: is not GenBank: it begins with {shown(first.rstrip(), 40)}, not with LOCUS")
+        self._lines = self._watched(chain([first] if first else [], lines))
+
+    def _watched(self, lines: Iterator[str]) -> Iterator[str]:
+        for line in lines:
+            if line.startswith("LOCUS"):
+                if self._is_open:
+                    raise self._cut()
+                self._is_open, self._size = True, 0
+                found = _LOCUS_LENGTH.search(line)
+                self._declared.append(int(found[1]) if found else None)
+            elif line.startswith("//"):
+                self._is_open = False
+            self._size += len(line)
+            if self._size > 2 * MAX_LINE:
+                raise InputError(
+                    f"{self._called}: record {len(self._declared)}: is longer than {2 * MAX_LINE:,} characters"
+                )
+            yield line
+        if self._is_open:
+            raise self._cut()
+
+    def _cut(self) -> InputError:
+        return InputError(f"{self._called}: truncated: record {len(self._declared)} ends without the line //")
+
+    def check_length(self, ordinal: int, name: str, bases: int) -> None:
+        """Refuse a record that has another length than its LOCUS line says."""
+        declared = self._declared[ordinal - 1] if ordinal <= len(self._declared) else None
+        if declared is not None and declared != bases:
+            raise InputError(
+                f"{describe(self._called, ordinal, name)}: truncated or damaged: it has {bases:,} bases, its LOCUS line says "
+                f"{declared:,}"
+            )
+
+    def check_end(self, ordinal: int) -> None:
+        """Refuse a file with more LOCUS lines than records were read."""
+        for _ in self._lines:
+            pass
+        if ordinal != len(self._declared):
+            raise InputError(f"{self._called}: is damaged: {len(self._declared)} LOCUS lines, but {ordinal} records")
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
+
+    def readline(self) -> str:
+        """Return the next line, empty at the end."""
+        return next(self._lines, "")
+
+    def read(self, size: int = -1) -> str:
+        """Return nothing for 0, which asks whether this is text; the rest otherwise."""
+        return "" if size == 0 else "".join(self._lines)
+
+
+_LOCUS_LENGTH = re.compile(r"\s(\d+)\s+bp\b", re.ASCII)
 
 
 FORMATS: dict[str, Callable[[Source, ReadOptions], Iterator[Entry]]] = {
@@ -162,68 +272,79 @@ ENDINGS = {
 }
 
 TABLES = ("parquet", "arrow")
-"""Formats that hold other things too, and that compress themselves."""
+"""Formats that often hold other data too: files of these in a folder are read only on demand. They compress themselves."""
 
 
 def _choose(names: list[str], options: ReadOptions, where: str) -> tuple[str, str | None]:
-    """Return the fields of the sequence and of the name, None where there is none."""
+    """Return the fields of the sequence and of the name, None where there is none.
+
+    Raises:
+        InputError: a field that was asked for is missing, or there are two of that name.
+    """
     texts = TEXT_FIELDS if options.text_field is None else (options.text_field,)
     ids = ID_FIELDS if options.id_field is None else (options.id_field,) if options.id_field else ()
     text = next((name for name in texts if name in names), None)
     if text is None:
-        raise InputError(
-            f"{where}: has no field {' or '.join(map(repr, texts))}, but {names}. Name it: --text-field NAME"
-        )
+        fields = " or ".join(shown(name) for name in texts)
+        raise InputError(f"{where}: has no field {fields}, but {shown(names, 300)}. Name it: --text-field NAME")
     name = next((name for name in ids if name in names), None)
     if name is None and options.id_field:
-        raise InputError(f"{where}: has no field {options.id_field!r}, but {names}. Name it: --id-field NAME")
+        raise InputError(
+            f"{where}: has no field {shown(options.id_field)}, but {shown(names, 300)}. Name it: --id-field NAME"
+        )
+    for chosen, option in ((text, "--text-field"), (name, "--id-field")):
+        if chosen is not None and names.count(chosen) > 1:
+            raise InputError(
+                f"{where}: has {names.count(chosen)} fields {shown(chosen)}. Name another one: {option} NAME"
+            )
     return text, name
 
 
-def _entry(name: object, text: object, where: str, field: str) -> Entry:
+def _entry(name: object, text: object, where: str, text_field: str, name_field: str | None) -> Entry:
+    """Return an entry from the values of a row.
+
+    Raises:
+        InputError: the sequence is not text, or the name is neither text nor an integer.
+    """
+    if isinstance(text, bytes):
+        text = _decoded(text, where, text_field)
     if not isinstance(text, str):
-        raise InputError(f"{where}: its field {field!r} is no text, but {type(text).__name__}")
+        raise InputError(f"{where}: its field {shown(text_field)} is no text, but {type(text).__name__}")
+    if isinstance(name, bytes):
+        name = _decoded(name, where, str(name_field))
     if name is None:
         return "", "", text, False
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise InputError(
+            f"{where}: its field {shown(name_field)} is neither text nor an integer, but {type(name).__name__}. Name another "
+            "one: --id-field NAME"
+        )
     first, *description = str(name).split(None, 1) or [""]
     return first, description[0] if description else "", text, False
+
+
+def _decoded(value: bytes, where: str, field: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: its field {shown(field)} is bytes that are not text in UTF-8: byte 0x{value[error.start]:02x} at "
+            f"position {error.start + 1}"
+        ) from None
 
 
 def _rows(batches: Iterator[pa.RecordBatch], text: str, name: str | None, called: str) -> Iterator[Entry]:
     row = 0
     for batch in batches:
+        batch.validate(full=True)  # offsets in a damaged file could otherwise point outside its buffers
         texts = batch.column(text)
         names = None if name is None else batch.column(name)
         for i in range(batch.num_rows):
             row += 1
-            value = texts[i].as_py()
-            yield _entry(None if names is None else names[i].as_py(), value, f"{called}: row {row}", text)
-
-
-def _damaged(source: Source, what: str, error: Exception) -> EdenError:
-    if isinstance(error, EdenError):
-        return error
-    return InputError(f"{source.called}: cannot be read as {what} ({error})")
-
-
-def _text_lines(stream: BinaryIO) -> Iterator[str]:
-    for line in stream:
-        yield line.decode()
-
-
-class _Lines:
-    """Lines as the file that Biopython reads from."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-
-    def __iter__(self) -> Iterator[str]:
-        return self._lines
-
-    def readline(self) -> str:
-        """Return the next line, empty at the end."""
-        return next(self._lines, "")
-
-    def read(self, size: int = -1) -> str:
-        """Return nothing for 0, which asks whether this is text; the rest otherwise."""
-        return "" if size == 0 else "".join(self._lines)
+            where = f"{called}: row {row}"
+            try:
+                value = texts[i].as_py()
+                called_by = None if names is None else names[i].as_py()
+            except Exception as error:  # such as a time that Python cannot express
+                raise InputError(f"{where}: cannot be read ({printable(str(error), 300)})") from error
+            yield _entry(called_by, value, where, text, name)

@@ -1,6 +1,6 @@
-"""What one build was asked for, what came of it, and what goes into the books.
+"""State of one build: its options, results and errors, and what is still to be recorded in the manifest.
 
-Lives in the process that runs the build, and holds a few hundred bytes a sample.
+Used in the process that runs the build; needs a few hundred bytes a sample.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from sharded_eden.build.contig_table import update_contig_table
 from sharded_eden.build.formats import ReadOptions
-from sharded_eden.build.manifest import Manifest, Recorded, update_manifest
+from sharded_eden.build.manifest import Manifest, Receipt, Recorded, update_manifest
 from sharded_eden.build.sample import SampleResult
 from sharded_eden.build.source import FileState
 from sharded_eden.build.staging import Place
-from sharded_eden.errors import EdenError, InputError, UsageError
+from sharded_eden.errors import EdenError, InputError, UsageError, WriteError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.jobs import Ended, Engine, Tally
 
@@ -28,19 +28,19 @@ Result = TypeVar("Result")
 
 @dataclass(kw_only=True)
 class Job:
-    """A build on its way."""
+    """A running build."""
 
     place: Place
     engine: Engine
     options: ReadOptions
     tag: str
     settings: str
-    """All that rows depend on beside the inputs, as JSON."""
+    """The options that rows depend on, as JSON."""
     sample: str | None
     sample_regex: str | None
     force: bool
     page_size: int | None
-    """Bytes a page; None: as each sample's size suggests."""
+    """Bytes a page; None: by the size of each sample."""
     tally: Tally
 
     built: dict[str, SampleResult] = field(default_factory=dict)
@@ -50,30 +50,40 @@ class Job:
     """Inputs all of whose samples are in place, not yet in the manifest."""
     _failures: list[tuple[int, EdenError]] = field(default_factory=list)
 
-    def settle(self) -> None:
-        """Complete what receipts tell of, and enter it into the contig table and the manifest."""
-        receipts = self.place.read_receipts()
-        if not receipts and not self.complete:
-            return
-        for _, receipt in receipts:
-            self.place.finish(receipt)
+    def settle(self) -> list[EdenError]:
+        """Put the databases of all receipts in place, and enter them into the contig table and the manifest.
+
+        Returns:
+            An error for each database that could not be put in place; it is removed when the build ends.
+        """
+        found = self.place.read_receipts()
+        if not found and not self.complete:
+            return []
+        receipts: list[tuple[Path, Receipt]] = []
+        errors: list[EdenError] = []
+        for path, receipt in found:
+            in_place, failed = self.place.finish(receipt)
+            errors += failed
+            if in_place.built:
+                receipts.append((path, in_place))
         if receipts:
             update_contig_table(self.place.out, receipts, self.place.staging)
         update_manifest(self.place.out, [receipt for _, receipt in receipts], self.complete, self.settings)
         self.complete.clear()
-        for path, _ in receipts:
+        for path, _ in found:
             path.unlink()
+        return errors
 
     def outcome(self, ended: Ended[Task, Result], number: int) -> Result | None:
         """Return the result of a task. An error that concerns its inputs alone is kept; any other is raised.
 
         Args:
-            ended: what became of the task.
+            ended: the task, with its result or its error.
             number: of its first input, by which errors are sorted.
         """
         if ended.error is None:
             return ended.result
-        if not isinstance(ended.error, (InputError, UsageError)):
+        if not isinstance(ended.error, (InputError, UsageError)) or isinstance(ended.error, WriteError):
             raise ended.error
         self._failures.append((number, ended.error))
         return None
@@ -83,27 +93,27 @@ class Job:
         return bool(self._failures)
 
     def failed(self) -> EdenError:
-        """Return one error that tells of all that are kept, in the order of the inputs."""
+        """Return one error with the messages of all that are kept, in the order of the inputs."""
         errors = [error for _, error in sorted(self._failures, key=lambda failure: failure[0])]
         if len(errors) == 1:
             return errors[0]
-        shown = [str(error) for error in errors[:FAILURES_SHOWN]]
+        first = [str(error) for error in errors[:FAILURES_SHOWN]]
         more = [f"and {len(errors) - FAILURES_SHOWN} more"] if len(errors) > FAILURES_SHOWN else []
-        return type(errors[0])("\n  ".join([f"{len(errors)} inputs or samples were refused:", *shown, *more]))
+        return type(errors[0])("\n  ".join([f"{len(errors)} inputs or samples were refused:", *first, *more]))
 
     def note_built(self, results: Iterable[SampleResult], grown: set[str]) -> None:
-        """Take in which samples were built, and which of them were there before."""
+        """Record which samples were built, and which of them had been built before."""
         for result in results:
             self.built[result.sample] = result
             if result.sample in grown:
                 self.grown.add(result.sample)
 
     def database(self, sample: str) -> Path:
-        """Return where the database of a sample belongs."""
+        """Return the path of a sample's database."""
         return schema.sample_database_path(self.place.out, sample)
 
     def is_whole(self, sample: str, recorded: Recorded | None) -> bool:
-        """Tell whether a sample is there as it was recorded.
+        """Tell whether a sample's database is there as it was recorded.
 
         Raises:
             UsageError: it is there, but was built with other settings, or is not the file that was built.
@@ -113,7 +123,8 @@ class Job:
         path = self.database(sample)
         if recorded.settings != self.settings:
             raise UsageError(
-                f"{path} was built with other settings ({recorded.settings}, now {self.settings}). --force builds it anew"
+                f"{printable(path)} was built with other settings ({shown(recorded.settings, 300)}, now "
+                f"{shown(self.settings, 300)}). --force builds it again"
             )
         try:
             size_bytes = path.stat().st_size
@@ -121,11 +132,11 @@ class Job:
             return False
         if size_bytes != recorded.bytes_on_disk:
             raise UsageError(
-                f"{path} is not the file that was built ({recorded.bytes_on_disk:,} bytes then, {size_bytes:,} now). "
-                "--force replaces it"
+                f"{printable(path)} is not the file that was built ({recorded.bytes_on_disk:,} bytes then, {size_bytes:,} "
+                "now). --force replaces it"
             )
         return True
 
     def all_whole(self, samples: Sequence[str], manifest: Manifest) -> bool:
-        """Tell whether some samples are there as they were recorded."""
+        """Tell whether the databases of some samples are there as they were recorded."""
         return all(sample in self.unchanged or self.is_whole(sample, manifest.sample(sample)) for sample in samples)

@@ -1,16 +1,20 @@
-"""What is known about an output folder: which samples were built, from which inputs, with which settings.
+"""The manifest of an output folder: which samples were built, from which inputs, with which settings.
 
-    inputs          path, size, time of change, hash        of every file that was read
+    inputs          path, size, modification time, hash     of every file that was read
     samples         settings, contigs, bases, bytes, hash   of every sample that was built
     sample_inputs   which of the inputs hold records of it, in their order
 
 `OUT/manifest.sqlite` is replaced as a whole. Between two replacements each finished task leaves a receipt (`staging.py`),
-so that nothing is lost with a process. Costs some 200 bytes a sample; a build reads what it asks about.
+so that nothing is lost with a process. Needs some 200 bytes a sample; a build reads only the rows that it needs.
+
+A path that is not UTF-8 is stored as a BLOB of its bytes. `rows_hash` of a sample can be computed again from its database
+(`rows_hash`), which finds any change of its rows.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -19,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import xxhash
 
 from sharded_eden.build.sample import SampleResult
 from sharded_eden.build.source import FileState
-from sharded_eden.errors import DatabaseError
+from sharded_eden.errors import DatabaseError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.sqlite import create_database, open_read_only, publishing, unreadable
 
@@ -63,14 +68,14 @@ class Built:
 
     result: SampleResult
     staged: str
-    """The name of its database in the staging folder, until that is renamed."""
+    """The name of its database in the staging folder, until it is renamed."""
     inputs: tuple[int, ...]
-    """Which of the receipt's inputs hold records of it."""
+    """The positions, among the receipt's inputs, of those with records of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a task has finished."""
+    """The samples that a task has finished, and their inputs."""
 
     settings: str
     inputs: tuple[FileState, ...]
@@ -96,18 +101,19 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What the manifest says about a sample."""
+    """The manifest's row of a sample."""
 
     settings: str
     bytes_on_disk: int
+    rows_hash: str
     inputs: tuple[FileState, ...]
 
 
 class Manifest:
-    """A manifest, open for reading; where there is none, one that knows nothing.
+    """A manifest, open for reading; an empty one if there is no file.
 
     Raises:
-        DatabaseError: the file is none, or one of another version.
+        DatabaseError: the file is not a manifest, or is one of another version.
     """
 
     def __init__(self, out: Path) -> None:
@@ -118,7 +124,9 @@ class Manifest:
             self._database = open_read_only(self._path)
             try:
                 if (version := self._database.pragma("user_version")) != VERSION:
-                    raise DatabaseError(f"{self._path}: is version {version} of the manifest, not {VERSION}. {_CURE}")
+                    raise DatabaseError(
+                        f"{printable(self._path)}: is version {shown(version)} of the manifest, not {VERSION}. {_CURE}"
+                    )
                 self._query("SELECT count(*) FROM samples, inputs, sample_inputs WHERE 0")
             except BaseException:
                 self.close()
@@ -136,8 +144,8 @@ class Manifest:
         self.close()
 
     def sample(self, sample: str) -> Recorded | None:
-        """Return what is recorded about a sample."""
-        found = self._query("SELECT settings, bytes_on_disk FROM samples WHERE sample = ?", sample)
+        """Return the row of a sample, None if there is none."""
+        found = self._query("SELECT settings, bytes_on_disk, rows_hash FROM samples WHERE sample = ?", sample)
         if not found:
             return None
         inputs = self._query(
@@ -145,24 +153,29 @@ class Manifest:
             "ORDER BY position",
             sample,
         )
-        (settings, bytes_on_disk), *_ = found
-        return Recorded(settings=settings, bytes_on_disk=bytes_on_disk, inputs=tuple(FileState(*row) for row in inputs))
+        (settings, bytes_on_disk, digest), *_ = found
+        return Recorded(
+            settings=settings,
+            bytes_on_disk=bytes_on_disk,
+            rows_hash=digest,
+            inputs=tuple(_state(*row) for row in inputs),
+        )
 
     def complete(self, path: str, settings: str) -> FileState | None:
         """Return the state of an input all of whose samples were built with these settings, if it looks unchanged."""
         found = self._query(
             "SELECT path, size_bytes, mtime_ns, hash FROM inputs WHERE path = ? AND complete_with = ?",
-            path,
+            _stored(path),
             settings,
         )
-        return next((state for state in (FileState(*row) for row in found) if state.looks_unchanged()), None)
+        return next((state for state in (_state(*row) for row in found) if state.looks_unchanged()), None)
 
     def samples_of(self, state: FileState) -> Iterator[str]:
         """Yield the samples that have records of an input."""
         query = "SELECT sample FROM inputs JOIN sample_inputs USING (input) WHERE path = ? AND hash = ?"
-        yield from (sample for (sample,) in self._query(query, state.path, state.hash))
+        yield from (sample for (sample,) in self._query(query, _stored(state.path), state.hash))
 
-    def _query(self, sql: str, *bindings: str) -> list[tuple[Any, ...]]:
+    def _query(self, sql: str, *bindings: str | bytes) -> list[tuple[Any, ...]]:
         if self._database is None:
             return []
         try:
@@ -171,17 +184,52 @@ class Manifest:
             raise DatabaseError(f"{unreadable(self._path, error)}. {_CURE}") from error
 
 
-_CURE = "Remove it: what it knows is then asked for by --force"
+_CURE = "Remove it; samples that are there are then built again only with --force"
+
+
+def _stored(path: str) -> str | bytes:
+    """Return a path as the manifest stores it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def _state(path: str | bytes, size_bytes: int, mtime_ns: int, digest: str) -> FileState:
+    return FileState(os.fsdecode(path), size_bytes, mtime_ns, digest)
+
+
+def rows_hash(database: apsw.Connection) -> str:
+    """Return the hash of all rows of a sequence database that `build` wrote: `Recorded.rows_hash`, if nothing has changed.
+
+    Reads the whole database, and needs the memory of its longest sequence.
+
+    Args:
+        database: a connection to the sequence database.
+
+    Returns:
+        XXH3 (128 bits) over every (contig ID, length, sequence) in the order of the rows, hexadecimal.
+
+    Raises:
+        apsw.Error: SQLite finds the file damaged.
+    """
+    digest = xxhash.xxh3_128()
+    columns = "coalesce(CAST(contig_id AS BLOB), x''), coalesce(CAST(nt_sequence AS BLOB), x'')"
+    for contig_id, sequence in database.execute(f"SELECT {columns} FROM sequences ORDER BY rowid"):
+        digest.update(b"%b\t%d\t" % (contig_id, len(sequence)))
+        digest.update(sequence)
+    return digest.hexdigest()
 
 
 def update_manifest(out: Path, receipts: Iterable[Receipt], complete: Sequence[FileState], settings: str) -> None:
-    """Write a manifest that knows of these receipts too.
+    """Write the manifest with these receipts added.
 
     Args:
         out: the output folder.
-        receipts: the later one of two for the same sample counts.
+        receipts: of two for the same sample, the later one counts.
         complete: inputs all of whose samples are built.
-        settings: those that they were built with.
+        settings: the settings that they were built with.
     """
     path = out / schema.MANIFEST_FILE
     with publishing(path) as unfinished:
@@ -215,11 +263,11 @@ def _record(database: apsw.Connection, receipt: Receipt) -> None:
 
 
 def _input(database: apsw.Connection, state: FileState) -> int:
-    """Return the row of an input, made where there is none."""
+    """Return the row of an input; it is added if there is none."""
     return int(
         database.execute(
             "INSERT INTO inputs (path, size_bytes, mtime_ns, hash) VALUES (?, ?, ?, ?) ON CONFLICT (path, hash) "
             "DO UPDATE SET size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns RETURNING input",
-            tuple(state),
+            (_stored(state.path), *state[1:]),
         ).get
     )

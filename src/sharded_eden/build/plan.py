@@ -1,47 +1,54 @@
-"""One build from the driver's side: which tasks there are, what they need not do, what became of them.
+"""The steps of one build: which tasks are needed, which samples are there already, and what each task returned.
 
-Enters: numbered inputs. Leaves: samples in place, the manifest and the contig table brought up to date.
+Input: numbered inputs. Output: samples in place, the manifest and the contig table up to date.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sharded_eden.build import records
 from sharded_eden.build.direct import DirectTask, Input, build_direct, path_of
 from sharded_eden.build.job import Job
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.build.pool import build_pooled
 from sharded_eden.build.sample import page_size_for
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenError, warn
 from sharded_eden.jobs import run_tasks
 
 BASES_PER_BYTE = 4
-"""Of a compressed input, about; of one that is not, 1."""
+"""Of a compressed input, about; an uncompressed one has 1."""
 
 
 def build(job: Job, inputs: Sequence[Input]) -> None:
     """Build what is missing or has changed.
 
     Raises:
-        EdenError: as `build_sequence_dbs` says. What was finished before is in place and recorded.
+        EdenError: as documented in `build_sequence_dbs`. What was finished before is in place and recorded.
     """
-    job.settle()
+    for error in job.settle():
+        warn(f"a database that an earlier run had finished is dropped, and built again if it is still wanted: {error}")
     try:
         with Manifest(job.place.out) as manifest:
             tasks, pooled = _plan(job, inputs, manifest)
         pooled += _run_direct(job, tasks)
         if pooled:
-            job.settle()  # the samples just built, too, may have records among these inputs
+            _raise_first(job.settle())  # the samples just built, too, may have records among these inputs
             build_pooled(job, sorted(pooled, key=lambda each: each.number), inputs)
-    finally:
+    except BaseException:
         job.settle()
+        raise
+    _raise_first(job.settle())
     if job.has_failed():
         raise job.failed()
 
 
+def _raise_first(errors: list[EdenError]) -> None:
+    for error in errors:
+        raise error
+
+
 def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[DirectTask], list[Input]]:
-    """Return a task for each sample that some inputs are wholly of, and the inputs that are not."""
+    """Return a task for each sample to which all records of some inputs may belong, and the other inputs."""
     of_sample: dict[str, list[Input]] = {}
     pooled: list[Input] = []
     for each in inputs:
@@ -54,7 +61,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
     tasks = []
     for sample, files in of_sample.items():
         if len(files) > 1 and job.sample is None:
-            pooled += files  # sound only where their records name their samples
+            pooled += files  # valid only if their records name their samples
             continue
         recorded = None if job.force else manifest.sample(sample)
         paths = [path_of(each) for each in files]
@@ -89,17 +96,14 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
 
 
 def _sample_of(job: Job, each: Input) -> str | None:
-    """Return the sample that an input's name stands for, None where it gives none."""
+    """Return the sample of an input by its name, None where the name gives none."""
     if job.sample is not None:
         return job.sample
-    try:
-        return records.default_sample_id(each.called)
-    except UsageError:
-        return None
+    return each.default_sample
 
 
 def _run_direct(job: Job, tasks: Sequence[DirectTask]) -> list[Input]:
-    """Build samples, and return the inputs that turned out to hold records of others."""
+    """Build samples, and return the inputs that turned out to hold records of other samples."""
     pooled: list[Input] = []
     for ended in run_tasks(build_direct, tasks, job.engine, heard=job.tally.hear):
         task = ended.task

@@ -1,14 +1,14 @@
-"""The inputs whose records belong to several samples, or share one: which are scattered, and which samples are gathered.
+"""Inputs with records of several samples, or of one sample in several inputs: which to scatter, and which samples to gather.
 
-Enters: inputs, and what the manifest knows of them. A sample is gathered from all inputs that hold records of it, also from
-those that were built before and of which only this sample is wanted.
+Input: input files, and their entries in the manifest. A sample is gathered from all inputs that hold records of it, also from
+inputs that were built before and of which only this sample is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sharded_eden.build import records, scatter
+from sharded_eden.build import scatter
 from sharded_eden.build.direct import Input, check_only_grown, path_of, taken
 from sharded_eden.build.job import Job
 from sharded_eden.build.manifest import Manifest
@@ -43,7 +43,7 @@ def build_pooled(job: Job, files: Sequence[Input], inputs: Sequence[Input]) -> N
 
 
 class _Pool:
-    """The runs of one build, and what is wanted of them."""
+    """The runs of one build, and the samples to gather from them."""
 
     def __init__(self, job: Job, manifest: Manifest, inputs: Sequence[Input]) -> None:
         self._job, self._manifest = job, manifest
@@ -51,12 +51,12 @@ class _Pool:
         self._number_of = {path_of(each): each.number for each in inputs}
         self._runs: list[Run] = []
         self.states: dict[int, FileState] = {}
-        """What each scattered input was, by its number."""
+        """The state of each scattered input, by its number."""
         self._grown: set[str] = set()
         self._folder = job.place.staging / "runs" if job.engine.name == "ray" else job.place.scratch_of_run / "runs"
 
     def is_done(self, each: Input) -> bool:
-        """Tell whether all samples of an input are there, built from it as it is."""
+        """Tell whether all samples of an input are there, built from it in its present state."""
         job, state = self._job, self._manifest.complete(path_of(each), self._job.settings)
         if job.force or state is None:
             return False
@@ -86,10 +86,7 @@ class _Pool:
     def _default_of(self, each: Input) -> str | None:
         if self._job.sample is not None:
             return self._job.sample
-        try:
-            return records.default_sample_id(each.called)
-        except UsageError:
-            return None
+        return each.default_sample
 
     def _check_defaults(self) -> None:
         """Refuse two files of the same name whose records name no sample."""

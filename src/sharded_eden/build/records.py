@@ -1,8 +1,8 @@
 """From input files to checked records, one at a time.
 
-Enter: files, folders and glob patterns; FASTA, JSON lines, GenBank, Parquet or Arrow, plain or compressed with gzip, bgzip, xz,
-zstd or bzip2. Leave: `Record`s whose names and residues are sound. Costs the memory of one record and a few blocks; a file
-that cannot be taken as it is ends in an `InputError` that names file, record and position.
+Input: files, folders and glob patterns; FASTA, JSON lines, GenBank, Parquet or Arrow, plain or compressed with gzip, bgzip, xz,
+zstd or bzip2. Output: `Record`s whose names and sequences have been checked. Needs the memory of one record and a few blocks.
+An invalid file raises an `InputError` that names file, record and position.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sharded_eden.build.formats import ENDINGS, FORMATS, TABLES, ReadOptions
-from sharded_eden.build.source import STANDARD_INPUT, Source
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
+from sharded_eden.errors import InputError, UsageError, printable, shown, warn
 from sharded_eden.format.schema import NUCLEOTIDES, check_sample_id
 
 COMPRESSED_ENDINGS = (".gz", ".bgz", ".xz", ".zst", ".bz2")
-"""May stand behind the ending of a format."""
+"""May follow the ending of a format."""
 
 _FORMAT_OF_ENDING = {ending: name for name, endings in ENDINGS.items() for ending in endings}
 _RESIDUES = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
@@ -43,48 +44,116 @@ class Record(NamedTuple):
 def find_inputs(
     inputs: Sequence[str | os.PathLike[str]], *, format: str | None = None, out: Path | None = None
 ) -> list[Path]:
-    """Return the files that files, folders and glob patterns stand for, in the order given, each once.
+    """Return the files that files, folders and glob patterns name, in the order given, each once.
+
+    A file that is given more than once, also through links, is read once; a warning names it.
 
     Args:
-        inputs: a folder stands for all FASTA, JSON lines and GenBank files below it (hidden ones are left out), sorted
-            by path; a pattern for what it matches, sorted too; anything else for itself. `-` is standard input.
-        format: look for files of this format alone in folders, Parquet and Arrow included.
-        out: a folder that is no input, even below one that is.
+        inputs: a folder means all FASTA, JSON lines and GenBank files below it, also in linked folders, without hidden ones,
+            sorted by path. A pattern means what it matches, sorted by path. An existing path is never taken for a pattern.
+            `-` is standard input.
+        format: only files of this format are taken from folders; needed for Parquet and Arrow.
+        out: a folder that is left out, where an input folder holds it.
 
     Raises:
-        InputError: one of them stands for no file.
+        InputError: one of them names no file, or a folder or a link in a folder cannot be read.
+        UsageError: one of them is a URL, or not a path.
     """
     formats = tuple(name for name in FORMATS if name not in TABLES) if format is None else (format,)
     found: dict[Path, Path] = {}
+    again: list[str] = []
     for given in inputs:
-        path = Path(given)
+        path = check_path(given, "input")
         if path.is_dir():
-            files = _files_below(path, formats, out)
+            files = _files_below(path, formats, out, again)
         elif path.exists() or str(given) == STANDARD_INPUT:
             files = [path]
         else:
-            matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
+            matches = sorted(Path(match) for match in glob.glob(os.fspath(given), recursive=True))
             files = [
-                file for match in matches for file in (_files_below(match, formats, out) if match.is_dir() else [match])
+                file
+                for match in matches
+                for file in (_files_below(match, formats, out, again) if match.is_dir() else [_present(match)])
             ]
         if not files:
             endings = " ".join(ending for name in formats for ending in ENDINGS[name])
             reason = f"holds no file to read ({endings}, or one of these with {' '.join(COMPRESSED_ENDINGS)})"
             raise InputError(
-                f"{path}: {reason if path.is_dir() else 'no such file, and no file matches it as a pattern'}"
+                f"{printable(path)}: {reason if path.is_dir() else 'no such file, and no file matches it as a pattern'}"
             )
         for file in files:
-            found.setdefault(file.resolve(), file)
+            first = found.setdefault(file.resolve(), file)
+            if first is not file:
+                again.append(f"{printable(file)} is {printable(first)}")
     if not found:
         raise InputError("no input was given: name files, folders or patterns")
+    if again:
+        more = f", and {len(again) - REPEATED_SHOWN:,} more" if len(again) > REPEATED_SHOWN else ""
+        warn(f"inputs that are given more than once are read once: {'; '.join(again[:REPEATED_SHOWN])}{more}")
     return list(found.values())
 
 
-def _files_below(folder: Path, formats: tuple[str, ...], out: Path | None) -> list[Path]:
+REPEATED_SHOWN = 5
+"""Inputs given more than once that a warning names."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_path(given: object, what: str) -> Path:
+    """Return a path, where it is one of this machine.
+
+    Args:
+        given: what the user gave.
+        what: its role, for the message: `input`, `--out`.
+
+    Raises:
+        UsageError: it is a URL, or cannot be a path.
+    """
+    try:
+        text = os.fsdecode(given)  # type: ignore[arg-type]
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise UsageError(f"{what} {shown(given)} is not a path ({error})") from error
+    if "\0" in text:
+        raise UsageError(f"{what} {shown(given)} is not a path: it holds a NUL character")
+    path = Path(text)
+    if _URL.match(text) and (text.partition(":")[2].startswith("//") or not os.path.lexists(path.parts[0])):
+        raise UsageError(
+            f"{what} {shown(text)} is a URL: build reads and writes files of this machine only. Copy the data to a local "
+            "folder, or mount them"
+        )
+    return path
+
+
+def _present(file: Path) -> Path:
+    """Return a file of a folder, where it is there and can be read to its end."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        link = f" to {printable(os.readlink(file))}" if file.is_symlink() else ""
+        raise InputError(f"{printable(file)}: is a link{link} that leads nowhere ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{printable(file)}: is neither a file nor a folder")
+    return file
+
+
+def _files_below(folder: Path, formats: tuple[str, ...], out: Path | None, again: list[str]) -> list[Path]:
+    """Return the files of a folder, links followed; a folder that is met twice is entered in `again` and walked once."""
     files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [n for n in folders if not n.startswith(".") and not (out and _same(Path(parent, n), out))]
-        files += [Path(parent, n) for n in names if not n.startswith(".") and _split_name(n)[1] in formats]
+    walked: dict[tuple[int, int], str] = {}
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from error
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        state = os.stat(parent)
+        first = walked.setdefault((state.st_dev, state.st_ino), parent)
+        if first is not parent:
+            again.append(f"{printable(parent)} is {printable(first)}")
+            folders.clear()
+            continue
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not (out and _same(Path(parent, n), out)))
+        files += [_present(Path(parent, n)) for n in names if not n.startswith(".") and _split_name(n)[1] in formats]
     return sorted(files)
 
 
@@ -93,7 +162,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _split_name(file_name: str) -> tuple[str, str | None]:
-    """Return a file name without its endings, and the format that they tell; as it is, and None, where they tell none."""
+    """Return a file name without its endings, and the format they mean; the whole name and None where they mean none."""
     stem, ending = os.path.splitext(file_name)
     if ending.lower() in COMPRESSED_ENDINGS:
         stem, ending = os.path.splitext(stem)
@@ -102,16 +171,16 @@ def _split_name(file_name: str) -> tuple[str, str | None]:
 
 
 def default_sample_id(path: str | os.PathLike[str]) -> str:
-    """Return the sample ID that a file name stands for: `out/my-genome__v2.fa.gz` -> `my.genome_v2`.
+    """Return the sample ID of a file name: `out/my-genome__v2.fa.gz` -> `my.genome_v2`.
 
     Raises:
-        UsageError: nothing of the name can be kept.
+        UsageError: no character of the name can be kept, or the name is too long.
     """
     stem = _split_name(Path(path).name)[0]
     sample_id = re.sub("_+", "_", re.sub("[^A-Za-z0-9._]", ".", stem)).lstrip(".").rstrip("_")
     if not sample_id:
-        raise UsageError(f"{path}: its name gives no sample ID. Give one: --sample NAME")
-    check_sample_id(sample_id, str(path))
+        raise UsageError(f"{printable(path)}: its name gives no sample ID. Give one: --sample NAME")
+    check_sample_id(sample_id, printable(path))
     return sample_id
 
 
@@ -124,13 +193,13 @@ def read_records(
     """Yield the records of a file, each one checked.
 
     Args:
-        source: the file, or its path; its compression is told by its ending or, failing that, by its content.
+        source: the file, or its path; its ending, or else its content, tells how it is compressed.
         options: how it is read.
-        position: called after each record with the bytes read from the file so far (as they lie on disk).
+        position: called after each record with the number of bytes read from disk so far.
 
     Raises:
         InputError: the file is not of its format, is cut short or damaged, holds no record, or a record has no name, no
-            sequence or a character that is no IUPAC nucleotide letter.
+            sequence or a character that is not an IUPAC nucleotide letter.
         MissingExtra: its format needs a package that is not installed.
     """
     if not isinstance(source, Source):
@@ -144,10 +213,11 @@ def read_records(
     make = Record._make
     for name, description, sequence, checked in FORMATS[name_of_format](source, options):
         ordinal += 1
-        if not checked or not sequence or not name or not name.isprintable():
+        if not checked or not sequence or not name or not name.isprintable() or not description.isprintable():
             where = describe(source.called, ordinal, name)
             if name or needs_names:
                 check_name(name, where)
+            check_text(description, f"{where}: its description")
             check_residues(sequence, where)
         yield make((name, description, sequence, ordinal))
         del sequence  # the next one is read before this name is bound again
@@ -157,11 +227,6 @@ def read_records(
         raise InputError(f"{source.called}: holds no record (read as {name_of_format})")
 
 
-def describe(path: str | os.PathLike[str], ordinal: int, name: str) -> str:
-    """Return how messages call a record: `reads.fa: record 3 (chr1)`."""
-    return f"{path}: record {ordinal} ({name})" if name else f"{path}: record {ordinal}"
-
-
 def check_name(name: str, where: str) -> None:
     """Refuse a name that cannot be looked up again.
 
@@ -169,9 +234,9 @@ def check_name(name: str, where: str) -> None:
         InputError: it is empty, or holds white space or control characters.
     """
     if not name:
-        raise InputError(f"{where}: has no name (nothing behind its '>')")
+        raise InputError(f"{where}: has no name (nothing follows its '>')")
     if not name.isprintable() or " " in name:
-        raise InputError(f"{where}: its name {name!r} holds white space or control characters")
+        raise InputError(f"{where}: its name {shown(name)} holds white space or control characters")
 
 
 def check_residues(sequence: str, where: str) -> None:

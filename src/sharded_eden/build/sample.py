@@ -1,7 +1,7 @@
-"""The records of one sample -> its sequence database, and the rows of the contig table that tell what they were.
+"""The records of one sample -> its sequence database, and their rows of the contig table.
 
-Enter: records in input order. Leave: a database that is whole and synced, under a name of its own. The memory is that of one
-record, and 100,000 rows of the contig table.
+Input: records in input order. Output: a database that is whole and synced, under a temporary name. Needs the memory of one
+record and of 100,000 rows of the contig table.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ import numpy as np
 import polars as pl
 import xxhash
 
-from sharded_eden.build.records import Record, describe
-from sharded_eden.errors import InputError
+from sharded_eden.build.records import Record
+from sharded_eden.build.source import MAX_CONTIG_BASES, describe
+from sharded_eden.errors import InputError, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database
-
-MAX_CONTIG_BASES = 999_999_000
-"""SQLite holds values of at most 1,000,000,000 bytes, the row's other column included."""
+from sharded_eden.format.sqlite import create_database, writing
 
 CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
     "contig_id": pl.String,
@@ -38,7 +36,7 @@ CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
 """The columns of `contigs.parquet`."""
 
 ORDINAL = "ordinal"
-"""In the rows of an unfinished build, beside those: a record's place in its file."""
+"""A column of an unfinished build only: a record's place in its file."""
 
 ROW_COLUMNS: dict[str, type[pl.DataType]] = {**CONTIG_COLUMNS, ORDINAL: pl.Int64}
 
@@ -46,21 +44,21 @@ ROWS_IN_MEMORY = 100_000
 
 SMALL_PAGE = 4096
 LARGE_PAGE = 65_536
-"""Bytes a page. Large pages are written twice as fast, and one of a long contig is found in a quarter of the time; but a
-database has three of them at least."""
+"""Bytes a page. Large pages are written twice as fast, and a page of a long contig is found in a quarter of the time; but a
+database has at least three of them."""
 
 LARGE_SAMPLE_BASES = 64_000_000
-"""From here on large pages are worth it, unless the user says otherwise."""
+"""Samples of this size and more get large pages, unless the user says otherwise."""
 
 HASHED_AT_ONCE = 1 << 20
-"""Bases that are copied to be hashed."""
+"""Bases that are encoded at once to be hashed."""
 
 TOLD_BASES = 1_000_000
-"""So many bases pass between two words about progress."""
+"""Bases between two calls of the progress callback."""
 
 
 def page_size_for(bases: int) -> int:
-    """Return the page size for a sample of about so many bases."""
+    """Return the page size for a sample of about this many bases."""
     return LARGE_PAGE if bases >= LARGE_SAMPLE_BASES else SMALL_PAGE
 
 
@@ -76,8 +74,18 @@ class SampleResult:
     """XXH3 (128 bits) over every (contig ID, length, sequence) in their order, hexadecimal."""
 
 
+def polars_path(path: Path) -> str:
+    """Return a path as Polars takes it literally: `~` at its beginning would otherwise mean the home folder."""
+    return os.path.join(".", path)
+
+
+def scan_rows(path: Path) -> pl.LazyFrame:
+    """Return the rows of one Parquet file; its name is not taken for a pattern."""
+    return pl.scan_parquet(polars_path(path), glob=False)
+
+
 class ContigRows:
-    """Rows of the contig table: a few in memory, by column, the others in files of a folder."""
+    """Rows of the contig table: some in memory, by column, the others in files of a folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
@@ -89,22 +97,23 @@ class ContigRows:
         return self._in_parts + len(self._columns[ORDINAL])
 
     def appends(self) -> list[Callable[[Any], None]]:
-        """Return what appends to each column, in their order."""
+        """Return the method that appends to each column, in their order."""
         return [column.append for column in self._columns.values()]
 
     def flush(self) -> None:
-        """Write what is in memory to a file where that has become much."""
+        """Write the rows in memory to a file, if they are many."""
         if len(self._columns[ORDINAL]) >= ROWS_IN_MEMORY:
             self._parts.append(self._folder / f"{self._name}.rows{len(self._parts)}.parquet")
             frame = self._frame()
-            frame.write_parquet(self._parts[-1])
+            with writing(self._parts[-1]):
+                frame.write_parquet(polars_path(self._parts[-1]))
             self._in_parts += frame.height
             for column in self._columns.values():
                 column.clear()
 
     def table(self) -> pl.LazyFrame:
         """Return all rows, in their order."""
-        return pl.concat([*(pl.scan_parquet(part) for part in self._parts), self._frame().lazy()])
+        return pl.concat([*(scan_rows(part) for part in self._parts), self._frame().lazy()])
 
     def _frame(self) -> pl.DataFrame:
         return pl.DataFrame(self._columns, schema=ROW_COLUMNS)
@@ -124,18 +133,19 @@ def write_sample(
     """Write the database of one sample.
 
     Args:
-        path: where; there is nothing yet.
+        path: the file to write; it must not exist.
         sample: its ID. A record whose name has the form of a sequence ID keeps it; any other gets one.
-        tag: what the IDs given begin with.
-        files: what messages call each file, and its records, in input order.
-        rows: takes in the row of each record.
+        tag: the beginning of the IDs that records get.
+        files: each file's name in messages, and its records, in input order.
+        rows: receives the row of each record.
         page_size: of the database, in bytes.
-        tell: called now and then with the records and bases since it was called last.
-        other: called with a record that names another sample, in words, and that sample; returns the error to raise. Unless
-            given, records are taken to be of this sample.
+        tell: called from time to time with the number of records and bases since its last call.
+        other: called with a description of a record that names another sample, and that sample; returns the error to raise.
+            None: all records are known to be of this sample.
 
     Raises:
-        InputError: two records share a name or an ID, or one is longer than SQLite holds.
+        InputError: two records share a name or an ID, or one is longer than SQLite can hold.
+        WriteError: the database cannot be written.
     """
     first_row = len(rows)
     digest = xxhash.xxh3_128()
@@ -204,20 +214,21 @@ def write_sample(
 def _insert(
     path: Path, page_size: int, contigs: Iterator[tuple[str, str]], rows: ContigRows, first_row: int, sample: str
 ) -> None:
-    with closing(create_database(path, page_size=page_size)) as database:
-        database.execute(f"BEGIN; {schema.CREATE_SEQUENCES}")
-        try:
-            database.executemany("INSERT INTO sequences VALUES (?, ?)", contigs)
-        except apsw.ConstraintError as error:
-            so_far = rows.table().slice(first_row).collect()
-            raise _taken(so_far, "contig_id", so_far["contig_id"][-1], sample) from error
-        database.execute("COMMIT")
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    with writing(path):
+        with closing(create_database(path, page_size=page_size)) as database:
+            database.execute(f"BEGIN; {schema.CREATE_SEQUENCES}")
+            try:
+                database.executemany("INSERT INTO sequences VALUES (?, ?)", contigs)
+            except apsw.ConstraintError as error:
+                so_far = rows.table().slice(first_row).collect()
+                raise _taken(so_far, "contig_id", so_far["contig_id"][-1], sample) from error
+            database.execute("COMMIT")
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def _check_names(names: array[int], rows: ContigRows, first_row: int, sample: str) -> None:
-    """Refuse names that appear twice. Hashes first: eight bytes a name, and what they suspect is looked at."""
+    """Refuse names that appear twice. Hashes are compared first, at eight bytes a name."""
     hashes = np.sort(np.frombuffer(names, dtype=np.int64))
     if not (hashes[1:] == hashes[:-1]).any():
         return
@@ -235,6 +246,6 @@ def _check_names(names: array[int], rows: ContigRows, first_row: int, sample: st
 def _taken(rows: pl.DataFrame, column: str, name: str, sample: str) -> InputError:
     first, second, *_ = rows.filter(pl.col(column) == name).select("source_file", ORDINAL, "original_id").rows()
     return InputError(
-        f"{describe(second[0], second[1], second[2])}: {name!r} is taken within sample {sample!r} by record {first[1]} of "
+        f"{describe(second[0], second[1], second[2])}: {shown(name)} is taken within sample {sample!r} by record {first[1]} of "
         f"{first[0]}. Names within a sample must differ; those of JSON lines and tables may be left out (--id-field '')"
     )

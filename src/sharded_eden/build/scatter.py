@@ -1,10 +1,10 @@
-"""Inputs whose records name their samples: scattered into runs, then gathered sample by sample.
+"""Scatter and gather: records of several samples are written to runs, then collected sample by sample.
 
     input 1 ─┐ scatter: one task a run               gather: one task for a range of samples
     input 2 ─┴▶ run 0: records, indexed by sample ─┬─▶ S1, S2, S3
     input 3 ──▶ run 1 ─────────────────────────────┴─▶ S4, S5
 
-A run is an SQLite file on scratch that holds the records of some inputs as they came. Costs each base a second writing and
+A run is an SQLite file on scratch that holds the records of some inputs, in their order. Each base is written twice, and needs
 the disk for it; the memory is that of one record a task.
 """
 
@@ -26,21 +26,21 @@ import apsw
 from sharded_eden.build.direct import Input, key_of
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.manifest import Built, Receipt
-from sharded_eden.build.records import Record, describe, read_records
+from sharded_eden.build.records import Record, read_records
 from sharded_eden.build.sample import LARGE_PAGE, ContigRows, SampleResult, page_size_for, write_sample
-from sharded_eden.build.source import FileState, Source
+from sharded_eden.build.source import FileState, Source, describe
 from sharded_eden.build.staging import Place
 from sharded_eden.errors import InputError, UsageError
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database, open_read_only
+from sharded_eden.format.sqlite import create_database, open_read_only, writing
 from sharded_eden.jobs import Say, Tick, Ticker
 
 MOST_RUNS = 96
-"""A task that gathers has all runs open: fewer than the 256 files that some systems allow a process."""
+"""A gathering task has all runs open: fewer than the 256 files that some systems allow a process."""
 
 GATHER_BASES = 256_000_000
 GATHER_SAMPLES = 500
-"""What one task gathers, at most: so many bases, unless a single sample has more, and so many samples."""
+"""Bases and samples that one task gathers, at most; a single sample may have more bases."""
 
 _CREATE_RUN = """
 CREATE TABLE records (
@@ -58,10 +58,10 @@ class ScatterTask:
 
     place: Place
     folder: Path
-    """Where runs lie: seen by all processes that gather."""
+    """The folder of runs, visible to all processes that gather."""
     inputs: tuple[Input, ...]
     defaults: tuple[str | None, ...]
-    """The sample of each input's records that name none; None where its name gives none."""
+    """The sample of each input's records that name none; None if there is none."""
     options: ReadOptions
     sample_regex: str | None
 
@@ -77,7 +77,7 @@ class Run:
 
     path: Path
     states: dict[int, FileState]
-    """What each input was, by its number."""
+    """The state of each input, by its number."""
     unnamed: frozenset[int]
     """The inputs with records that name no sample."""
     records: int
@@ -88,7 +88,7 @@ def scatter(task: ScatterTask, say: Say) -> Run:
     """Write the records of some inputs to a run.
 
     Raises:
-        InputError: an input cannot be taken as it is, or a record's name does not match `--sample-regex`.
+        InputError: an input is invalid, or a record's name does not match `--sample-regex`.
         UsageError: a record names a sample that cannot be one.
     """
     states: dict[int, FileState] = {}
@@ -123,12 +123,13 @@ def scatter(task: ScatterTask, say: Say) -> Run:
 
     with task.place.desk() as desk:
         unfinished = desk / "run"
-        with closing(create_database(unfinished, page_size=LARGE_PAGE)) as database:
+        with writing(unfinished), closing(create_database(unfinished, page_size=LARGE_PAGE)) as database:
             database.execute(f"BEGIN; {_CREATE_RUN}")
             database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
             database.execute(_INDEX_RUN)
             database.execute("COMMIT")
-        shutil.move(unfinished, path)
+        with writing(path):
+            shutil.move(unfinished, path)
     return Run(path=path, states=states, unnamed=frozenset(unnamed), records=ticker.records, bases=ticker.bases)
 
 
@@ -155,7 +156,7 @@ def scatter_tasks(
     options: ReadOptions,
     sample_regex: str | None,
 ) -> Iterator[ScatterTask]:
-    """Yield tasks that together scatter some inputs, each with its default sample: neighbours, of about the same size."""
+    """Yield tasks that together scatter some inputs, each with its default sample, in groups of about the same size."""
     whole = sum(each.size_bytes for each, _ in inputs) + len(inputs)
     before = 0
     groups: dict[int, list[tuple[Input, str | None]]] = {}
@@ -180,7 +181,7 @@ class Share(NamedTuple):
 
 
 def shares(runs: Sequence[Run]) -> Iterator[Share]:
-    """Yield what the runs hold of each sample, sorted by sample."""
+    """Yield the share of each sample, sorted by sample."""
     with ExitStack() as stack:
         cursors = [_shares_of(stack.enter_context(closing(open_read_only(run.path))), run.path) for run in runs]
         for sample, found in groupby(heapq.merge(*cursors), key=lambda row: row[0]):
@@ -200,16 +201,16 @@ def _shares_of(run: apsw.Connection, path: Path) -> Iterator[tuple[str, int, int
 
 @dataclass(frozen=True, kw_only=True)
 class GatherTask:
-    """Samples that one task builds out of the runs."""
+    """Samples that one task builds from the runs."""
 
     place: Place
     shares: tuple[Share, ...]
     inputs: dict[int, tuple[str, FileState]]
-    """What messages call each input, and what it is, by its number."""
+    """The name in messages and the state of each input, by its number."""
     tag: str
     settings: str
     page_size: int | None
-    """Bytes a page; None: as each sample's size suggests."""
+    """Bytes a page; None: by the size of each sample."""
 
 
 def gather_tasks(
@@ -220,7 +221,7 @@ def gather_tasks(
     settings: str,
     page_size: int | None,
 ) -> Iterator[GatherTask]:
-    """Yield tasks that together build the samples wanted."""
+    """Yield tasks that together build some samples."""
     some: list[Share] = []
 
     def task() -> GatherTask:
@@ -244,7 +245,7 @@ def gather_tasks(
 
 
 def gather(task: GatherTask, say: Say) -> list[SampleResult]:
-    """Build some samples out of the runs.
+    """Build some samples from the runs.
 
     Raises:
         InputError: two records of a sample share a name or an ID.

@@ -1,13 +1,14 @@
 """One input file: its bytes, decompressed, hashed and counted in the same pass.
 
-Enters: a path. Leaves: a stream of decompressed bytes, how far it has come on disk, and in the end what the file was: size,
-time of change and hash. Costs 1% of the decompression for the hash.
+Input: a path. Output: a stream of decompressed bytes, the position reached on disk, and at the end the state of the file:
+size, modification time and hash. The hash costs 1% of the time of the decompression.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import BinaryIO, NamedTuple, cast
 import xxhash
 from xopen import xopen
 
-from sharded_eden.errors import EdenError, InputError
+from sharded_eden.errors import EdenError, InputError, printable
 
 BGZF_START = b"\x1f\x8b\x08\x04"
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -24,11 +25,17 @@ BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b00030000000000000000
 
 BLOCK_BYTES = 1 << 20
 
+MAX_CONTIG_BASES = 999_999_000
+"""SQLite holds values of at most 1,000,000,000 bytes, the row's other column included."""
+
+MAX_LINE = MAX_CONTIG_BASES + (16 << 20)
+"""Characters in a line of text, at most: the longest sequence, and fields beside it."""
+
 STANDARD_INPUT = "-"
 
 
 class FileState(NamedTuple):
-    """What a file was when it was read."""
+    """The state of a file when it was read."""
 
     path: str
     """Absolute, links resolved; `-` for standard input."""
@@ -38,7 +45,7 @@ class FileState(NamedTuple):
     """XXH3 (128 bits) of its bytes, hexadecimal."""
 
     def looks_unchanged(self) -> bool:
-        """Tell whether the file has the size and the time of change it had: then it is not read again."""
+        """Tell whether size and modification time are the same; the file is then not read again."""
         try:
             now = os.stat(self.path)
         except OSError:
@@ -51,12 +58,15 @@ class Source:
 
     Args:
         path: the file.
-        called: what messages call it, where that is not its path (standard input).
+        called: its name in messages, where that is not its path (standard input).
+
+    Raises:
+        InputError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, called: str | None = None) -> None:
         self.path = path
-        self.called = called or str(path)
+        self.called = called or printable(path)
         try:
             self._raw = path.open("rb")
         except OSError as error:
@@ -73,7 +83,7 @@ class Source:
 
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
-        """Open the decompressed bytes; what goes wrong with them becomes an `InputError`.
+        """Open the decompressed bytes; every error while they are read becomes an `InputError`.
 
         Raises:
             InputError: the file is cut short, damaged, or cannot be read.
@@ -85,22 +95,25 @@ class Source:
                 yield file
         except EdenError:
             raise
-        except Exception as error:  # OSError, EOFError, and an own one for each compression
-            cause = (
-                "truncated: the compressed data end early"
-                if isinstance(error, EOFError)
-                else "is not text in UTF-8"
-                if isinstance(error, UnicodeDecodeError)
-                else "cannot be read, or is damaged"
-            )
+        except MemoryError as error:
+            raise InputError(f"{self.called}: reading it needs more memory than there is") from error
+        except Exception as error:  # OSError, EOFError, and one of each compression library
+            cause = "cannot be read, or is damaged"
+            if self._has_bytes_after_gzip():
+                cause = (
+                    "is followed by bytes that are not gzip, after the end of its gzip data. If they are not needed, write "
+                    "a file without them: gzip -dc FILE > NEW"
+                )
+            elif isinstance(error, EOFError):
+                cause = "truncated: the compressed data end early"
             raise InputError(f"{self.called}: {cause} ({error})") from error
 
     def position(self) -> int:
-        """Return the bytes read so far, as they lie on disk."""
+        """Return the number of bytes read so far from disk."""
         return self._tee.position
 
     def finish(self) -> FileState:
-        """Read what no reader asked for, and return what the file was."""
+        """Read the rest of the file, and return its state."""
         while self._tee.read(BLOCK_BYTES):
             pass
         path = STANDARD_INPUT if self.called == STANDARD_INPUT else str(self.path.resolve())
@@ -119,11 +132,91 @@ class Source:
                 )
         raw.seek(0)
 
+    def _has_bytes_after_gzip(self) -> bool:
+        """Tell whether anything but gzip data and zeros follows a whole gzip member."""
+        member = None
+        members = 0
+        try:
+            with self.path.open("rb") as file:
+                while data := file.read(16_384):  # bounds the memory: at most 1,032 times as many bytes come of it
+                    while data:
+                        if member is None:
+                            data = data.lstrip(b"\0") if members else data
+                            if data and not data.startswith(b"\x1f\x8b"[: len(data)]):
+                                return members > 0
+                            member = zlib.decompressobj(wbits=31)
+                        member.decompress(data)
+                        data = member.unused_data
+                        if member.eof:
+                            member, members = None, members + 1
+        except (OSError, zlib.error):
+            return False
+        return False
+
 
 def file_state(path: Path, called: str | None = None) -> FileState:
-    """Return what a file is now, by reading it."""
+    """Read a file, and return its state."""
     with Source(path, called) as source:
         return source.finish()
+
+
+def describe(called: str, ordinal: int, name: str) -> str:
+    """Return a record as messages name it: `reads.fa: record 3 (chr1)`."""
+    return f"{called}: record {ordinal} ({printable(name, 80)})" if name else f"{called}: record {ordinal}"
+
+
+def text_lines(stream: BinaryIO, called: str) -> Iterator[str]:
+    """Yield the lines of a text: LF, CR LF and CR end one, and each comes with LF. A byte order mark is skipped.
+
+    Args:
+        stream: the decompressed bytes.
+        called: the file's name in messages.
+
+    Raises:
+        InputError: a line is not UTF-8, or longer than any that could be stored.
+    """
+    binary = io.BufferedReader(cast(io.RawIOBase, stream), BLOCK_BYTES)
+    text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape")
+    number = 0
+    while True:
+        number += 1
+        parts: list[str] = []
+        size = 0
+        while part := text.readline(BLOCK_BYTES):
+            parts.append(part)
+            size += len(part)
+            if part.endswith("\n"):
+                break
+            if size > MAX_LINE:
+                raise InputError(f"{called}: line {number}: is longer than {MAX_LINE:,} characters")
+        if not parts:
+            text.detach()
+            binary.detach()
+            return
+        line = parts[0] if len(parts) == 1 else "".join(parts)
+        del parts
+        if not line.isascii():
+            check_text(line, f"{called}: line {number}")
+        yield line
+        del line
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that was made from bytes which are not UTF-8, or that holds lone surrogates.
+
+    Raises:
+        InputError: with the first such byte and its place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        if text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            raise InputError(
+                f"{where}: is UTF-16, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+            ) from None
+        code = ord(text[error.start])
+        what = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
+        raise InputError(f"{where}: is not text in UTF-8: {what} at character {error.start + 1}") from None
 
 
 class _Tee(io.RawIOBase):
@@ -164,4 +257,4 @@ class _Tee(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Leave the file open: what is behind the compressed data is still to be hashed."""
+        """Leave the file open: bytes after the compressed data are still to be hashed."""

@@ -5,38 +5,43 @@
     receipts/     one file a task: what became ready, from what, and the rows of the contig table
     OUT/<sample>/ where a database goes by one rename
 
-A task makes its databases ready, writes its receipt, and renames them. A run that finds a receipt therefore knows what a
-killed one had finished: it completes the renames, and enters the receipts into the manifest and the contig table.
+A task makes its databases ready, writes its receipt, and renames them. From the receipts of a killed run, the next one learns
+what was finished: it completes the renames, and enters the receipts into the manifest and the contig table. What cannot be
+completed is dropped and built again. Nothing is written through a symbolic link.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from uuid import uuid4
 
 import polars as pl
 
-from sharded_eden.build.manifest import Receipt
-from sharded_eden.errors import EdenError, UsageError
+from sharded_eden.build.manifest import Built, Receipt
+from sharded_eden.build.sample import polars_path
+from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import is_mutable_now, lock, sync_folder
+from sharded_eden.format.sqlite import is_mutable_now, lock, real_folder, sync_folder, write_error, writing
 
 STAGING = ".partial-build"
 """The folder inside the output folder in which everything is built; it is gone when the build ends."""
 
 _RECEIPT = "sharded-eden receipt"
 
+_STAGED = re.compile(r"[0-9a-f]{32}\.sqlite")
+
 RUN_FILE = "run"
-"""Says in the staging folder which run works there."""
+"""A file in the staging folder: which run works there."""
 
 ORPHAN_SECONDS = 20.0
 """How long a new run waits for the tasks of a killed one, which notice within milliseconds."""
@@ -44,13 +49,13 @@ ORPHAN_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a build works; sent along with each of its tasks."""
+    """The folders in which a build works; a part of each of its tasks."""
 
     out: Path
     scratch: Path | None
     """The user's folder on a local disk; None for the staging folder."""
     run: str
-    """What tells this run from earlier ones."""
+    """A random name, different for each run."""
 
     @property
     def staging(self) -> Path:
@@ -59,12 +64,12 @@ class Place:
 
     @property
     def ready(self) -> Path:
-        """Databases that are whole."""
+        """The folder of databases that are whole."""
         return self.staging / "ready"
 
     @property
     def receipts(self) -> Path:
-        """What tasks have finished."""
+        """The folder of receipts."""
         return self.staging / "receipts"
 
     @property
@@ -82,25 +87,31 @@ class Place:
 
     @contextmanager
     def desk(self) -> Iterator[Path]:
-        """Hand out an empty folder to one task; what earlier runs left beside it on this machine is removed.
+        """Yield an empty folder for one task; what earlier runs left beside it on this machine is removed.
 
         Raises:
-            UsageError: the folder cannot be made.
-            EdenError: this run was killed, and another one has begun: its process ends in a moment.
+            WriteError: the folder cannot be made.
+            EdenError: another run has begun in the output folder: this one was killed, or the file system has no locks.
         """
-        guard = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY)  # gone: the run is over
+        try:
+            guard = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise self._is_over() from error
         try:
             with suppress(OSError):
                 fcntl.flock(guard, fcntl.LOCK_SH)
-            if (present := (self.staging / RUN_FILE).read_text()) != self.run:
+            try:
+                present = (self.staging / RUN_FILE).read_text()
+            except OSError as error:
+                raise self._is_over() from error
+            if present != self.run:
                 raise EdenError(f"{self.out}: run {present} has taken the place of run {self.run}")
             folder = self.scratch_of_run / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-            try:
+            with writing(folder.parent):
+                self.check_scratch()
                 if self.scratch is not None and self.scratch_of_out.is_dir():
                     self._remove_earlier_runs()
                 _make_folder(folder)
-            except OSError as error:
-                raise UsageError(f"{folder.parent}: cannot be written to ({error.strerror})") from error
             try:
                 yield folder
             finally:
@@ -109,6 +120,24 @@ class Place:
                     _remove_empty(self.scratch_of_run, self.scratch_of_out)
         finally:
             os.close(guard)
+
+    def _is_over(self) -> EdenError:
+        return EdenError(
+            f"{printable(self.out)}: another build has removed the staging folder of this one. Run one build at a time into a "
+            "folder (file systems without locks do not prevent two)"
+        )
+
+    def check_scratch(self) -> None:
+        """Refuse a folder on scratch, whose name others can guess, that is a link or belongs to another user.
+
+        Raises:
+            WriteError: with the reason.
+        """
+        with suppress(FileNotFoundError):
+            folder = self.scratch_of_out
+            is_foreign = os.lstat(folder).st_uid != os.geteuid()
+            if folder.is_symlink() or not folder.is_dir() or (self.scratch is not None and is_foreign):
+                raise write_error(folder, "it is a link, not a folder, or belongs to another user; remove it")
 
     def _remove_earlier_runs(self) -> None:
         with suppress(FileNotFoundError):  # the last task of another process has just removed it
@@ -123,9 +152,10 @@ class Place:
         try:
             os.rename(database, target)
         except OSError:  # another file system
-            shutil.copyfile(database, target)
-            with target.open("rb") as file:
-                os.fsync(file.fileno())
+            with writing(target):
+                shutil.copyfile(database, target)
+                with target.open("rb") as file:
+                    os.fsync(file.fileno())
             database.unlink()
         return name
 
@@ -133,63 +163,89 @@ class Place:
         """Write the receipt of a task, then rename its databases to where they belong.
 
         Args:
-            key: what tells the task from others; receipts are read in the order of their keys.
-            receipt: what it has finished.
+            key: names the task; receipts are read in the order of their keys.
+            receipt: what the task has finished.
             rows: their rows of the contig table, sorted by sample.
         """
         for built in receipt.built:
             self._check_free(built.result.sample)
         unfinished = self.ready / f"{uuid4().hex}.parquet"
-        rows.sink_parquet(unfinished, metadata={_RECEIPT: receipt.to_json()})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, self.receipts / f"{key}.parquet")
-        sync_folder(self.receipts)
-        self.finish(receipt)
-
-    def finish(self, receipt: Receipt) -> None:
-        """Rename the databases of a receipt that are not yet in place."""
+        with writing(unfinished):
+            rows.sink_parquet(polars_path(unfinished), metadata={_RECEIPT: receipt.to_json()})
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, self.receipts / f"{key}.parquet")
+            sync_folder(self.receipts)
         for built in receipt.built:
-            staged = self.ready / built.staged
-            if staged.exists():
-                final = schema.sample_database_path(self.out, built.result.sample)
+            self._finish(built)
+
+    def finish(self, receipt: Receipt) -> tuple[Receipt, list[EdenError]]:
+        """Rename the databases of a receipt that are not yet in place.
+
+        Returns:
+            The receipt with the samples that are in place, and an error for each of the others.
+        """
+        in_place: list[Built] = []
+        errors: list[EdenError] = []
+        for built in receipt.built:
+            try:
+                self._finish(built)
+                in_place.append(built)
+            except EdenError as error:
+                errors.append(error)
+        return replace(receipt, built=tuple(in_place)), errors
+
+    def _finish(self, built: Built) -> None:
+        staged = self.ready / built.staged
+        if staged.exists():
+            final = schema.sample_database_path(self.out, built.result.sample)
+            with writing(final):
                 self._check_free(built.result.sample)
-                final.parent.mkdir(exist_ok=True)
+                real_folder(final.parent)
                 os.replace(staged, final)
                 sync_folder(final.parent)
 
     def _check_free(self, sample: str) -> None:
         final = schema.sample_database_path(self.out, sample)
         if is_mutable_now(final):
-            raise UsageError(f"{final} is being written to: a -wal or -journal file stands beside it")
+            raise UsageError(f"{printable(final)} is being written to: a -wal or -journal file is beside it")
 
     def read_receipts(self) -> list[tuple[Path, Receipt]]:
-        """Return the receipts there are, in the order of their keys."""
-        if not self.receipts.is_dir():
-            return []
-        return [
-            (path, Receipt.from_json(pl.read_parquet_metadata(path)[_RECEIPT]))
-            for path in sorted(self.receipts.iterdir())
-        ]
+        """Return all receipts, in the order of their keys; one that cannot be read is removed with a warning."""
+        found = []
+        for path in sorted(self.receipts.iterdir()) if self.receipts.is_dir() else ():
+            try:
+                with path.open("rb") as file:
+                    receipt = Receipt.from_json(pl.read_parquet_metadata(file)[_RECEIPT])
+                for built in receipt.built:
+                    schema.check_folder_name(built.result.sample, printable(path))
+                    if not _STAGED.fullmatch(built.staged):
+                        raise ValueError(f"{built.staged!r} is not the name of a finished database")
+            except Exception as error:  # whatever it holds, it must not block this run and all later ones
+                warn(f"{printable(path)}: was left by an earlier run, cannot be read and is removed ({error})")
+                path.unlink(missing_ok=True)
+                continue
+            found.append((path, receipt))
+        return found
 
 
 @contextmanager
 def workplace(out: Path, scratch: Path | None = None) -> Iterator[Place]:
-    """Lock the output folder and hand out a place to work at in it.
+    """Lock the output folder and yield a place to work at in it.
 
-    It may hold receipts of a killed run; everything else that such a run left is removed. At the end the staging folder
-    is removed, unless receipts remain in it; and so is an output folder that an error leaves empty and that was not there
-    before.
+    Receipts of a killed run are kept; everything else that such a run left is removed. At the end the staging folder is removed
+    unless receipts remain in it. An output folder that did not exist before, and that an error leaves empty, is removed too.
 
     Raises:
-        UsageError: the folder cannot be written to, or another process is building into it.
+        UsageError: another process is building into the folder.
+        WriteError: the folder cannot be written to.
     """
     out_is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written to ({error.strerror})") from error
+        raise WriteError(f"{printable(out)}: cannot be written to ({error.strerror})") from error
     place = Place(out, scratch, uuid4().hex[:12])
     try:
         lock(descriptor, out)
@@ -199,7 +255,10 @@ def workplace(out: Path, scratch: Path | None = None) -> Iterator[Place]:
         except OSError as error:
             if isinstance(error, EdenError):
                 raise
-            raise UsageError(f"{out}: cannot be written to ({error.strerror or error})") from error
+            where = (
+                printable(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else printable(out)
+            )
+            raise WriteError(f"{where}: cannot be written to ({error.strerror or error})") from error
         finally:
             _leave(place)
     except BaseException:
@@ -211,21 +270,24 @@ def workplace(out: Path, scratch: Path | None = None) -> Iterator[Place]:
 
 
 def _clear(place: Place) -> None:
-    """Make the folders, and remove what a killed run left but what its receipts tell of."""
-    place.staging.mkdir(exist_ok=True)
-    guard = os.open(place.staging, os.O_RDONLY | os.O_DIRECTORY)
+    """Make the folders, and remove what a killed run left except its receipts and the databases that they name."""
+    real_folder(place.staging)
+    guard = os.open(place.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         _wait_for_orphans(guard, place.out)
-        shutil.rmtree(place.staging / "scratch", ignore_errors=True)
+        for folder in (place.ready, place.receipts):
+            real_folder(folder)
+        for left in place.staging.iterdir():
+            if left not in (place.ready, place.receipts):
+                _remove(left)
+        place.check_scratch()
         if place.scratch is not None:
             shutil.rmtree(place.scratch_of_out, ignore_errors=True)
-        for folder in (place.ready, place.receipts):
-            folder.mkdir(exist_ok=True)
         known = {built.staged for _, receipt in place.read_receipts() for built in receipt.built}
         for left in place.ready.iterdir():
             if left.name not in known:
-                left.unlink()
-        # From here on no task of a killed run begins, and none is under way.
+                _remove(left)
+        # From here on no task of a killed run begins, and none is running.
         (place.staging / RUN_FILE).write_text(place.run)
     finally:
         os.close(guard)
@@ -241,6 +303,14 @@ def _wait_for_orphans(guard: int, out: Path) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def _leave(place: Place) -> None:

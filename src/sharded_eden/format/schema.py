@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sharded_eden.errors import InputError, MissingDatabase, UsageError
+from sharded_eden.errors import InputError, MissingDatabase, UsageError, shown
 
 CONTIG_ID = "contig_id"
 LENGTH = "length"
@@ -171,14 +171,27 @@ def check_folder_name(sample_id: str, source: str) -> None:
         if "/" in sample_id or "\\" in sample_id or sample_id in {".", ".."}
         else "a name that begins with '.' is hidden, and kept for unfinished work"
         if sample_id.startswith(".")
-        else "the table of all contigs bears this name"
+        else f"the name of its database would be longer than {MAX_NAME_BYTES} bytes"
+        if not _is_file_name(f".{sample_database_path('', sample_id).name}.partial")
+        else "it holds characters that cannot be printed"
+        if not sample_id.isprintable()
+        else "the table of all contigs has this name"
         if sample_id == CONTIGS_FILE
-        else "the manifest bears this name"
+        else "the manifest has this name"
         if sample_id == MANIFEST_FILE
         else ""
     )
     if reason:
-        raise UsageError(f"{source}: {sample_id!r} cannot name a sample: {reason}.")
+        raise UsageError(f"{source}: {shown(sample_id)} cannot name a sample: {reason}.")
+
+
+MAX_NAME_BYTES = 255
+"""Of a file name, on nearly every file system."""
+
+
+def _is_file_name(name: str) -> bool:
+    """Tell whether a name is short enough for a file; one that is not UTF-8 is refused for another reason."""
+    return len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
 
 
 def check_tag(tag: str) -> None:
@@ -187,8 +200,8 @@ def check_tag(tag: str) -> None:
     Raises:
         UsageError: with the reason.
     """
-    if not tag or "\0" in tag or "/" in tag or any(c.isspace() for c in tag) or f"{tag}__".split("__", 1)[0] != tag:
+    if not tag or "/" in tag or " " in tag or not tag.isprintable() or f"{tag}__".split("__", 1)[0] != tag:
         raise UsageError(
-            f"--tag {tag!r} cannot begin a sequence ID: it must not be empty, hold '__', '/', white space or NUL, "
-            "or end in '_'."
+            f"--tag {shown(tag)} cannot begin a sequence ID: it must not be empty, hold '__', '/', white space or control "
+            "characters, or end in '_'."
         )

@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -20,7 +21,7 @@ from urllib.parse import quote
 
 import apsw
 
-from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError, WriteError, printable
 
 IOMode = Literal["auto", "mmap", "read"]
 
@@ -193,75 +194,149 @@ def copy_database(path: Path, copy: Path) -> None:
 
 @contextmanager
 def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give out a hidden name to write to; sync and rename it to `path` at the end, remove it after an error.
+    """Yield a hidden name to write to; sync and rename it to `path` at the end, remove it after an error.
 
-    A process that was killed leaves the hidden file; the next run for the same `path` takes it over. Two processes that
-    publish the same `path` at once do not mix: the second one is refused.
+    A killed process leaves the hidden file; the next run for the same `path` reuses it. Of two processes that publish the same
+    `path` at once, the second is refused. Links under the hidden name are never followed.
 
     Raises:
-        UsageError: the folder cannot be written to, another process is writing this file, or a `-wal` or `-journal` of an
-            older database stands beside it, which SQLite would take for one of the new file.
+        UsageError: another process is writing this file, or a `-wal` or `-journal` of an older database, which SQLite would
+            apply to the new file, is beside it.
+        WriteError: the folder cannot be written to, the disk is full, or a link or a folder has the hidden name.
     """
     path = Path(path)
-    if is_mutable_now(path):
-        raise UsageError(
-            f"{path}: a -wal or -journal file stands beside it: a program has it open, or was stopped while writing it. "
-            "Close that program, or remove these files together with the old database"
-        )
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with writing(path):
+        if is_mutable_now(path):
+            raise UsageError(
+                f"{printable(path)}: a -wal or -journal file is beside it: a program has it open, or was stopped while writing "
+                "it. Close that program, or remove these files together with the old database"
+            )
+        partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(partial, path)
+        try:
+            os.ftruncate(descriptor, 0)
+            try:
+                yield partial
+                if path.is_dir():
+                    raise WriteError(f"{printable(path)}: cannot be written: a folder has this name")
+                if not _is_open_as(descriptor, partial):
+                    raise UsageError(
+                        f"{printable(path)}: another process has removed or replaced {printable(partial)} meanwhile. Run one "
+                        "command at a time that writes it"
+                    )
+                os.fsync(descriptor)
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        finally:
+            os.close(descriptor)
+        sync_folder(path.parent)
+
+
+_WRITE_ERRORS = frozenset({
+    apsw.SQLITE_FULL, apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_TRUNCATE,
+    apsw.SQLITE_IOERR_DIR_FSYNC,
+})  # fmt: skip
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of the system, SQLite and Polars while a file or folder is written into a `WriteError` that names it."""
+    try:
+        yield
     except EdenError:
         raise
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        os.ftruncate(descriptor, 0)
-        try:
-            yield partial
-            if path.is_dir():
-                raise UsageError(f"{path}: a folder stands where this file is to be written")
-            os.fsync(descriptor)
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
+        raise write_error(path, error.strerror or str(error)) from error
+    except apsw.Error as error:
+        if getattr(error, "extendedresult", 0) not in _WRITE_ERRORS:
             raise
-    except OSError as error:
-        if isinstance(error, EdenError):
+        reason = (
+            "no space is left on the disk, or the quota is reached" if isinstance(error, apsw.FullError) else str(error)
+        )
+        raise write_error(path, reason) from error
+    except Exception as error:
+        if type(error).__module__ != "polars.exceptions" or "(os error" not in str(error):
             raise
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        os.close(descriptor)
-    sync_folder(path.parent)
+        raise write_error(path, str(error)) from error
+
+
+def write_error(path: str | os.PathLike[str], reason: str) -> WriteError:
+    """Return the error to raise where a file or folder cannot be written."""
+    return WriteError(f"{printable(path)}: cannot be written ({reason})")
+
+
+def real_folder(folder: Path) -> None:
+    """Make a folder, or accept the one that is there, unless it is a link: what is written there could end up elsewhere.
+
+    Raises:
+        WriteError: the name belongs to a link or a file, or the folder cannot be made.
+    """
+    with writing(folder), suppress(FileExistsError):
+        folder.mkdir()
+    with writing(folder):
+        mode = os.lstat(folder).st_mode
+    if not stat.S_ISDIR(mode):
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "not a folder"
+        raise WriteError(f"{printable(folder)}: is {what}, and nothing is written through it. Remove or rename it")
 
 
 def _open_locked(partial: Path, path: Path) -> int:
-    """Return a descriptor of the hidden file that no other process holds."""
+    """Return a descriptor of the hidden file, which no other process has locked.
+
+    Raises:
+        UsageError: another process has locked it.
+        WriteError: its name belongs to a link, or to anything but a file.
+    """
     while True:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if partial.is_symlink():
+                raise _planted(partial, "a symbolic link") from error
+            raise
         try:
             lock(descriptor, path)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), partial.stat()):
-                    return descriptor
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode):
+                raise _planted(partial, "not a file")
+            if state.st_nlink > 1:
+                raise _planted(partial, "a hard link to another file")
+            if _is_open_as(descriptor, partial):
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its writer published or removed it between the two calls
 
 
+def _planted(partial: Path, what: str) -> WriteError:
+    return WriteError(f"{printable(partial)}: is {what}, and nothing is written through it. Remove it")
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    """Tell whether a path is the very file that a descriptor has open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 def lock(descriptor: int, path: Path) -> None:
     """Lock an open file or folder against other writers until it is closed.
 
+    A file system without locks is accepted: `publishing` then notices a second writer only after the fact.
+
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process has locked it.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"{path}: another process is writing here at the moment") from error
-    except OSError:  # a file system without locks: two writers of one path are then the user's to avoid
+        raise UsageError(f"{printable(path)}: another process is writing here at the moment") from error
+    except OSError:
         return
 
 

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench bench-prepare bench-scale docs clean
+.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ types: $(VENV)/.dev ## strict type check
 
 bench: $(VENV)/.dev ## speed, as ratios of interleaved runs
 	$(BIN)/python -m benchmarks
+
+bench-cold: $(VENV)/.dev ## reads from the disk with an empty page cache (root; 90 minutes, 25 GB at once)
+	$(BIN)/python -m benchmarks.cold --remove
 
 bench-prepare: $(VENV)/.dev ## speed of build and precompute
 	$(BIN)/python -m benchmarks --only prepare,precompute

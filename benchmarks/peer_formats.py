@@ -30,10 +30,12 @@ class Files:
 
     Args:
         folder: the folder that holds them.
+        warm: read what `made` returns into memory; without it, a missing file is an error.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, warm: bool = True) -> None:
         self.folder = Path(folder)
+        self.warm = warm
         contigs = json.loads((self.folder / "contigs.json").read_text())
         self.ids: list[str] = contigs["ids"]
         self.offsets = np.array(contigs["offsets"])  # (C + 1,) int64
@@ -56,6 +58,10 @@ class Files:
         """Return the file or folder `name`, made by `make(path)` if it is missing, and read once so that it is in memory."""
         done = self.folder / f"{name}.done"
         path = self.folder / name
+        if not self.warm:
+            if not done.exists():
+                raise FileNotFoundError(done)
+            return path
         if not done.exists():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -104,9 +110,13 @@ class PeerDataset:
         loss_mask = (labels > SEP).float()
         return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": self.position_ids}
 
-    def stream(self) -> Iterator[Example]:
+    def bases_stream(self) -> Iterator[np.ndarray]:
         """Return the peer's shuffled pass over all windows."""
         raise NotImplementedError
+
+    def stream(self) -> Iterator[Example]:
+        """Return the same as training examples."""
+        return map(self.example, self.bases_stream())
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the peer's packages."""

@@ -34,12 +34,13 @@ class Indexed(PeerDataset):
     """Ranges of token ids from a memory-mapped .bin file."""
 
     packages = ("megatron-core",)
+    mapped = True
 
     def open(self) -> None:
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
         path = self.files.made("megatron", partial(_write, self.files, False))
-        self.rows = IndexedDataset(str(path / "text"), mmap=True)
+        self.rows = IndexedDataset(str(path / "text"), mmap=self.mapped)
 
     def bases(self, window: int) -> np.ndarray:
         files = self.files
@@ -48,6 +49,12 @@ class Indexed(PeerDataset):
 
     def example(self, bases: np.ndarray) -> Example:
         return super().example(bases.astype(np.int64))
+
+
+class IndexedFile(Indexed):
+    """The same, with a read of the .bin file for each stretch."""
+
+    mapped = False
 
 
 class Gpt(PeerDataset):

@@ -13,8 +13,19 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 
-from benchmarks.peer_formats import CHUNK_BYTES, Example, Files, PeerDataset, write_fasta
+from benchmarks.peer_formats import (
+    CHUNK_BYTES,
+    EOS,
+    PAD,
+    SEP,
+    SEQ_LENGTH,
+    Example,
+    Files,
+    PeerDataset,
+    write_fasta,
+)
 
 
 class Pyfaidx(PeerDataset):
@@ -109,10 +120,61 @@ class LitData(PeerDataset):
     def bases(self, window: int) -> np.ndarray:
         return np.array(self.rows[window]["bases"])
 
-    def stream(self) -> Iterator[Example]:
+    def bases_stream(self) -> Iterator[np.ndarray]:
         import litdata
 
-        return (self.example(np.array(row["bases"])) for row in litdata.StreamingDataset(self.path, shuffle=True))
+        return (np.array(row["bases"]) for row in litdata.StreamingDataset(self.path, shuffle=True))
+
+
+def _contig(files: Files, k: int) -> torch.Tensor:
+    return torch.from_numpy(np.append(files.contig(k), np.uint8(EOS)))
+
+
+class LitDataTokens(PeerDataset):
+    """Blocks of 8,192 tokens cut out of the contigs laid end to end, by litdata's `TokensLoader`: no row of ours."""
+
+    packages = ("litdata",)
+
+    def open(self) -> None:
+        import litdata
+        from litdata.streaming.item_loader import TokensLoader
+
+        self.path = str(self.files.made("litdata-tokens", self._write))
+        loader = TokensLoader(block_size=SEQ_LENGTH)
+        self.rows = litdata.StreamingDataset(self.path, item_loader=loader, shuffle=False)
+
+    def _write(self, path: Path) -> None:
+        import litdata
+        from litdata.streaming.item_loader import TokensLoader
+
+        litdata.optimize(
+            partial(_contig, self.files), list(range(len(self.files.ids))), str(path), num_workers=1, verbose=False,
+            chunk_size=CHUNK_BYTES // SEQ_LENGTH * SEQ_LENGTH, item_loader=TokensLoader(),
+        )  # fmt: skip
+
+    def bases(self, window: int) -> np.ndarray:
+        return np.array(self.rows[window % len(self.rows)])
+
+    def __getitem__(self, window: int) -> Example:
+        return self.example(self.bases(window))
+
+    def example(self, bases: np.ndarray) -> Example:
+        tokens = torch.from_numpy(bases.astype(np.int64))
+        labels = torch.full_like(tokens, PAD)
+        labels[:-1] = tokens[1:]
+        return {
+            "tokens": tokens,
+            "labels": labels,
+            "loss_mask": (labels > SEP).float(),
+            "position_ids": self.position_ids,
+        }
+
+    def bases_stream(self) -> Iterator[np.ndarray]:
+        import litdata
+        from litdata.streaming.item_loader import TokensLoader
+
+        loader = TokensLoader(block_size=SEQ_LENGTH)
+        return map(np.array, litdata.StreamingDataset(self.path, item_loader=loader, shuffle=True))
 
 
 def _stub_torchvision() -> None:
@@ -154,7 +216,7 @@ class Streaming(PeerDataset):
     def bases(self, window: int) -> np.ndarray:
         return np.array(self.rows[window]["bases"])
 
-    def stream(self) -> Iterator[Example]:
+    def bases_stream(self) -> Iterator[np.ndarray]:
         import streaming
 
         if self.shuffled is None:
@@ -162,4 +224,4 @@ class Streaming(PeerDataset):
             if not copy.exists():
                 copy.symlink_to(self.path)
             self.shuffled = streaming.StreamingDataset(local=str(copy), shuffle=True, batch_size=32, shuffle_seed=1)
-        return (self.example(np.array(row["bases"])) for row in self.shuffled)
+        return (np.array(row["bases"]) for row in self.shuffled)

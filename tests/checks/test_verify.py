@@ -124,7 +124,7 @@ def test_the_command_for_windows_keeps_their_packs(world, seed, options):
     pack_window_database(world.train, seed=seed)
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_windows'")
     assert {finding.mend for finding in world.verify().findings} == {
-        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 {options}"
+        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 --force {options}"
     }
 
 
@@ -135,5 +135,5 @@ def test_the_command_for_windows_has_their_geometry(world):
     assert finding.check == "gap"
     assert finding.mend == (
         f"sharded-eden precompute SPLIT.parquet {world.val} --window-size 64 --stride 50 --window-min-length-threshold 10 "
-        "--keep-tail --special-tokens 4"
+        "--keep-tail --special-tokens 4 --force"
     )

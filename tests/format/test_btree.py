@@ -80,7 +80,7 @@ def test_windows_and_their_index_on_small_pages(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precompute, "PAGE_BYTES", 512)
         patch.setattr(split_files, "BATCH_CONTIGS", batch_contigs)
-        result = precompute_window_database(folder / "s.parquet", folder / "small.db", 64, 50)
+        result = precompute_window_database(folder / "s.parquet", folder / "small.db", 64, 50, overwrite=True)
     assert worlds.query(folder / "small.db", "PRAGMA integrity_check") == [("ok",)]
     each = result.windows // len(names)
     expected = [(name, k) for name in names for k in range(each)]
@@ -149,7 +149,9 @@ def test_ids_up_to_what_an_index_page_holds(tmp_path: Path) -> None:
         (name,) for name in ids
     ]
     pl.DataFrame({"contig_id": ["a" * (longest + 1)], "length": [5]}).write_parquet(tmp_path / "s.parquet")
-    with pytest.raises(InputError, match=r"s\.parquet: row 0 has a contig_id of more than 4,000 bytes .*Mend or drop"):
+    with pytest.raises(
+        InputError, match=r"s\.parquet: row 0 has a contig_id of more than 4,000 bytes .*Correct or drop"
+    ):
         precompute_window_database(tmp_path / "s.parquet", tmp_path / "w.db")
 
 

@@ -62,7 +62,7 @@ def write_world(folder: Path, train=TRAIN, val=VAL) -> World:
 def write_windows(path: Path, contigs, **options) -> None:
     split = path.with_suffix(".parquet")
     pl.DataFrame({"contig_id": list(contigs), "length": [len(s) for s in contigs.values()]}).write_parquet(split)
-    precompute_window_database(split, path, 64, 50, **options)
+    precompute_window_database(split, path, 64, 50, overwrite=True, **options)
 
 
 def found(result: VerifyResult) -> set[tuple[str, str]]:

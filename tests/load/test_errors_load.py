@@ -336,7 +336,8 @@ def test_another_geometry(tmp_path, options, built, asked, command):
     worlds.dataset(folder, window_min_length_threshold=5).close()
     words = words_of(GeometryMismatch, folder, **options)
     assert words.startswith(f"{folder}/windows.db: mismatch: it was built with {built}; the dataset asks for {asked}")
-    assert f"sharded-eden precompute SPLIT.parquet {folder}/windows.db " in words
+    size = options.get("seq_length", 64)
+    assert f"sharded-eden precompute SPLIT.parquet {folder}/windows.{size}.db --window-size {size} " in words
     assert command in words
     assert words.endswith("--window-min-length-threshold 5") or "threshold" in str(options)
 
@@ -430,7 +431,7 @@ def test_a_contig_is_missing(folder, read_with):
             f"validation split, window {window}: contig 'BCR__ECT-S0__CT1-1' must have at least 114 bases; {path} has no such "
             f"contig. {folder}/windows.db belongs to other sequence databases. Make the splits and windows of these again: "
             f"sharded-eden split {folder}/seqs --out DIR, then sharded-eden precompute SPLIT.parquet {folder}/windows.db "
-            "--window-size 64 --stride 50"
+            "--window-size 64 --stride 50 --force"
         )
         after = worlds.rows_of(folder).index(("BCR__ECT-S0__CT1-2", 0))
         assert as_lists(dataset[after]) == expected(folder, after)

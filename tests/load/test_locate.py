@@ -111,7 +111,14 @@ def test_the_command_that_rebuilds_says_what_was_left_out_for_its_letters(tmp_pa
     pl.DataFrame(lengths).write_parquet(split)
     for share in (0.5, 0, 1):
         precompute_window_database(
-            split, folder / "w.db", 64, 50, keep_tail=True, max_ambiguous=share, sequences=folder / "seqs"
+            split,
+            folder / "w.db",
+            64,
+            50,
+            keep_tail=True,
+            max_ambiguous=share,
+            sequences=folder / "seqs",
+            overwrite=True,
         )
         with closing(WindowIndex(folder / "w.db")) as index:
             command = index.rebuild_command(index.geometry)
@@ -122,6 +129,6 @@ def test_the_command_that_rebuilds_says_what_was_left_out_for_its_letters(tmp_pa
         assert cli.main(shlex.split(command)[1:]) == 0
         with closing(WindowIndex(folder / "w.db")) as index:
             assert index.fingerprint == fingerprint
-    precompute_window_database(split, folder / "w.db", 64, 50)
+    precompute_window_database(split, folder / "w.db", 64, 50, overwrite=True)
     with closing(WindowIndex(folder / "w.db")) as index:
         assert "--max-ambiguous" not in index.rebuild_command(WindowGeometry())

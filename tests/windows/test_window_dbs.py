@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from sharded_eden import WindowGeometry, compute_num_windows, precompute_window_database
+from sharded_eden import WindowGeometry, cli, compute_num_windows, precompute_window_database
 from sharded_eden.errors import EdenWarning, InputError, UsageError
 from sharded_eden.windows import precompute, split_files, write
 
@@ -175,7 +177,9 @@ def test_fingerprint_is_of_what_is_in_it_not_of_how_it_was_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fingerprint(contigs: dict[str, int], **options: int) -> int:
-        precompute_window_database(split_file(tmp_path / "s.parquet", contigs), tmp_path / "w.db", **options)
+        precompute_window_database(
+            split_file(tmp_path / "s.parquet", contigs), tmp_path / "w.db", overwrite=True, **options
+        )
         return dict(table(tmp_path / "w.db", "metadata"))["fingerprint"]
 
     contigs = a_metagenome()
@@ -244,13 +248,14 @@ def test_split_files_that_are_refused(
         path.write_bytes(split)
     elif split is not None:
         split.write_parquet(path)
-    (tmp_path / "w.db").write_bytes(b"an older one")
+    precompute_window_database(split_file(tmp_path / "older.parquet", {"a": 5}), tmp_path / "w.db")
+    older = (tmp_path / "w.db").read_bytes()
     with pytest.raises(InputError) as caught:
         precompute_window_database(path, tmp_path / "w.db")
     for word in [str(path), *words]:
         assert word in str(caught.value)
-    assert (tmp_path / "w.db").read_bytes() == b"an older one"
-    assert {p.name for p in tmp_path.iterdir()} <= {"s.parquet", "w.db"}
+    assert (tmp_path / "w.db").read_bytes() == older
+    assert {p.name for p in tmp_path.iterdir()} <= {"s.parquet", "older.parquet", "w.db"}
 
 
 def test_damaged_split_file(tmp_path: Path) -> None:
@@ -296,10 +301,66 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
         precompute_window_database(path, tmp_path / "w.db")
 
 
-def test_an_older_database_is_replaced(tmp_path: Path) -> None:
-    for contigs in ({"a": 50_000}, {"b": 5}):
-        precompute_window_database(split_file(tmp_path / "s.parquet", contigs), tmp_path / "w.db")
-    assert table(tmp_path / "w.db", "window_mappings") == [(0, "b", 0)]
+def test_a_database_of_other_contigs_or_geometry_is_replaced_only_on_request(tmp_path: Path) -> None:
+    split, output = tmp_path / "train_split.parquet", tmp_path / "w.db"
+    precompute_window_database(split_file(split, {"a": 50_000, "b": 9}), output)
+    before = output.read_bytes()
+    precompute_window_database(split, output)  # the same again
+    assert output.read_bytes() == before
+    why = "Checkpoints are tied to the windows"
+    for options in ({"window_size": 100}, {"stride": 99}, {"keep_tail": True}, {"window_min_length_threshold": 10}):
+        with pytest.raises(UsageError, match=rf"another geometry .*{why}.*--force") as caught:
+            precompute_window_database(split, output, **options)
+        command = re.search(r"sharded-eden (precompute \S+ \S+ [^;]+);", str(caught.value))
+        assert command
+        words = shlex.split(command[1])
+        assert Path(words[2]) != output
+        assert cli.main(words) == 0
+    precompute_window_database(split, tmp_path / "packed.db", pack=True)
+    precompute_window_database(split, tmp_path / "packed.db")
+    for contigs in ({"a": 50_000}, {"a": 50_000, "b": 10}, {"a": 50_000, "c": 9}, {"a": 50_000, "b": 9, "c": 1}):
+        with pytest.raises(UsageError, match=rf"other contigs or windows.*{why}.*--force"):
+            precompute_window_database(split_file(split, contigs), output)
+    assert output.read_bytes() == before
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    precompute_window_database(split_file(split, {"b": 5}), output, overwrite=True)
+    assert table(output, "window_mappings") == [(0, "b", 0)]
+
+
+def test_a_database_without_a_fingerprint_is_compared_by_its_rows(tmp_path: Path) -> None:
+    split, output = split_file(tmp_path / "s.parquet", {"a": 50_000}), tmp_path / "w.db"
+    precompute_window_database(split, output)
+    with sqlite3.connect(output) as connection:
+        connection.execute("DELETE FROM metadata WHERE key IN ('fingerprint', 'total_windows')")
+    connection.close()
+    precompute_window_database(split, output)
+    with sqlite3.connect(output) as connection:
+        connection.execute("DELETE FROM metadata WHERE key = 'fingerprint'")
+    connection.close()
+    with pytest.raises(UsageError, match="other contigs or windows"):
+        precompute_window_database(split_file(split, {"b": 50_000}), output)
+
+
+@pytest.mark.parametrize("content", [b"older", b"SQLite format 3\0" + bytes(5000), "CREATE TABLE notes (x)"])
+def test_a_file_that_is_not_a_window_database_is_replaced_only_on_request(tmp_path: Path, content: bytes | str) -> None:
+    split, output = split_file(tmp_path / "s.parquet", {"a": 5}), tmp_path / "w.db"
+    if isinstance(content, bytes):
+        output.write_bytes(content)
+    else:
+        with sqlite3.connect(output) as connection:
+            connection.execute(content)
+        connection.close()
+    before = output.read_bytes()
+    for command in (["sharded_eden.cli"], ["bionemo.evo2.run.sharded_eden_dataloader"]):
+        program = [sys.executable, "-c", "import sys, sharded_eden.cli; sys.exit(sharded_eden.cli.main())"]
+        if command[0].startswith("bionemo"):
+            program = [sys.executable, "-m", *command]
+        run = subprocess.run([*program, "precompute", split, output], check=False, capture_output=True, text=True)
+        assert run.returncode == 1
+        assert "--force" in run.stderr
+        assert output.read_bytes() == before
+    subprocess.run([*program, "precompute", split, output, "--force"], check=True, capture_output=True)
+    assert table(output, "window_mappings") == [(0, "a", 0)]
 
 
 def test_stride_that_leaves_gaps_warns_with_the_bases_lost(tmp_path: Path) -> None:
@@ -312,8 +373,8 @@ def test_stride_that_leaves_gaps_warns_with_the_bases_lost(tmp_path: Path) -> No
     assert (result.windows, result.bases, result.unseen_bases) == (3, 300, 300 - 3 * 97)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert precompute_window_database(path, tmp_path / "w.db", 100, 97).unseen_bases == 9
-        assert precompute_window_database(path, tmp_path / "w.db", 100, 97, keep_tail=True).unseen_bases == 0
+        assert precompute_window_database(path, tmp_path / "97.db", 100, 97).unseen_bases == 9
+        assert precompute_window_database(path, tmp_path / "tail.db", 100, 97, keep_tail=True).unseen_bases == 0
 
 
 def test_no_window_left_is_a_valid_empty_database_and_a_warning(tmp_path: Path) -> None:
@@ -332,7 +393,7 @@ def test_contigs_without_bases_warn(tmp_path: Path) -> None:
     assert result.windows == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert precompute_window_database(path, tmp_path / "w.db", window_min_length_threshold=1).windows == 1
+        assert precompute_window_database(path, tmp_path / "1.db", window_min_length_threshold=1).windows == 1
 
 
 def test_progress_is_told_in_contigs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,12 @@ def test_each_split_becomes_what_it_becomes_by_itself(tmp_path: Path, jobs: int)
     assert told
     for name, result in results.items():
         if result.windows:
-            alone = precompute_window_database(splits / f"{name}_split.parquet", tmp_path / "one.db", 64, 50, **options)
+            alone = precompute_window_database(
+                splits / f"{name}_split.parquet", tmp_path / f"{name}.db", 64, 50, **options
+            )
             assert alone.windows == result.windows
             assert alone.packs == result.packs
-            assert (tmp_path / "one.db").read_bytes() == result.path.read_bytes()
+            assert (tmp_path / f"{name}.db").read_bytes() == result.path.read_bytes()
 
 
 def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

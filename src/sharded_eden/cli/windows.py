@@ -47,6 +47,14 @@ def precompute(
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Add packs: rows filled with several whole windows.")] = False,
     pack_seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace a window database of another geometry or of other contigs. Checkpoints are tied to the windows that "
+            "they were trained on.",
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Splits of a folder that are worked on at once.")] = 1,
 ) -> None:
     """Turn a split into a window database, or a folder of splits into one of window databases."""
@@ -61,6 +69,7 @@ def precompute(
         "sequences": sequences,
         "pack": pack,
         "pack_seed": pack_seed,
+        "overwrite": force,
     }
     with progress_bar("contigs") as progress:
         if split_file.is_dir():

@@ -18,6 +18,7 @@ import apsw
 import numpy as np
 
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, UsageError
+from sharded_eden.format.commands import sibling
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
@@ -99,8 +100,14 @@ class WindowIndex:
         return self._connections.get().connection
 
     def rebuild_command(self, geometry: WindowGeometry) -> str:
-        """Return the command that makes this window database with another geometry."""
-        return rebuild_command(self.path, geometry, max_ambiguous=self.max_ambiguous) + pack_options(self.metadata)
+        """Return the command that makes this window database again, or one of another geometry under a new name.
+
+        Checkpoints are tied to the windows that they were trained on, so another geometry does not replace them.
+        """
+        is_same = geometry == self.geometry
+        path = self.path if is_same else sibling(self.path, str(geometry.window_size))
+        command = rebuild_command(path, geometry, max_ambiguous=self.max_ambiguous, force=is_same)
+        return command + pack_options(self.metadata)
 
     def _check_tables(self) -> None:
         needed = {
@@ -210,7 +217,7 @@ class WindowIndex:
             + ", ".join(f"{key}={built[key]}" for key in differing)
             + "; the dataset asks for "
             + ", ".join(f"{names.get(key, key)}={asked[key]}" for key in differing)
-            + f". Pass the dataset the database's values, or rebuild: {self.rebuild_command(wanted)}"
+            + f". Pass the dataset the database's values, or make another window database: {self.rebuild_command(wanted)}"
         )
 
     def locate(self, window_idx: int) -> Row:
@@ -335,6 +342,7 @@ def rebuild_command(
     geometry: WindowGeometry,
     *,
     max_ambiguous: float | None = None,
+    force: bool = True,
 ) -> str:
     """Return the command that makes a window database with a geometry.
 
@@ -342,11 +350,13 @@ def rebuild_command(
         path: the window database.
         geometry: how its windows are cut.
         max_ambiguous: the share of ambiguous letters from which on windows are left out.
+        force: replace the database of this name, which is damaged.
     """
     extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
     extra += " --keep-tail" if geometry.keep_tail else ""
     extra += f" --special-tokens {geometry.special_tokens}" if geometry.special_tokens != 3 else ""
     extra += f" --max-ambiguous {max_ambiguous:g} --sequences SEQDB" if max_ambiguous is not None else ""
+    extra += " --force" if force else ""
     return (
         f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
         f"--stride {geometry.stride}{extra}"

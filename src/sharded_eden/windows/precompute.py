@@ -15,13 +15,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from sharded_eden.errors import UsageError, warn
+from sharded_eden.errors import UsageError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.pages.btree import PageFile
 from sharded_eden.format.sqlite import create_database, publishing
 from sharded_eden.jobs import Progress
 from sharded_eden.windows.ambiguity import AmbiguityFilter
+from sharded_eden.windows.existing import existing_windows
 from sharded_eden.windows.pack import PackResult, write_packs
 from sharded_eden.windows.split_files import contigs_in_order, open_split, survey
 from sharded_eden.windows.write import WindowWriter
@@ -63,13 +64,15 @@ def precompute_window_database(
     sequences: str | os.PathLike[str] | None = None,
     pack: bool = False,
     pack_seed: int = 42,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PrecomputeResult:
     """Write the window database of a split.
 
     Args:
         split_parquet_file: a Parquet file with the columns `contig_id` (string) and `length` (integer, bases).
-        output_window_db: the database; one that is there is replaced once the new one is whole.
+        output_window_db: the database. One that exists is replaced when the new one is complete, if it has the same geometry
+            and the same contigs.
         window_size: tokens of a training row, and bases that a window spans; the dataset's `seq_length`.
         stride: bases from the start of one window to the start of the next.
         window_min_length_threshold: windows with fewer bases than this are left out.
@@ -79,10 +82,13 @@ def precompute_window_database(
         sequences: the folder of sequence databases, which only `max_ambiguous` reads.
         pack: add packs, see `sharded_eden.windows.pack`.
         pack_seed: another seed mixes other windows in a pack.
+        overwrite: replace a file of this name whatever it holds. Checkpoints are tied to the windows that they were trained on,
+            so they cannot be resumed on other windows.
         progress: called with the contigs done and their total.
 
     Raises:
-        UsageError: a size that cannot be meant, or an output that cannot be written.
+        UsageError: an invalid size, an output that cannot be written, or one that exists with another geometry or other
+            contigs, unless `overwrite`.
         DatabaseError: a contig of the split is not in `sequences`, or has another length there.
         InputError: the split file is not such a table, or holds nulls, negative lengths or a contig twice.
 
@@ -104,13 +110,16 @@ def precompute_window_database(
             else "--sequences is only read to leave out windows (--max-ambiguous 0.5)"
         )
     if output.exists() and split.exists() and output.samefile(split):
-        raise UsageError(f"{output} is the split file itself; give the window database another name")
+        raise UsageError(f"{printable(output)} is the split file itself; give the window database another name")
     with ExitStack() as stack:
         ambiguity = None
         if max_ambiguous is not None and sequences is not None:
             ambiguity = stack.enter_context(closing(AmbiguityFilter(sequences, max_ambiguous, geometry)))
         contigs = stack.enter_context(open_split(split))
         found = survey(contigs, split)
+        existing = None if overwrite else existing_windows(output, split)
+        if existing is not None:
+            existing.check_geometry(geometry)
         unfinished = stack.enter_context(publishing(output))
         roots = _create_tables(unfinished)
         with (
@@ -132,6 +141,8 @@ def precompute_window_database(
             if max_ambiguous is not None:
                 metadata["max_ambiguous"] = max_ambiguous
             database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
+            if existing is not None:
+                existing.check_contigs(database, writer.fingerprint.value(), writer.windows)
             packs = write_packs(database, output, seed=pack_seed, progress=progress) if pack else None
             database.execute("COMMIT")
     result = PrecomputeResult(

@@ -79,8 +79,8 @@ def read_metadata(database: apsw.Connection, path: Path) -> dict[str, int]:
     except apsw.Error as error:
         raise unreadable(path, error) from error
     for stored, kind, value in rows:
-        key = (stored or b"").decode("utf-8", "replace")
-        if kind == "integer" or (kind == "real" and value.is_integer()):
+        key = str(bytes(stored) if isinstance(stored, bytes) else b"", "utf-8", "replace")
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
             if metadata.setdefault(key, int(value)) != int(value):
                 raise DatabaseError(f"{printable(path)}: metadata has {shown(key)} twice, {metadata[key]} and {value}")
         elif key in known:

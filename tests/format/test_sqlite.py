@@ -1,4 +1,4 @@
-"""Publishing files, and telling file systems apart."""
+"""Opening and publishing files."""
 
 from __future__ import annotations
 
@@ -122,28 +122,9 @@ def test_databases_are_created_under_any_name(tmp_path, name):
     reader.close()
 
 
-@pytest.mark.parametrize(("io", "mapped"), [("mmap", True), ("read", False)])
+@pytest.mark.parametrize(("io", "mapped"), [("mmap", True), ("read", False), ("auto", False)])
 def test_mapping_is_the_callers_choice(tmp_path, io, mapped):
     sqlite3.connect(tmp_path / "x.db").execute("CREATE TABLE t (x)").connection.close()
     connection = open_read_only(tmp_path / "x.db", io=io)
     assert (connection.pragma("mmap_size") > 0) == mapped
     connection.close()
-
-
-def test_mount_points_are_read_as_the_kernel_writes_them(monkeypatch):
-    lines = rb"""21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-22 21 0:40 / /net\040data\134x rw - nfs4 server:/ rw
-23 21 0:41 / /gr\303\266\303\237e rw - fuse.sshfs host:/ rw
-24 21 0:42 / /bad%s rw - lustre x rw
-25 21 0:43 / /net\040data\134x/local rw - xfs /dev/sdb1 rw
-""".replace(b"%s", b"\xff")
-    monkeypatch.setattr(Path, "read_bytes", lambda _: lines)
-    sqlite._mounts.cache_clear()
-    try:
-        on_network = {
-            "/data/x.db": False, "/net data\\x/x.db": True, "/net data\\x/local/x.db": False, "/net data\\xy/x.db": False,
-            "/größe/x.db": True, os.fsdecode(b"/bad\xff/x.db"): True,
-        }  # fmt: skip
-        assert {name: sqlite.on_network_file_system(Path(name)) for name in on_network} == on_network
-    finally:
-        sqlite._mounts.cache_clear()

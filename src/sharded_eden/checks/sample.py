@@ -23,7 +23,8 @@ from sharded_eden.checks.findings import Finding, Findings, Tally, build_command
 from sharded_eden.checks.window_ranges import Range
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES
-from sharded_eden.format.sqlite import attach_read_only, open_read_only, table_columns
+from sharded_eden.format.sequence_db import blob_obstacle, sequence_db_problems
+from sharded_eden.format.sqlite import attach_read_only, open_read_only
 from sharded_eden.load.read import SequenceReader
 
 LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
@@ -131,23 +132,19 @@ class _Check:
     # ---- what it is ----
 
     def _tables(self) -> bool:
-        columns = table_columns(self._db, "sequences")
-        if not {"contig_id", "nt_sequence"} <= set(columns):
-            has = f"sequences({', '.join(columns)})" if columns else "no such table"
-            self._findings.error(
-                "schema", self._path, f"expected a table sequences(contig_id, nt_sequence), found {has}", self._mend
-            )
+        problems = list(sequence_db_problems(self._db, self._path))
+        for problem in problems:
+            self._findings.error(problem.check, self._path, problem.what, self._mend)
+        if any(problem.check == "schema" for problem in problems):
             return False
         slow = "each window is read with substr(), which loads its whole contig first"
         if self._unit == 2:
             what = f"its encoding is {self._encoding} instead of UTF-8: {slow}"
             self._findings.warning("encoding", self._path, what, self._copy_command())
             self._is_plain = False
-        kind = self._db.execute("SELECT type, wr FROM pragma_table_list('sequences') WHERE schema = 'main'").get
-        if kind[0] != "table" or kind[1]:
-            is_a = "WITHOUT ROWID table" if kind[1] else kind[0]
-            what = f"sequences is a {is_a} instead of an ordinary table: {slow}"
-            self._findings.warning("layout", self._path, what, self._copy_command())
+        obstacle = blob_obstacle(self._db)
+        if obstacle and self._unit == 1:
+            self._findings.warning("layout", self._path, f"{obstacle}: {slow}", self._copy_command())
             self._is_plain = False
         if scans(self._db, "SELECT nt_sequence FROM sequences WHERE contig_id = ?"):
             what = "contig_id has no index: each window is looked for in the whole table"

@@ -7,6 +7,7 @@ a few seeks and one for each sample; with `full` four walks over the table and S
 from __future__ import annotations
 
 import random
+from collections.abc import Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,12 @@ from sharded_eden.checks.findings import Finding, Findings, scans
 from sharded_eden.checks.lengths import check_lengths
 from sharded_eden.checks.packs import PacksCheck
 from sharded_eden.checks.window_ranges import EVERYTHING, Range, copy_with_index, prefixes
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.errors import InputError
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.sqlite import open_read_only, table_columns
-from sharded_eden.load.locate import METADATA_KEYS, pack_options, rebuild_command
+from sharded_eden.format.sqlite import open_read_only
+from sharded_eden.format.window_db import WindowDatabase
+from sharded_eden.load.locate import pack_options, rebuild_command
 
 PLACES = 64
 """Places at which a quick look reads neighbouring windows."""
@@ -113,20 +115,21 @@ class _Check:
     def run(self) -> None:
         if self._task.full:
             self._findings.integrity(self._db, self._path, self._report.mend)
-        if not self._tables():
-            return
-        geometry = self._geometry()
+        stated = WindowDatabase(self._db, self._path)
+        problems = list(stated.problems())
+        self._metadata, self._report.has_lengths = stated.metadata, stated.has_lengths
+        self._report.geometry = geometry = stated.geometry
+        self._report.packed = pack_options(stated.metadata)
+        if stated.max_ambiguous is not None:
+            self._report.max_ambiguous, self._follows = stated.max_ambiguous, _FOLLOWS_WITH_HOLES
+        for problem in problems:
+            self._error(problem.check, problem.what)
         if geometry is None:
             return
-        self._report.geometry = geometry
-        self._report.packed = pack_options(dict(self._db.execute("SELECT key, value FROM metadata")))
-        left_out = self._db.execute("SELECT value FROM metadata WHERE key = 'max_ambiguous'").get
-        if left_out is not None:
-            self._report.max_ambiguous, self._follows = left_out, _FOLLOWS_WITH_HOLES
+        self._warn_of_encoding()
         has_index = self._indices()
-        if not self._numbering():
+        if not self._numbering(stated.total_windows, {problem.check for problem in problems}):
             return
-        self._report.has_lengths = self._has_lengths()
         with self._findings.checking("sample", self._path, self._report.mend):
             self._samples(has_index)
         if self._task.full:
@@ -150,18 +153,7 @@ class _Check:
 
     # ---- what it is ----
 
-    def _tables(self) -> bool:
-        expected = {
-            "metadata": {"key", "value"},
-            "window_mappings": {"window_idx", "sequence_id", "window_in_seq_idx"},
-        }
-        whole = True
-        for table, columns in expected.items():
-            found = table_columns(self._db, table)
-            if not columns <= set(found):
-                has = f"{table}({', '.join(found)})" if found else "no such table"
-                self._error("schema", f"expected a table {table}({', '.join(sorted(columns))}), found {has}")
-                whole = False
+    def _warn_of_encoding(self) -> None:
         encoding = str(self._db.pragma("encoding"))
         if encoding != "UTF-8":
             self._findings.warning(
@@ -170,30 +162,6 @@ class _Check:
                 f"its encoding is {encoding} instead of UTF-8: it cannot be attached to the sequence databases",
                 self._report.mend,
             )
-        return whole
-
-    def _has_lengths(self) -> bool:
-        return {"first_window_idx", "length"} <= set(table_columns(self._db, "contig_lengths"))
-
-    def _geometry(self) -> WindowGeometry | None:
-        stated = {
-            key: value for key, value in self._db.execute("SELECT key, value FROM metadata") if key in METADATA_KEYS
-        }
-        known = {key: number for key, value in stated.items() if (number := _integer(value)) is not None}
-        wrong = {key: value for key, value in stated.items() if key not in known}
-        missing = [key for key in ("window_size", "stride") if key not in stated]
-        if wrong:
-            self._error("metadata", f"metadata {', '.join(f'{k}={v!r}' for k, v in wrong.items())}: expected integers")
-        if missing:
-            self._error("metadata", f"metadata lacks {' and '.join(missing)}: nothing says how its windows were cut")
-        if wrong or missing:
-            return None
-        self._metadata = known
-        try:
-            return WindowGeometry.from_metadata(known)
-        except UsageError as error:
-            self._error("metadata", f"its metadata contradicts itself: {error}")
-            return None
 
     def _indices(self) -> bool:
         """Return whether the IDs have an index."""
@@ -213,31 +181,31 @@ class _Check:
 
     # ---- its numbers ----
 
-    def _numbering(self) -> bool:
-        """Check the total and the ends of the numbering; with `full` that no number is left out."""
-        first, last = self._db.execute(
-            "SELECT (SELECT min(window_idx) FROM window_mappings), (SELECT max(window_idx) FROM window_mappings)"
-        ).get
-        stated = self._metadata.get("total_windows")
-        counted = stated
-        if self._task.full or stated is None:
-            counted = self._one("SELECT count(*) FROM window_mappings")
-        if stated not in {None, counted if self._task.full else 0 if last is None else last + 1}:
-            held = f"holds {counted:,} windows" if self._task.full else f"ends with window {last}"
-            self._error("totals", f"metadata total_windows={stated}, but window_mappings {held}")
-            if not self._task.full:
-                return False
-        if counted and (first, last) != (0, counted - 1):
+    def _numbering(self, total: int, problems: Set[str]) -> bool:
+        """With `full`, check that no number is left out; return whether windows can be looked up.
+
+        Args:
+            total: the number of windows that the metadata state, or that were counted.
+            problems: the checks that failed before.
+        """
+        if problems & {"gap", "schema"} or (problems and not self._task.full):
+            return False
+        counted = self._one("SELECT count(*) FROM window_mappings") if self._task.full else total
+        if counted != total and "totals" not in problems:
+            self._error("totals", f"metadata total_windows={total}, but window_mappings holds {counted:,} windows")
+        last = self._one("SELECT max(window_idx) FROM window_mappings") if counted else -1
+        if last != counted - 1:
             missing = self._db.execute(
                 "SELECT a.window_idx + 1 FROM window_mappings AS a LEFT JOIN window_mappings AS b "
                 "ON b.window_idx = a.window_idx + 1 WHERE b.window_idx IS NULL AND a.window_idx >= -1 LIMIT 1"
             ).get
-            where = f"; the first one missing is {missing}" if first == 0 else ""
             self._error(
-                "gap", f"{counted} windows should be numbered 0 to {counted - 1}, but they are {first} to {last}{where}"
+                "gap",
+                f"{counted} windows should be numbered 0 to {counted - 1}, but they are 0 to {last}; the first one missing is "
+                f"{missing}",
             )
             return False
-        self._report.windows = int(counted or 0)
+        self._report.windows = counted
         self._report.is_open = not self._findings.has("totals")
         return True
 
@@ -356,13 +324,3 @@ class _Check:
                     self._error("sample", str(error))
                     return
                 self._report.ranges.setdefault(sample, []).append(found)
-
-
-def _integer(value: object) -> int | None:
-    """Return a value of the metadata as the loader reads it; None where it is no integer."""
-    if isinstance(value, float) and not value.is_integer():
-        return None
-    try:
-        return int(value)  # type: ignore[call-overload, no-any-return]  # a TypeError is answered
-    except (TypeError, ValueError):
-        return None

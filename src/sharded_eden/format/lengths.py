@@ -21,7 +21,8 @@ from sharded_eden.errors import DatabaseError, InputError, UsageError
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import open_read_only, table_columns, unreadable
+from sharded_eden.format.sequence_db import sequence_db_problems
+from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, table_columns, unreadable
 
 ROWS_PER_FETCH = 1 << 16
 CHUNK_WINDOWS = 1 << 17
@@ -144,19 +145,17 @@ def contigs_of_database(path: Path) -> pl.DataFrame:
         DatabaseError: it cannot be read, or holds no such table, no row, or rows without text.
     """
     with closing(open_read_only(path)) as database:
-        columns = table_columns(database, "sequences")
-        if not {"contig_id", "nt_sequence"}.issubset(columns):
-            found = f"columns {columns}" if columns else "no such table"
-            raise DatabaseError(f"{path}: expected a table sequences(contig_id, nt_sequence), found {found}")
-        # octet_length() does not load the value; it counts bases only where a base is a byte.
-        length = "octet_length" if database.pragma("encoding") == "UTF-8" else "length"
         parts = []
-        query = f"SELECT iif(typeof(contig_id) = 'text', contig_id, NULL), {length}(nt_sequence) FROM sequences"
         try:
+            for problem in sequence_db_problems(database, path):
+                raise problem.error(path)
+            # octet_length() does not load the value; it counts bases only where a base is a byte.
+            length = "octet_length" if database.pragma("encoding") == "UTF-8" else "length"
+            query = f"SELECT iif(typeof(contig_id) = 'text', contig_id, NULL), {length}(nt_sequence) FROM sequences"
             rows = database.execute(query)
             while chunk := list(islice(rows, ROWS_PER_FETCH)):
                 parts.append(pl.DataFrame(chunk, schema={CONTIG_ID: pl.String, LENGTH: pl.Int64}, orient="row"))
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(path, error) from error
     if not parts:
         raise DatabaseError(f"{path}: its table sequences is empty")

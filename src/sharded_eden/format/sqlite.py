@@ -1,7 +1,8 @@
 """Opening, creating and publishing files: one small documented function each.
 
-Readers never write, lock nothing where nothing can change, and cache next to nothing (a thousand of them live in one
-worker). Writers write to a hidden name in the same folder and rename: a file that bears its final name is whole.
+Readers never write, take no lock on a file that nobody writes, and cache little (a worker has a thousand of them open). Nothing
+that a database contains is run: no trigger, no extension, no function with side effects. Writers write to a hidden name in the
+same folder and rename it: a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 import apsw
 
-from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError, WriteError, printable
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError, WriteError, printable, shown
 
 IOMode = Literal["auto", "mmap", "read"]
 
@@ -33,16 +33,33 @@ READER_CACHE_KIB = 32
 MAPPED_CACHE_PAGES = 2
 """Page cache where it is: mapped pages are not copied, and for fewer than 3 pages SQLite reserves nothing beforehand."""
 
-NETWORK_FILE_SYSTEMS = frozenset({
-    "9p", "afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
-    "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "wekafs",
-})  # fmt: skip
-"""File systems on which mapped memory is slow or rationed; FUSE mounts count as such too."""
+READ_ERRORS = (apsw.Error, UnicodeError)
+"""What a query of a damaged or foreign database raises; `unreadable` turns it into a `DatabaseError`."""
+
+VIEW_SECONDS = 8.0
+"""The time limit of one query of a view: a view may be an endless query."""
+STEPS_PER_CHECK = 1 << 18
+"""Instructions of SQLite's virtual machine (some milliseconds) between two checks for Ctrl-C and for the time limit."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a database."""
+
+    check: str
+    """The check of `verify` that reports it, see `sharded_eden.checks.findings.CHECKS`."""
+    what: str
+    """What is wrong, with both values."""
+    fix: str
+    """The command that fixes it; empty where there is none."""
+
+    def error(self, path: str | os.PathLike[str]) -> DatabaseError:
+        """Return the error that the loader raises."""
+        return DatabaseError(f"{path}: {self.what}" + (f". Rebuild: {self.fix}" if self.fix else ""))
 
 
 def is_mutable_now(path: Path) -> bool:
-    """Tell whether a write-ahead log or a journal stands beside a database: its file alone is then not the truth."""
-    real = path.resolve()  # SQLite looks beside the file that a link points at
+    """Tell whether a database has a write-ahead log or a journal: its file alone is then incomplete."""
+    real = path.resolve()  # SQLite looks next to the file that a link points at
     return any(real.with_name(real.name + suffix).exists() for suffix in ("-wal", "-journal"))
 
 
@@ -51,20 +68,22 @@ def open_read_only(
 ) -> apsw.Connection:
     """Open a database for reading.
 
-    Without a `-wal` or `-journal` beside it the file is opened as immutable: no locks, a quarter of the time per query.
+    Without a `-wal` or `-journal` file it is opened as immutable: no locks, a quarter of the time per query. Triggers,
+    extensions and functions with side effects are off; Ctrl-C interrupts a query.
 
     Args:
         path: the database.
-        io: `mmap` maps the file, `read` uses positioned reads, `auto` maps on local disks only.
+        io: `read` uses positioned reads, and so does `auto`. `mmap` maps the file into memory: use it only for files that no
+            process changes, because the system kills a process (SIGBUS) that reads a mapped file after another one cut it.
         cache_kib: page cache of this connection where the file is not mapped as a whole, in KiB.
 
     Raises:
         MissingDatabase: there is no such file.
-        DatabaseError: it is no SQLite database, is truncated, or may not be read.
+        DatabaseError: it is not an SQLite database, is truncated, or may not be read.
         UsageError: `io` is none of the three.
     """
     if io not in get_args(IOMode):
-        raise UsageError(f"io must be 'auto', 'mmap' or 'read', not {io!r}")
+        raise UsageError(f"io must be 'auto', 'mmap' or 'read', not {shown(io)}")
     path = Path(path)
     if not path.is_file():
         raise MissingDatabase(f"{path}: no such file")
@@ -73,23 +92,55 @@ def open_read_only(
     except apsw.Error as error:
         raise unreadable(path, error) from error
     try:
+        trust_nothing(connection)
+        connection.set_progress_handler(_go_on, STEPS_PER_CHECK)
         connection.set_busy_timeout(10_000)
-        wanted = MMAP_BYTES if io == "mmap" or (io == "auto" and not on_network_file_system(path)) else 0
         size_bytes = path.stat().st_size
-        mapped = size_bytes <= int(connection.pragma("mmap_size", wanted))
+        mapped = size_bytes <= int(connection.pragma("mmap_size", MMAP_BYTES if io == "mmap" else 0))
         connection.execute(f"PRAGMA cache_size = {MAPPED_CACHE_PAGES if mapped else -cache_kib}; PRAGMA shrink_memory")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        # SQLite itself notices when whole pages are missing, but reads zeros behind the end of a page that was cut.
+        # SQLite itself notices when whole pages are missing, but reads zeros after the end of a page that was cut.
         if size_bytes % int(connection.pragma("page_size")):
             raise apsw.CorruptError("the file ends inside a page")
-    except apsw.Error as error:
+    except READ_ERRORS as error:
         connection.close()
         raise unreadable(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
+def trust_nothing(connection: apsw.Connection) -> None:
+    """Let nothing run that a database from elsewhere contains: no trigger, extension or function with side effects.
+
+    Source: https://www.sqlite.org/security.html
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+    connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0)
+
+
+def _go_on() -> bool:
+    """Python handles signals when it runs this, so that Ctrl-C ends a query."""
+    return False
+
+
+def limit_query_time(connection: apsw.Connection, seconds: float = VIEW_SECONDS) -> None:
+    """Interrupt every query of a connection that takes longer than this many seconds: `apsw.InterruptError`."""
+    deadline = [time.monotonic() + seconds]
+
+    def begin(*_: object) -> bool:
+        deadline[0] = time.monotonic() + seconds
+        return True
+
+    connection.set_exec_trace(begin)
+    connection.set_progress_handler(lambda: time.monotonic() > deadline[0], STEPS_PER_CHECK)
+
+
 def read_only_uri(path: Path) -> str:
-    """Return the URI that opens a database for reading only, as immutable where its file alone is the truth."""
+    """Return the URI that opens a database for reading only, as immutable where its file alone is complete."""
     return f"file://{quote(os.fsencode(path.absolute()))}?mode=ro{'' if is_mutable_now(path) else '&immutable=1'}"
 
 
@@ -101,25 +152,33 @@ def attach_read_only(connection: apsw.Connection, path: Path, name: str) -> None
     """
     try:
         connection.execute(f"ATTACH ? AS {name}", (read_only_uri(path),))
-    except apsw.Error as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str | os.PathLike[str], error: apsw.Error) -> DatabaseError:
-    """Return the error to raise where SQLite refuses a database, with what usually lies behind it."""
-    cause: dict[type[apsw.Error], str] = {
+def unreadable(path: str | os.PathLike[str], error: apsw.Error | UnicodeError) -> DatabaseError:
+    """Return the error to raise where a database cannot be read, with the usual cause."""
+    cause: dict[type[Exception], str] = {
         apsw.NotADBError: "it is not an SQLite database",
-        apsw.CorruptError: "it is damaged or cut short; copy or build it again",
-        apsw.CantOpenError: "it cannot be opened; look at its permissions (and its folder's, where a -wal stands beside it)",
+        apsw.CorruptError: "it is damaged or cut short, or its disk fails to read it; copy or build it again",
+        apsw.CantOpenError: "it cannot be opened; look at its permissions (and those of its folder, where there is a -wal)",
         apsw.PermissionsError: "it may not be read",
-        apsw.IOError: "the disk does not deliver it",
+        apsw.IOError: "the system reports an input/output error; check the disk and the file system",
+        apsw.FullError: "no space is left on the disk, or a quota is used up",
         apsw.BusyError: "another process keeps it locked",
-        apsw.ReadOnlyError: "its writer was stopped halfway; let sqlite3 open it once, to undo that by the -journal beside it",
+        apsw.InterruptError: f"a query of it took longer than {VIEW_SECONDS:g} s; copy the rows of its view into a table",
+        apsw.ReadOnlyError: "its writer was stopped halfway; let sqlite3 open it once, which undoes that with the -journal",
+        apsw.SQLError: "its schema is damaged, or uses what is not available here",
     }
     reason = cause.get(type(error), "SQLite refuses it")
+    if isinstance(error, UnicodeError):
+        encoding = "UTF-16" if getattr(error, "encoding", "").startswith("utf-16") else "UTF-8"
+        return DatabaseError(
+            f"{path}: it contains text that is not {encoding}; copy or build it again ({shown(str(error))})"
+        )
     if isinstance(error, apsw.CantOpenError) and descriptors_are_exhausted():
         reason = "this process has no file descriptor left to open it with; raise the limit (ulimit -n)"
-    return DatabaseError(f"{path}: {reason} ({error})")
+    return DatabaseError(f"{path}: {reason} ({printable(str(error), 200)})")
 
 
 def descriptors_are_exhausted() -> bool:
@@ -132,32 +191,20 @@ def descriptors_are_exhausted() -> bool:
 
 
 def table_columns(connection: apsw.Connection, table: str) -> list[str]:
-    """Return the column names of a table, none where there is no such table."""
-    return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+    """Return the column names of a table, generated columns included; none where there is no such table."""
+    rows = connection.execute("SELECT CAST(name AS BLOB) FROM pragma_table_xinfo(?) WHERE hidden != 1", (table,))
+    encoding = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(str(connection.pragma("encoding")), "utf-8")
+    return [bytes(name).decode(encoding, "backslashreplace") for (name,) in rows]
 
 
-def on_network_file_system(path: Path) -> bool:
-    """Tell whether a file lies on a network or FUSE file system; False where the system does not say."""
-    try:
-        mounts = _mounts()
-    except OSError:  # no such table on this system, or no file descriptor left at this moment
-        return False
-    real = str(path.resolve())
-    for mount_point, kind in mounts:
-        if real == mount_point or real.startswith(mount_point.rstrip("/") + "/"):
-            return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse")
-    return False
-
-
-@lru_cache(maxsize=1)
-def _mounts() -> list[tuple[str, str]]:
-    """Return (mount point, type) of every mount, the deepest first. Source: proc_pid_mountinfo(5)."""
-    mounts = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        mount_point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split()[4])
-        mounts.append((os.fsdecode(mount_point), os.fsdecode(after.split()[0])))
-    return sorted(mounts, key=lambda mount: len(mount[0]), reverse=True)
+def table_kind(connection: apsw.Connection, table: str) -> str:
+    """Return `table`, `WITHOUT ROWID table`, `view` or `virtual`; nothing where there is no such table."""
+    found = connection.execute(
+        "SELECT type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE", (table,)
+    ).get
+    if found is None:
+        return ""
+    return "WITHOUT ROWID table" if found[0] == "table" and found[1] else str(found[0])
 
 
 def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_536) -> apsw.Connection:

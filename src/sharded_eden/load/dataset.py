@@ -28,7 +28,7 @@ from sharded_eden.load.batch import Example, Rows, collate
 from sharded_eden.load.compact import Expander
 from sharded_eden.load.example import RowFormat, reverse_complement
 from sharded_eden.load.fetch import Wanted, Window, WindowFetcher
-from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.locate import WindowIndex, check_only_sample
 from sharded_eden.load.options import ExampleOptions, absolute_path, integer, takes_options
 from sharded_eden.load.packs import PackIndex
 from sharded_eden.load.read import Connections, SequenceReader
@@ -343,6 +343,7 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def _check_samples_exist(self) -> None:
         if len(self.sample_db_mapping) == 1:
+            check_only_sample(next(iter(self.sample_db_mapping)), self._index, self.sequence_db_dir)
             return
         for sequence_id in self._index.sequence_ids_by_prefix(2):
             try:

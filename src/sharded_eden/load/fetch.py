@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import apsw
 import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.format.commands import pack_command, precompute_command, split_command
-from sharded_eden.format.sqlite import unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, unreadable
 from sharded_eden.load.addresses import Address, WindowAddresses
 from sharded_eden.load.example import RowFormat, strands
 from sharded_eden.load.locate import WindowIndex
@@ -202,7 +201,7 @@ class WindowFetcher:
             bases = np.empty(min(room, remaining), dtype=np.uint8)
             try:
                 contig.read(start, bases)
-            except apsw.Error as error:
+            except READ_ERRORS as error:
                 raise unreadable(self._reader.paths[contig.sample_id], error) from error
             letters.append(Letters(bases, header))
         self._reader.check_unchanged(samples)

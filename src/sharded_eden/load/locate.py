@@ -11,18 +11,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
 import apsw
 import numpy as np
 
-from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, UsageError
-from sharded_eden.format.commands import sibling
+from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, shown
+from sharded_eden.format.commands import build_command, sibling, split_command
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
-from sharded_eden.format.sqlite import IOMode, open_read_only, table_columns, unreadable
+from sharded_eden.format.schema import extract_sample_id, has_sequence_id_form
+from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unreadable
+from sharded_eden.format.window_db import WindowDatabase, has_id_index, row_problem
 from sharded_eden.load.connections import PerThread
 from sharded_eden.load.unchanged import Unchanged
 
@@ -30,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[str, int, int | None]
 """(sequence_id, window_in_seq_idx, length of the contig in bases or None: then `WindowIndex.contig_length` may know it)."""
-
-METADATA_KEYS = frozenset({*WindowGeometry().as_metadata(), "total_windows", "distinct_sequences", "fingerprint"})
-"""The keys whose values must be integers."""
 
 _LENGTH = "SELECT length FROM contig_lengths WHERE first_window_idx <= {} ORDER BY first_window_idx DESC LIMIT 1"
 
@@ -77,17 +77,21 @@ class WindowIndex:
         self._unchanged = Unchanged({"": self.path})
         self._connections = PerThread(partial(WindowCursor, self._unchanged, io), WindowCursor.close)
         try:
-            self._check_tables()
-            self.metadata = self._read_metadata()
-            self.geometry = self._read_geometry()
-            self.total_windows = self._count_windows()
-            self._write_lookups()
-        except apsw.Error as error:
+            stated = WindowDatabase(self.connection, self.path)
+            for problem in stated.problems():
+                raise problem.error(self.path)
+        except READ_ERRORS as error:
             self.close()
             raise unreadable(self.path, error) from error
         except BaseException:
             self.close()
             raise
+        self.metadata = stated.metadata
+        self.max_ambiguous = stated.max_ambiguous
+        self.geometry = cast("WindowGeometry", stated.geometry)
+        self.total_windows = stated.total_windows
+        self._has_lengths = stated.has_lengths
+        self._write_lookups()
 
     @property
     def identity(self) -> FileIdentity:
@@ -109,21 +113,6 @@ class WindowIndex:
         command = rebuild_command(path, geometry, max_ambiguous=self.max_ambiguous, force=is_same)
         return command + pack_options(self.metadata)
 
-    def _check_tables(self) -> None:
-        needed = {
-            "metadata": {"key", "value"},
-            "window_mappings": {"window_idx", "sequence_id", "window_in_seq_idx"},
-        }
-        for table, columns in needed.items():
-            found = table_columns(self.connection, table)
-            if not columns <= set(found):
-                raise DatabaseError(
-                    f"{self.path}: not a window database: expected a table {table}({', '.join(sorted(columns))}), found "
-                    + (f"{table}({', '.join(found)})" if found else "none")
-                    + f". Make it: sharded-eden precompute SPLIT.parquet {self.path}"
-                )
-        self._has_lengths = {"first_window_idx", "length"} <= set(table_columns(self.connection, "contig_lengths"))
-
     def _write_lookups(self) -> None:
         with_rows = self._has_lengths and self.total_windows < FEW_WINDOWS * self.metadata.get("distinct_sequences", 0)
         length = f"({_LENGTH.format('w.window_idx')})" if with_rows else "NULL"
@@ -135,56 +124,6 @@ class WindowIndex:
                 "carray(?) AS wanted LEFT JOIN window_mappings AS w ON window_idx = wanted.value",
             )
         )
-
-    def _read_metadata(self) -> dict[str, int]:
-        metadata: dict[str, int] = {}
-        self.max_ambiguous: float | None = None
-        for key, value in self.connection.execute("SELECT key, value FROM metadata"):
-            if key == "max_ambiguous" and isinstance(value, (int, float)):
-                self.max_ambiguous = float(value)
-            try:
-                if isinstance(value, float) and not value.is_integer():
-                    raise ValueError
-                metadata[key] = int(value)
-            except (TypeError, ValueError):
-                if key not in METADATA_KEYS:  # another tool may note there what it likes
-                    continue
-                raise DatabaseError(
-                    f"{self.path}: metadata {key}={value!r} is not an integer. "
-                    f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
-                ) from None
-        missing = [key for key in ("window_size", "stride") if key not in metadata]
-        if missing:
-            raise DatabaseError(
-                f"{self.path}: the table metadata lacks {' and '.join(missing)}, so nothing says how its windows were cut. "
-                f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
-            )
-        return metadata
-
-    def _read_geometry(self) -> WindowGeometry:
-        try:
-            return WindowGeometry.from_metadata(self.metadata)
-        except UsageError as error:
-            raise DatabaseError(
-                f"{self.path}: its metadata contradicts itself: {error}. "
-                f"Rebuild: sharded-eden precompute SPLIT.parquet {self.path}"
-            ) from error
-
-    def _count_windows(self) -> int:
-        first, last = self.connection.execute(
-            # Two subqueries are two seeks; both in one SELECT would be a scan.
-            "SELECT (SELECT min(window_idx) FROM window_mappings), (SELECT max(window_idx) FROM window_mappings)"
-        ).get
-        total = self.metadata.get("total_windows")
-        if total is None:
-            total = self.connection.execute("SELECT count(*) FROM window_mappings").get
-        if (first, last) != ((0, total - 1) if total else (None, None)):
-            raise DatabaseError(
-                f"{self.path}: {total} windows should be numbered 0 to {total - 1}, but the table holds "
-                f"{'no row' if first is None else f'{first} to {last}'}. It is incomplete. "
-                f"Rebuild: {self.rebuild_command(self.geometry)}"
-            )
-        return int(total)
 
     def check_geometry(self, *, window_size: int, stride: int, min_length: int | None) -> None:
         """Refuse a database whose windows were cut otherwise than the dataset will read them.
@@ -228,13 +167,13 @@ class WindowIndex:
         """
         try:
             row: Row | None = self._connections.get().cursor.execute(self._lookup, (window_idx,)).get
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(self.path, error) from error
-        if row is None:
-            raise DatabaseError(
-                f"{self.path}: window {window_idx} of {self.total_windows} is missing. "
-                f"Rebuild: {self.rebuild_command(self.geometry)}"
-            )
+        wrong = (
+            f"window {window_idx} of {self.total_windows} is missing" if row is None else row_problem(window_idx, row)
+        )
+        if row is None or wrong:
+            raise DatabaseError(f"{self.path}: {wrong}. Rebuild: {self.rebuild_command(self.geometry)}")
         return row
 
     def contig_length(self, window_idx: int) -> int | None:
@@ -247,8 +186,11 @@ class WindowIndex:
             return None
         try:
             length: int | None = self._connections.get().cursor.execute(_LENGTH.format("?"), (window_idx,)).get
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(self.path, error) from error
+        if not (length is None or type(length) is int):
+            what = row_problem(window_idx, ("", 0, length))
+            raise DatabaseError(f"{self.path}: contig_lengths: {what}. Rebuild: {self.rebuild_command(self.geometry)}")
         return length
 
     def locate_many(self, window_indices: Sequence[int]) -> list[Row]:
@@ -262,11 +204,14 @@ class WindowIndex:
         wanted = apsw.carray(np.array(window_indices, dtype=np.int64))
         try:
             rows = self._connections.get().cursor.execute(self._lookup_many, (wanted,)).fetchall()
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(self.path, error) from error
         self._unchanged.check([""])
-        if len(rows) != len(window_indices) or any(row[0] is None for row in rows):
-            # One of them raises, unless a table that allows it holds an index twice: the first row then stands, as always.
+        if len(rows) != len(window_indices) or any(
+            type(row[0]) is not str or type(row[1]) is not int or not (row[2] is None or type(row[2]) is int)
+            for row in rows
+        ):
+            # One of them raises.
             return [self.locate(window_idx) for window_idx in window_indices]
         return cast("list[Row]", rows)
 
@@ -279,17 +224,17 @@ class WindowIndex:
         Raises:
             DatabaseError: the index is damaged, or the table cannot be read.
         """
-        has_index = self._has_index()
+        has_index = has_id_index(self.connection)
         if not has_index:
             logger.warning("%s has no index on sequence_id; its windows are scanned once", self.path)
         # Seeks all over a mapped file would map most of it: read instead, and leave the resident set alone.
         with closing(open_read_only(self.path, io="read", cache_kib=WINDOW_CACHE_KIB)) as connection:
             try:
                 yield from self._leap(connection, parts) if has_index else _scan(connection, parts)
-            except apsw.Error as error:
-                raise unreadable(self.path, error) from error
             except UnicodeError as error:
                 raise self._damaged_index(str(error)) from error
+            except apsw.Error as error:
+                raise unreadable(self.path, error) from error
 
     def _damaged_index(self, what: str) -> DatabaseError:
         return DatabaseError(
@@ -303,20 +248,11 @@ class WindowIndex:
         least = ""
         while (found := _next_sequence_id(connection, least)) is not None:
             if not isinstance(found, str) or found.encode(encoding) < least.encode(encoding):
-                raise self._damaged_index(f"{found!r} stands where IDs from {least!r} on should")
+                raise self._damaged_index(f"{shown(found)} is where IDs from {shown(least)} on should be")
             yield found
             prefix = _prefix(found, parts)
             # The smallest string above every string with this prefix: '_' is followed by '`'.
             least = found + "\0" if prefix is None else prefix[:-1] + "`"
-
-    def _has_index(self) -> bool:
-        """Tell whether an index has all IDs in the order of their bytes."""
-        return bool(
-            self.connection.execute(
-                "SELECT count(*) FROM pragma_index_list('window_mappings') AS i, pragma_index_xinfo(i.name) AS c "
-                "WHERE c.seqno = 0 AND c.name = 'sequence_id' AND c.coll = 'BINARY' COLLATE NOCASE AND NOT i.partial"
-            ).get
-        )
 
     @cached_property
     def distinct_sequences(self) -> int:
@@ -335,6 +271,27 @@ class WindowIndex:
     def close(self) -> None:
         """Close every connection of this process."""
         self._connections.close()
+
+
+SEEKS_OF_ONLY_SAMPLE = 4096
+"""IDs that are looked at where there is just one sequence database, which needs no sample IDs."""
+
+
+def check_only_sample(only_sample: str, index: WindowIndex, sequence_db_dir: str | os.PathLike[str]) -> None:
+    """Refuse windows of other samples where just one sample has a sequence database. IDs that name no sample are accepted.
+
+    Raises:
+        MissingDatabase: an ID names another sample.
+    """
+    if not has_id_index(index.connection):
+        return
+    for sequence_id in islice(index.sequence_ids_by_prefix(2), SEEKS_OF_ONLY_SAMPLE):
+        if has_sequence_id_form(sequence_id) and (sample_id := extract_sample_id(sequence_id)) != only_sample:
+            raise MissingDatabase(
+                f"{index.path} names contig {shown(sequence_id)} of sample {shown(sample_id)}, but {sequence_db_dir} holds the "
+                f"sequence database of {shown(only_sample)} only. Build that sample ({build_command(sequence_db_dir)}), or "
+                f"make splits without it ({split_command(sequence_db_dir)})"
+            )
 
 
 def rebuild_command(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sharded_eden.errors import DatabaseError
-from sharded_eden.format.sqlite import table_columns, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
 from sharded_eden.load.batch import Example
 from sharded_eden.load.locate import WindowIndex
 
@@ -42,7 +42,7 @@ class PackIndex:
             first, last = index.connection.execute(
                 "SELECT (SELECT min(pack_idx) FROM packs), (SELECT max(pack_idx) FROM packs)"
             ).get
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(index.path, error) from error
         self.total = index.metadata.get("total_packs", -1)
         self.fingerprint = index.metadata.get("pack_fingerprint", 0)
@@ -67,7 +67,7 @@ class PackIndex:
         wanted = apsw.carray(np.array(packs, dtype=np.int64))
         try:
             rows = self._index.connection.execute(_LOOKUP, (wanted,)).fetchall()
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(self._index.path, error) from error
         members = []
         for pack, (blob,) in zip(packs, rows, strict=True):

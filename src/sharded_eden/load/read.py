@@ -23,7 +23,7 @@ import apsw
 
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.schema import extract_sample_id
-from sharded_eden.format.sqlite import IOMode, attach_read_only, descriptors_are_exhausted, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, IOMode, attach_read_only, descriptors_are_exhausted, unreadable
 from sharded_eden.load.connections import PerThread, alive, connection_budget
 from sharded_eden.load.sequences import Contig, ReadMode, SampleDatabase
 from sharded_eden.load.unchanged import Unchanged
@@ -200,7 +200,7 @@ class SequenceReader:
             )
         try:
             found = opened.get(sample_id).open_contig(contig_id)
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(self.paths[sample_id], error) from error
         if found is not None and found.page_list_bytes:
             opened.long_contigs.keep(contig_id, found)

@@ -17,8 +17,9 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError
-from sharded_eden.format.sqlite import IOMode, open_read_only, table_columns
+from sharded_eden.errors import DatabaseError, shown
+from sharded_eden.format.sequence_db import blob_obstacle, rowid_name, sequence_db_problems
+from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unreadable
 
 ReadMode = Literal["auto", "blob", "substr"]
 
@@ -79,7 +80,7 @@ class SubstrContig:
         place = out[at : len(out) if length < 0 else at + length]
         # The one place with SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
         data: bytes = self._cursor.execute(
-            "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ?",
+            "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ? COLLATE BINARY",
             (start * self._unit.itemsize + 1, len(place) * self._unit.itemsize, self._key),
         ).get
         # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
@@ -95,34 +96,23 @@ class SampleDatabase:
         self.connection = open_read_only(path, io=io)
         self.has_windows = False
         try:
-            columns = table_columns(self.connection, "sequences")
-            if not {"contig_id", "nt_sequence"} <= set(columns):
-                raise DatabaseError(
-                    f"{path}: expected a table sequences(contig_id, nt_sequence), found "
-                    + (f"sequences({', '.join(columns)})" if columns else "none")
-                )
-            # A column may bear the name rowid; SQLite has two more names for the real one.
-            rowid = next(name for name in ("rowid", "_rowid_", "oid") if name not in {c.lower() for c in columns})
-            self._find_row = f"SELECT {rowid} FROM sequences WHERE contig_id = ?"
+            for problem in sequence_db_problems(self.connection, path):
+                raise problem.error(path)
+            self._find_row = f"SELECT {rowid_name(self.connection)} FROM sequences WHERE contig_id = ? COLLATE BINARY"
             self._cursor = self.connection.cursor()
             self._scratch: BlobContig | None = None
             self._encoding = str(self.connection.pragma("encoding"))
             self._page_bytes = int(self.connection.pragma("page_size"))
-            obstacle = self._what_rules_out_blobs()
+            obstacle = blob_obstacle(self.connection)
             if obstacle and read_with == "blob":
                 raise DatabaseError(f"{path}: BLOB reads were asked for, but {obstacle}. Leave read_with at 'auto'")
             self._by_substr = read_with == "substr" or bool(obstacle)
+        except READ_ERRORS as error:
+            self.connection.close()
+            raise unreadable(path, error) from error
         except BaseException:
             self.connection.close()
             raise
-
-    def _what_rules_out_blobs(self) -> str:
-        if self._encoding != "UTF-8":
-            return f"its encoding is {self._encoding}"
-        kind = self.connection.execute("SELECT type, wr FROM pragma_table_list('sequences') WHERE schema = 'main'").get
-        if kind[0] != "table":
-            return f"sequences is a {kind[0]}"
-        return "sequences is a WITHOUT ROWID table" if kind[1] else ""
 
     def open_contig(self, contig_id: str) -> Contig | None:
         """Return a contig of this database, None where it has no such one.
@@ -151,7 +141,7 @@ class SampleDatabase:
 
     def _contig_by_substr(self, contig_id: str) -> Contig | None:
         found = self._cursor.execute(
-            "SELECT length(CAST(nt_sequence AS BLOB)), typeof(nt_sequence) FROM sequences WHERE contig_id = ?",
+            "SELECT length(CAST(nt_sequence AS BLOB)), typeof(nt_sequence) FROM sequences WHERE contig_id = ? COLLATE BINARY",
             (contig_id,),
         ).get
         if found is None:
@@ -163,5 +153,5 @@ class SampleDatabase:
 
     def _no_text(self, contig_id: str, why: str) -> DatabaseError:
         return DatabaseError(
-            f"{self.path}: nt_sequence of contig {contig_id!r} is no text ({why}). Build that sample again"
+            f"{self.path}: nt_sequence of contig {shown(contig_id)} is no text ({why}). Build that sample again"
         )

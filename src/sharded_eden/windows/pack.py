@@ -25,19 +25,21 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
+from sharded_eden.errors import MissingDatabase, UsageError
 from sharded_eden.format import schema
 from sharded_eden.format.fingerprint import PackFingerprint
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.lengths import window_lengths
 from sharded_eden.format.sqlite import (
+    READ_ERRORS,
     copy_database,
     create_database,
     open_read_only,
     publishing,
-    table_columns,
+    trust_nothing,
     unreadable,
 )
+from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Meter, Progress
 from sharded_eden.shuffle import Permutation
 
@@ -99,17 +101,20 @@ def pack_window_database(
             f"{path}: no such window database. Make it: sharded-eden precompute SPLIT.parquet {path} --pack"
         )
     with closing(open_read_only(path)) as database:
-        for table in ("metadata", "window_mappings"):
-            if not table_columns(database, table):
-                raise DatabaseError(f"{path}: not a window database: it has no table {table}")
+        try:
+            for problem in WindowDatabase(database, path).problems():
+                raise problem.error(path)
+        except READ_ERRORS as error:
+            raise unreadable(path, error) from error
     with publishing(path) as unfinished:
         copy_database(path, unfinished)
         with closing(create_database(unfinished)) as database:
             try:
+                trust_nothing(database)  # above all, it runs no trigger of the window database
                 database.execute("BEGIN")
                 result = write_packs(database, path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
                 database.execute("COMMIT")
-            except apsw.Error as error:
+            except READ_ERRORS as error:
                 raise unreadable(path, error) from error
     return result
 

@@ -1,0 +1,250 @@
+"""Databases that other programs wrote: right data or an `EdenError`, and nothing that they contain is run."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import worlds
+from worlds import as_lists, execute, expected, query, sample_db
+
+import oracle
+from sharded_eden import ShardedEdenDataset, pack_window_database, verify
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase
+from sharded_eden.format import sqlite
+from sharded_eden.format.sqlite import open_read_only
+
+ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM r) SELECT"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return worlds.write(tmp_path)
+
+
+def read_all(folder: Path) -> None:
+    with worlds.dataset(folder) as dataset:
+        for i in range(len(dataset)):
+            assert as_lists(dataset[i]) == expected(folder, i)
+
+
+def refused(folder: Path, words: str) -> None:
+    """Both the loader and `verify` refuse it."""
+    with pytest.raises(DatabaseError, match=words):
+        read_all(folder)
+    for full in (False, True):
+        found = verify(folder / "seqs", [folder / "windows.db"], full=full).findings
+        assert any(finding.severity == "error" for finding in found)
+
+
+@pytest.mark.parametrize("table", ["metadata", "window_mappings"])
+def test_a_view_in_a_window_database_is_refused(folder, table):
+    columns = ", ".join(row[1] for row in query(folder / "windows.db", f"PRAGMA table_info({table})"))
+    execute(
+        folder / "windows.db",
+        f"ALTER TABLE {table} RENAME TO other",
+        f"CREATE VIEW {table} AS SELECT {columns} FROM other",
+    )
+    refused(folder, f"{table} is a view, but must be a table")
+
+
+def test_an_endless_view_of_a_window_database(folder):
+    execute(
+        folder / "windows.db",
+        "DROP TABLE window_mappings",
+        f"CREATE VIEW window_mappings AS {ENDLESS} n AS window_idx, 'x' AS sequence_id, 0 AS window_in_seq_idx FROM r",
+    )
+    refused(folder, "window_mappings is a view")
+    with pytest.raises(DatabaseError, match="window_mappings is a view"):
+        pack_window_database(folder / "windows.db")
+
+
+def test_an_endless_view_of_sequences_ends_at_a_time_limit(folder, monkeypatch):
+    monkeypatch.setattr(sqlite.limit_query_time, "__defaults__", (0.3,))
+    path = sample_db(folder, "S0")
+    execute(
+        path,
+        "DROP TABLE sequences",
+        f"CREATE VIEW sequences AS {ENDLESS} cast(n AS text) AS contig_id, 'A' AS nt_sequence FROM r WHERE n < 0",
+    )
+    begun = time.monotonic()
+    refused(folder, "a query of it took longer than")
+    assert time.monotonic() - begun < 10
+
+
+def test_a_view_with_an_unknown_function(folder):
+    path = sample_db(folder, "S0")
+    execute(path, "ALTER TABLE sequences RENAME TO other")
+    execute(path, "CREATE VIEW sequences AS SELECT contig_id, unknown(nt_sequence) AS nt_sequence FROM other")
+    refused(folder, "no such function: unknown")
+
+
+def test_nothing_that_a_database_contains_is_run(folder):
+    """A trigger on the table of packs would change every window."""
+    execute(
+        folder / "windows.db",
+        "CREATE TABLE contig_lengths (first_window_idx INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
+        "INSERT INTO contig_lengths SELECT min(window_idx), 200 FROM window_mappings GROUP BY sequence_id",
+        "CREATE TRIGGER evil AFTER INSERT ON metadata BEGIN UPDATE window_mappings SET sequence_id = 'x'; END",
+        "UPDATE contig_lengths SET length = 100000",
+    )
+    before = worlds.rows_of(folder)
+    pack_window_database(folder / "windows.db")
+    assert worlds.rows_of(folder) == before
+    with closing(open_read_only(folder / "windows.db")) as connection, pytest.raises(Exception, match="not authorized"):
+        connection.execute("SELECT load_extension('x')")
+
+
+@pytest.mark.parametrize("value", ["'text'", "NULL", "x'41'", "1.5"])
+def test_a_position_that_is_no_integer(folder, value):
+    rows = worlds.rows_of(folder)
+    execute(
+        folder / "windows.db",
+        "DROP TABLE window_mappings",
+        "CREATE TABLE window_mappings (window_idx INTEGER PRIMARY KEY, sequence_id, window_in_seq_idx)",
+        *(("INSERT INTO window_mappings VALUES (?, ?, ?)", (i, *row)) for i, row in enumerate(rows)),
+        f"UPDATE window_mappings SET window_in_seq_idx = {value} WHERE window_idx = 3",
+    )
+    with worlds.dataset(folder) as dataset:
+        assert as_lists(dataset[2]) == expected(folder, 2)
+        for read in (lambda: dataset[3], lambda: dataset.__getitems__([2, 3])):
+            with pytest.raises(DatabaseError, match=r"window 3: window_in_seq_idx is .* instead of an integer"):
+                read()
+
+
+@pytest.mark.parametrize("value", ["'text'", "x'41'", "1.5"])
+def test_a_recorded_length_that_is_no_integer(folder, value):
+    execute(
+        folder / "windows.db",
+        "CREATE TABLE contig_lengths (first_window_idx INTEGER PRIMARY KEY, length)",
+        f"INSERT INTO contig_lengths SELECT window_idx, {value} FROM window_mappings",
+    )
+    with pytest.raises(DatabaseError, match="instead of an integer"):
+        read_all(folder)
+
+
+@pytest.mark.parametrize("value", ["5", "NULL", "x'41'"])
+def test_an_id_that_is_no_text(folder, value):
+    rows = worlds.rows_of(folder)
+    execute(
+        folder / "windows.db",
+        "DROP TABLE window_mappings",
+        "CREATE TABLE window_mappings (window_idx INTEGER PRIMARY KEY, sequence_id, window_in_seq_idx)",
+        *(("INSERT INTO window_mappings VALUES (?, ?, ?)", (i, *row)) for i, row in enumerate(rows)),
+        f"UPDATE window_mappings SET sequence_id = {value} WHERE window_idx = 3",
+    )
+    with pytest.raises(DatabaseError, match="sequence_id"):
+        read_all(folder)
+    execute(folder / "windows.db", "CREATE INDEX i ON window_mappings(sequence_id)")
+    refused(folder, "sequence_id")
+
+
+@pytest.mark.parametrize(
+    ("which", "statement"),
+    [
+        ("windows.db", "INSERT INTO metadata VALUES (CAST(x'FF41' AS TEXT), 1)"),
+        ("windows.db", "UPDATE window_mappings SET sequence_id = CAST(x'FF41' AS TEXT)"),
+        ("seqs/S0/glm_dataset_S0.sqlite", "UPDATE sequences SET contig_id = CAST(x'FF41' AS TEXT) WHERE rowid = 1"),
+    ],
+)
+def test_text_that_is_not_utf_8(folder, which, statement):
+    execute(folder / which, statement)
+    with pytest.raises(EdenError):
+        read_all(folder)
+    assert verify(folder / "seqs", [folder / "windows.db"], full=True).findings
+
+
+def test_column_names_that_are_not_utf_8(folder):
+    path = sample_db(folder, "S0")
+    execute(path, "ALTER TABLE sequences ADD COLUMN abcd TEXT")
+    path.write_bytes(path.read_bytes().replace(b"abcd", b"ab\xff\xfe"))
+    read_all(folder)
+
+
+def test_columns_with_all_names_of_the_row_number(folder):
+    path = sample_db(folder, "S0")
+    execute(path, *(f"ALTER TABLE sequences ADD COLUMN {name} TEXT" for name in ("rowid", "_rowid_", "OID")))
+    read_all(folder)
+
+
+@pytest.mark.parametrize("stored", ["VIRTUAL", "STORED"])
+@pytest.mark.parametrize("column", ["nt_sequence TEXT AS (upper(raw))", "nt_sequence TEXT, n AS (length(raw))"])
+def test_a_generated_column_is_read_by_substr(folder, stored, column):
+    path = sample_db(folder, "S0")
+    rows = query(path, "SELECT contig_id, nt_sequence FROM sequences")
+    path.unlink()
+    execute(path, f"CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, raw TEXT, {column} {stored})")
+    columns = "contig_id, raw" if "upper" in column else "contig_id, nt_sequence"
+    execute(path, *((f"INSERT INTO sequences ({columns}) VALUES (?, ?)", row) for row in rows))
+    read_all(folder)
+
+
+def test_a_contig_twice_in_a_table_without_a_key(folder):
+    path = sample_db(folder, "S0")
+    rows = query(path, "SELECT contig_id, nt_sequence FROM sequences")
+    path.unlink()
+    execute(
+        path,
+        "CREATE TABLE sequences (contig_id TEXT, nt_sequence TEXT)",
+        *(("INSERT INTO sequences VALUES (?, ?)", row) for row in rows),
+    )
+    read_all(folder)
+    execute(path, "INSERT INTO sequences SELECT contig_id, 'ACGT' FROM sequences LIMIT 1")
+    refused(folder, "contig 'BCR__ECT-S0__CT1-1' is in it 2 times")
+
+
+def test_ids_are_compared_with_their_case(folder):
+    """A column that ignores case must not give the sequence of another contig."""
+    path = sample_db(folder, "S0")
+    rows = query(path, "SELECT contig_id, nt_sequence FROM sequences")
+    path.unlink()
+    execute(
+        path,
+        "CREATE TABLE sequences (contig_id TEXT PRIMARY KEY COLLATE NOCASE, nt_sequence TEXT)",
+        *(("INSERT INTO sequences VALUES (?, ?)", (name.lower(), text)) for name, text in rows),
+    )
+    for read_with in ("blob", "substr"):
+        with (
+            worlds.dataset(folder, read_with=read_with) as dataset,
+            pytest.raises(DatabaseError, match="no such contig"),
+        ):
+            dataset[0]
+
+
+def test_one_sequence_database_and_windows_of_other_samples(tmp_path):
+    folder = worlds.write(tmp_path)
+    for sample in ("S1", "S2.X"):
+        sample_db(folder, sample).unlink()
+        sample_db(folder, sample).parent.rmdir()
+    with pytest.raises(MissingDatabase, match=r"of sample 'S1'.*holds the sequence database of 'S0' only"):
+        worlds.dataset(folder)
+    assert not verify(folder / "seqs", [folder / "windows.db"]).is_clean
+
+
+@pytest.mark.parametrize("name", ["chr1", "a__b", "BCR__ECT-S0__CT1-1"])
+def test_one_sequence_database_needs_no_sample_ids(tmp_path, name):
+    (tmp_path / "seqs/S0").mkdir(parents=True)
+    execute(
+        sample_db(tmp_path, "S0"),
+        "CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)",
+        ("INSERT INTO sequences VALUES (?, ?)", (name, "ACGT" * 50)),
+    )
+    oracle.write_window_db(tmp_path / "windows.db", {name: "ACGT" * 50}, 64, 50)
+    with ShardedEdenDataset(None, tmp_path / "seqs", tmp_path / "windows.db", 64, stride=50) as dataset:
+        assert dataset[0]["tokens"].tolist()[2:6] == list(b"ACGT")
+
+
+def test_ctrl_c_ends_a_query(folder):
+    """Python handles the signal while SQLite works."""
+    import signal
+
+    with closing(open_read_only(folder / "windows.db")) as connection:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                connection.execute(f"{ENDLESS} count(*) FROM r").fetchall()
+        finally:
+            signal.signal(signal.SIGALRM, before)

@@ -204,6 +204,8 @@ def build_sequence_dbs(
     scratch = check_folder(scratch, "--scratch") if scratch is not None else None
     if isinstance(inputs, (str, bytes, os.PathLike)):
         inputs = [inputs]
+    if not isinstance(inputs, Iterable):
+        raise UsageError(f"inputs must be a list of paths, not {shown(inputs)}")
     files = records.find_inputs(inputs, format=format, out=out)
     total = sum(file.stat().st_size for file in files if str(file) != STANDARD_INPUT)
     if jobs is None and engine == "local":

@@ -31,7 +31,15 @@ from sharded_eden.build.manifest import Built, Receipt
 from sharded_eden.build.sample import polars_path
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import is_mutable_now, lock, real_folder, sync_folder, write_error, writing
+from sharded_eden.format.sqlite import (
+    check_path_length,
+    is_mutable_now,
+    lock,
+    real_folder,
+    sync_folder,
+    write_error,
+    writing,
+)
 
 STAGING = ".partial-build"
 """The folder inside the output folder in which everything is built; it is gone when the build ends."""
@@ -207,6 +215,7 @@ class Place:
 
     def _check_free(self, sample: str) -> None:
         final = schema.sample_database_path(self.out, sample)
+        check_path_length(final)
         if is_mutable_now(final):
             raise UsageError(f"{printable(final)} is being written to: a -wal or -journal file is beside it")
 

@@ -172,7 +172,7 @@ def check_folder_name(sample_id: str, source: str) -> None:
         else "a name that begins with '.' is hidden, and kept for unfinished work"
         if sample_id.startswith(".")
         else f"the name of its database would be longer than {MAX_NAME_BYTES} bytes"
-        if not _is_file_name(f".{sample_database_path('', sample_id).name}.partial")
+        if not _is_file_name(f".{sample_database_path('', sample_id).name}.partial-journal")
         else "it holds characters that cannot be printed"
         if not sample_id.isprintable()
         else "the table of all contigs has this name"

@@ -207,6 +207,21 @@ def table_kind(connection: apsw.Connection, table: str) -> str:
     return "WITHOUT ROWID table" if found[0] == "table" and found[1] else str(found[0])
 
 
+MAX_PATH_BYTES = 500
+"""SQLite opens paths of at most 512 bytes, a suffix such as `-journal` included. Source: MAX_PATHNAME in its os_unix.c."""
+
+
+def check_path_length(path: Path) -> None:
+    """Refuse a path that is too long for SQLite.
+
+    Raises:
+        WriteError: with the length.
+    """
+    length = len(os.fsencode(path.absolute()))
+    if length > MAX_PATH_BYTES:
+        raise write_error(path, f"its path has {length} bytes, and SQLite opens at most {MAX_PATH_BYTES}")
+
+
 def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_536) -> apsw.Connection:
     """Open a new database for bulk writing, without journal, locks or syncs: `publishing` makes it durable as a whole.
 
@@ -214,7 +229,11 @@ def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_53
         path: a name that `publishing` or `staging` handed out.
         page_size: bytes a page, a power of two in [512, 65536].
         cache_kib: page cache, in KiB.
+
+    Raises:
+        WriteError: the path is longer than SQLite can open.
     """
+    check_path_length(path)
     connection = apsw.Connection(
         f"file://{quote(os.fsencode(path.absolute()))}?nolock=1",
         flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI,

@@ -48,7 +48,7 @@ def test_the_three_commands_each_name_the_next(here: Path, capsys: pytest.Captur
     assert err == ""
     for words in ("samples", "41,000", "db/contigs.parquet", "kB", "bytes a base"):
         assert words in out
-    assert out.splitlines()[-1] == "Next: sharded-eden split db --out splits"
+    assert out.splitlines()[-1] == "Next: sharded-eden split db --out splits --by contig"
 
     assert (
         cli.main(["split", "db", "--out", "splits", "--by", "contig", "--val", "0.4", "--test", "0", "--seed", "4"])

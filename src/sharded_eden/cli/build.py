@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from sharded_eden.build.build import build_sequence_dbs
-from sharded_eden.cli.show import progress_bar, quoted, rate, say_next, size
+from sharded_eden.cli.show import progress_bar, rate, say_next, size
+from sharded_eden.format import schema
+from sharded_eden.format.commands import split_command
 
 
 def build(
@@ -18,13 +20,13 @@ def build(
         typer.Argument(
             metavar="INPUT",
             help="FASTA, JSON lines, GenBank, Parquet or Arrow files, the first three plain or compressed (gzip, bgzip, xz, "
-            "zstd, bzip2); folders that hold such (Parquet and Arrow there only with --format); quoted patterns; - for "
-            "standard input.",
+            "zstd, bzip2); folders of such files, linked folders included (Parquet and Arrow only with --format); quoted "
+            "patterns; - for standard input.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the databases: OUT/<sample>/glm_dataset_<sample>.sqlite.")],
     tag: Annotated[
-        str, typer.Option(help="What the IDs given begin with; lower-cased, it is also their control tag.")
+        str, typer.Option(help="The beginning of new IDs; in lower case it is also their control tag.")
     ] = "BCR",
     sample: Annotated[
         str | None,
@@ -42,8 +44,8 @@ def build(
         str | None,
         typer.Option(
             "--format",
-            help="fasta, jsonl, genbank, parquet or arrow; told by each file's ending unless given, fasta where that says "
-            "nothing.",
+            help="fasta, jsonl, genbank, parquet or arrow; unless given, by the ending of each file, and fasta for other "
+            "endings.",
         ),
     ] = None,
     text_field: Annotated[
@@ -60,7 +62,9 @@ def build(
             "is one; '' for none.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build everything anew, also what is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build everything again, also samples that are there.")
+    ] = False,
     page_size: Annotated[
         int | None,
         typer.Option(
@@ -85,7 +89,7 @@ def build(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Build databases in this folder, on a local disk, and copy them to OUT when they are whole.",
+            help="Build databases in this folder, on a local disk, and copy the finished ones to OUT.",
         ),
     ] = None,
 ) -> None:
@@ -94,7 +98,8 @@ def build(
     Each sample gets one SQLite database. A record named like BCR__ECT-SAMPLE1__CT1-1 keeps that ID and goes to SAMPLE1.
     Any other goes to a sample named after its file and gets such an ID; OUT/contigs.parquet lists which.
 
-    Run it again to complete what was stopped, or to add inputs: what is there, built from the same inputs, is left alone.
+    Run it again to complete a build that was stopped, or to add inputs: samples that are there, built
+    from the same inputs, are kept.
     """
     started = time.monotonic()
     with progress_bar("reading") as progress:
@@ -123,12 +128,15 @@ def build(
         print(f"bases    {result.bases:>15,}  ({rate(result.bases, seconds)} bases/s)")
         each = result.bytes_on_disk / max(1, result.bases)
         over = size(max(0, result.bytes_on_disk - result.bases))
-        print(f"on disk  {size(result.bytes_on_disk):>15}  in {out} ({each:.3f} bytes a base: {over} beside the bases)")
+        print(
+            f"on disk  {size(result.bytes_on_disk):>15}  in {out} ({each:.3f} bytes a base: {over} more than the bases)"
+        )
         print(f"table    {result.contigs_parquet}")
     else:
         print("nothing to do")
     if result.unchanged:
         print(f"{result.unchanged:,} samples were there already, built from the same inputs")
     if result.grown:
-        print(f"{len(result.grown):,} samples have gained records and were built again: splits made before lack them")
-    say_next(f"sharded-eden split {quoted(out)} --out splits")
+        print(f"{len(result.grown):,} samples have gained records and were built again: earlier splits lack them")
+    samples = schema.discover_sample_databases(out)
+    say_next(split_command(out, "splits", by_contig=len(samples) < 3))

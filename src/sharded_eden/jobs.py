@@ -155,8 +155,9 @@ def _run_in_pool(
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     raise EdenError(
-                        "a worker process died, as it does when memory runs out. What is finished is kept: run the same "
-                        f"command again, with fewer --jobs than {jobs}"
+                        "a worker process died. Either memory ran out: run the same command again, with fewer --jobs than "
+                        f"{jobs} (what is finished is kept). Or a Python script starts it without "
+                        "`if __name__ == '__main__':`, which worker processes need"
                     ) from error
                 yield Ended(task, result=None if error else future.result(), error=error)
         inbox.deliver(heard)

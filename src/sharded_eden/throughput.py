@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sharded_eden.errors import UsageError
+from sharded_eden.format.kinds import WINDOW_DBS_PATTERN, expect, refuse_url
 from sharded_eden.jobs import Progress
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.locate import WindowIndex
@@ -89,9 +90,9 @@ def bench(
 
     Args:
         sequence_db_dir: the folder of per-sample sequence databases.
-        window_db_path: the window database of a split.
+        window_db_path: the window database of a split, or the folder that `precompute` wrote (then its training split).
         batch_size: windows of a batch.
-        max_workers: the most `DataLoader` workers to try; None for as many as there are processors, 8 at most.
+        max_workers: the most `DataLoader` workers to try; None for as many as this process may use processors, 8 at most.
         start_methods: how workers start: `fork`, `spawn`, `forkserver`.
         seconds: how long each line is measured.
         tokenizer: see `ShardedEdenDataset`.
@@ -107,8 +108,11 @@ def bench(
         raise UsageError("batch_size must be at least 1, seconds above 0, and workers not below 0")
     if unknown := [method for method in methods if method not in known]:
         raise UsageError(f"{unknown[0]!r} is no start method here: use {', '.join(known)}")
-    most = min(8, os.cpu_count() or 1) if max_workers is None else max_workers
+    most = min(8, usable_processors()) if max_workers is None else max_workers
     workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
+    refuse_url(sequence_db_dir, "SEQDB")
+    expect(Path(sequence_db_dir), "SEQDB", "a folder of sequence databases")
+    window_db_path = _window_database(window_db_path)
     opener = _Opener(sequence_db_dir, window_db_path, tokenizer)
     steps = 2 + 2 * (1 + len(methods) * (len(workers) - 1))
     report: Callable[[int], object] = lambda done: progress(done, steps) if progress else None  # noqa: E731
@@ -144,6 +148,26 @@ def bench(
                 )
                 report(2 + len(result.loaders))
     return BenchResult(**{**result.__dict__, "verdict": _verdict(result, is_table)})
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use; a job's limit counts, not the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _window_database(path: str | os.PathLike[str]) -> Path:
+    """Return a window database; of a folder that `precompute` wrote, that of the training split.
+
+    Raises:
+        UsageError: it is a URL or something else.
+    """
+    refuse_url(path, "WINDOWS.db")
+    path = Path(path)
+    expect(path, "WINDOWS.db", "a window database", "a folder of window databases")
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(WINDOW_DBS_PATTERN))
+    return next((each for each in found if each.name == "train_windows.db"), found[0] if found else path)
 
 
 class _Opener:
@@ -283,12 +307,12 @@ def _verdict(result: BenchResult, is_table: bool) -> str:
     if not is_table:
         return (
             "The tokenizer bounds it: it is called once for each window, since it is not one id per letter. A per-character "
-            f"tokenizer becomes a table. Until then more workers help. Best: {advice}."
+            f"tokenizer becomes a table. Best: {advice}."
         )
     if cold is not None and cold < warm / 3:
         return (
-            f"The disk bounds the first pass ({cold / warm:.0%} of the warm rate): use a local disk, or more workers, which "
-            f"wait side by side. Once cached, best: {advice}."
+            f"The disk bounds the first pass ({cold / warm:.0%} of the warm rate): use a local disk. Workers read in parallel. "
+            f"Once cached, best: {advice}."
         )
     full = max(r.windows_per_second for r in result.loaders if not r.compact)
     if best.compact and best.windows_per_second > 1.2 * full:
@@ -297,4 +321,11 @@ def _verdict(result: BenchResult, is_table: bool) -> str:
             f"rate. Best: {advice}."
         )
     slowest = max(result.stage_microseconds, key=lambda stage: result.stage_microseconds[stage])
-    return f"The processor bounds it, most of all in `{slowest}`: add workers up to the number of processors. Best: {advice}."
+    tried = max(loader.workers for loader in result.loaders)
+    if best.workers == 0:
+        advice = f"no workers are needed: one process is the fastest. Best: {advice}"
+    elif best.workers == tried:
+        advice = f"more workers than {tried} may help where there are processors for them. Best: {advice}"
+    else:
+        advice = f"{best.workers} workers are enough. Best: {advice}"
+    return f"The processor bounds it, most of all in `{slowest}`; {advice}."

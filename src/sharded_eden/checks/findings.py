@@ -41,6 +41,8 @@ CHECKS = {
     "length": "contigs are as long as their windows and contig_lengths say",
     "windows": "contigs have the windows that their lengths make",
     "alphabet": "sequences are IUPAC nucleotide letters, in either case",
+    "content": "a sequence database contains what build wrote, by the hash in the manifest",
+    "opening": "the loader opens the split",
     "table": "contigs.parquet lists what the sequence databases hold",
     "shared-sample": "no sample is in two splits",
     "copied-contig": "no contig is in two splits, not as a copy and not as its other strand either",

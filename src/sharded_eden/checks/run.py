@@ -24,6 +24,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import polars as pl
 
+from sharded_eden.build.manifest import Manifest
+from sharded_eden.checks.arguments import sequence_folder, window_databases
 from sharded_eden.checks.digests import find_copies
 from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally, build_command
 from sharded_eden.checks.reading import read_windows
@@ -34,10 +36,12 @@ from sharded_eden.checks.sample import (
     verify_sample,
 )
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
-from sharded_eden.errors import EdenError, UsageError
-from sharded_eden.format.schema import CONTIGS_FILE, discover_sample_databases
+from sharded_eden.errors import DatabaseError, EdenError, UsageError
+from sharded_eden.format.parquet import parquet_source
+from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+from sharded_eden.load.dataset import ShardedEdenDataset
 
 By = Literal["sample", "contig"]
 Task = TypeVar("Task")
@@ -91,7 +95,7 @@ def verify(
 
     Args:
         sequence_db_dir: the folder of sequence databases.
-        window_dbs: the window databases, one for each split.
+        window_dbs: the window databases, one for each split; or a folder, for all `*_windows.db` in it.
         full: check every window and every base, not only what a quick look sees.
         by: what the splits divide: `sample` finds samples that are in two of them; `contig` accepts those. Where there is just
             one sequence database they are accepted anyway.
@@ -105,10 +109,10 @@ def verify(
         progress: called with the bytes of databases that are done and their total.
 
     Raises:
-        UsageError: a window database is given twice, or a number cannot be meant.
+        UsageError: a window database is given twice, a number is invalid, or a path is of another kind than expected.
     """
-    folder = Path(sequence_db_dir)
-    splits = [Path(path) for path in window_dbs]
+    folder = sequence_folder(sequence_db_dir)
+    splits = [path for given in window_dbs for path in window_databases(given)]
     if by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
     where = Engine(engine, jobs, address)
@@ -165,6 +169,7 @@ class _Run:
             for report in windows
             if report.is_open and self._paths
         )
+        self._open_splits(windows)
         if self.by == "sample" and len(self._paths) > 1:
             self._shared_samples(windows)
         if self.full and len(windows) > 1:
@@ -229,6 +234,7 @@ class _Run:
 
     def _check_samples(self, windows: Sequence[WindowsReport]) -> list[SampleReport]:
         listed = self._listed()
+        hashes = self._recorded_hashes() if self.full else {}
         tasks = [
             SampleTask(
                 number=number,
@@ -237,6 +243,7 @@ class _Run:
                 full=self.full,
                 windows=tuple(_windows_of(sample, windows)),
                 listed=listed.get(sample),
+                rows_hash=hashes.get(sample),
                 digests=self.scratch / f"digests{number}" if self.full and len(windows) > 1 else None,
             )
             for number, (sample, path) in enumerate(self._paths.items())
@@ -246,6 +253,15 @@ class _Run:
             self._findings.found += report.findings
         return reports
 
+    def _recorded_hashes(self) -> dict[str, str]:
+        """Return {sample: the hash of its rows} as the manifest has them."""
+        path = self.folder / MANIFEST_FILE
+        with self._findings.checking("file", path, f"rm {quote(str(path))}, then {build_command(self.folder)}"):
+            with Manifest(self.folder) as manifest:
+                found = {sample: manifest.sample(sample) for sample in self._paths}
+            return {sample: recorded.rows_hash for sample, recorded in found.items() if recorded is not None}
+        return {}
+
     def _listed(self) -> dict[str, tuple[int, int]]:
         """Return {sample: (contigs, bases)} as `contigs.parquet` has it."""
         table = self.folder / CONTIGS_FILE
@@ -253,13 +269,24 @@ class _Run:
             return {}
         mend = f"rm {quote(str(table))}, which only split reads, to save time"
         with self._findings.checking("table", table, mend):
-            sums = pl.scan_parquet(table).group_by("sample").agg(pl.len(), pl.col("length").sum())
-            listed = {sample: (n, bases) for sample, n, bases in sums.collect(engine="streaming").rows()}
+            with parquet_source(table, mend, DatabaseError) as source:
+                sums = pl.scan_parquet(source, glob=False).group_by("sample").agg(pl.len(), pl.col("length").sum())
+                listed = {sample: (n, bases) for sample, n, bases in sums.collect(engine="streaming").rows()}
             if missing := sorted(map(str, listed.keys() - self._paths.keys())):
                 what = f"it lists {len(missing)} samples that have no sequence database, such as {missing[0]!r}"
                 self._findings.error("table", table, what, f"{build_command(self.folder)}; or {mend}")
             return listed
         return {}
+
+    def _open_splits(self, windows: Sequence[WindowsReport]) -> None:
+        """Open each split as training does, so that `verify` is never clean where that fails."""
+        for report in windows:
+            if self._paths and not self._findings.has_errors:
+                try:
+                    ShardedEdenDataset.open(self.folder, report.path).close()
+                except EdenError as error:
+                    what = str(error).removeprefix(f"{report.path}: ")
+                    self._findings.error("opening", report.path, what, report.mend)
 
     # ---- splits against one another ----
 

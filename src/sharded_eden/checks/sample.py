@@ -18,9 +18,11 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from sharded_eden.build.manifest import rows_hash
 from sharded_eden.checks.digests import PIECE_BASES, Bases, DigestFile, Pieces, canonical_digest
 from sharded_eden.checks.findings import Finding, Findings, Tally, build_command, scans
 from sharded_eden.checks.window_ranges import Range
+from sharded_eden.errors import shown
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES
 from sharded_eden.format.sequence_db import blob_obstacle, sequence_db_problems
@@ -80,6 +82,8 @@ class SampleTask:
     """Its contigs and bases by `contigs.parquet`."""
     digests: Path | None = None
     """Where the digests of its contigs go; None where copies are not looked for."""
+    rows_hash: str | None = None
+    """The hash of its rows in the manifest; None where `build` recorded none."""
 
 
 @dataclass(kw_only=True)
@@ -128,6 +132,7 @@ class _Check:
                 self._join(windows)
         with self._findings.checking("file", self._path, self._mend):
             self._read()
+            self._compare_hash()
 
     # ---- what it is ----
 
@@ -251,6 +256,16 @@ class _Check:
                 f"{CONTIGS_FILE} lists {listed[0]} contigs of {listed[1]} bases, here are {counted[0]} of {counted[1]}",
                 f"{self._mend}; or rm {quote(str(self._path.parent.parent / CONTIGS_FILE))}, which only split reads",
             )
+
+    def _compare_hash(self) -> None:
+        """Compare all rows with the hash that `build` recorded: it finds a changed base that is still a valid letter."""
+        recorded = self._task.rows_hash
+        if recorded is None or not self._is_plain:
+            return
+        found = rows_hash(self._db)
+        if found != recorded:
+            what = f"its rows are not those that build wrote: their hash is {found}, the manifest has {shown(recorded)}"
+            self._findings.error("content", self._path, what, self._mend)
 
     def _membership(self, windows: Path, stack: ExitStack) -> Callable[[object], bool]:
         """Return what tells whether a contig has windows in a window database."""

@@ -33,6 +33,10 @@ WAIT_SECONDS = 0.2
 """How long the messages of a pool's workers may wait before they are delivered."""
 
 
+MOST_JOBS = 1024
+"""Processes at a time, at most: each takes memory and file descriptors, also while it waits."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where tasks run.
@@ -50,8 +54,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.name not in {"local", "ray"}:
             raise UsageError(f"--engine must be 'local' or 'ray', not {self.name!r}")
-        if self.jobs is not None and self.jobs < 1:
-            raise UsageError(f"--jobs must be at least 1, not {self.jobs}")
+        if self.jobs is not None and not 1 <= self.jobs <= MOST_JOBS:
+            raise UsageError(f"--jobs must be from 1 to {MOST_JOBS}, not {self.jobs}")
         if self.address is not None and self.name != "ray":
             raise UsageError(f"--address {self.address} needs --engine ray")
 

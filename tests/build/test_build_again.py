@@ -265,7 +265,7 @@ def test_a_task_of_a_killed_run_does_not_begin_in_the_next_one(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "kills"), [(1, 40), (2, 10)])
 def test_killed_at_random_moments(tmp_path: Path, jobs: int, kills: int) -> None:
-    """SIGKILL anywhere between start and end; a rerun completes, and leaves nothing behind."""
+    """SIGKILL anywhere between start and end; a rerun completes the build, and leaves no temporary file."""
     inputs = world(tmp_path / "in", samples=20)
     scratch = tmp_path / "scratch"
     context = multiprocessing.get_context("forkserver")

@@ -268,7 +268,7 @@ def test_a_file_that_is_removed_while_it_is_written_is_named(tmp_path: Path) -> 
 
 
 def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: the system refuses the write in both cases."""
+    """A limit on the size of files has the same effect as a full disk: the system refuses the write."""
     path = fasta(tmp_path / "a.fa", {"c": "ACGT" * 500_000})
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -326,7 +326,7 @@ def test_create_sample_database_refuses_what_is_no_pair_of_texts(tmp_path: Path,
         {"tag": None}, {"tag": 5}, {"tag": "a\x1b"}, {"tag": "\ud800"}, {"sample": 5}, {"sample": "\ud800"},
         {"sample": "a\x1b"}, {"sample_regex": 5}, {"sample_regex": "(?P<sample>a{99999999999})"}, {"format": 5},
         {"format": []}, {"text_field": 5}, {"id_field": b"x"}, {"page_size": 10**30}, {"page_size": "4096"}, {"jobs": "2"},
-        {"jobs": 0}, {"engine": "cloud"}, {"scratch": 5}, {"out_dir": 5}, {"out_dir": "a\0b"}, {"inputs": [5]},
+        {"jobs": 0}, {"jobs": 10**30}, {"engine": "cloud"}, {"scratch": 5}, {"out_dir": 5}, {"out_dir": "a\0b"}, {"inputs": [5]},
         {"inputs": ["a\0b"]}, {"inputs": ["\ud800"]}, {"inputs": None}, {"inputs": []},
     ],
     ids=str,

@@ -54,8 +54,10 @@ class Engine:
     def __post_init__(self) -> None:
         if self.name not in {"local", "ray"}:
             raise UsageError(f"--engine must be 'local' or 'ray', not {self.name!r}")
-        if self.jobs is not None and not 1 <= self.jobs <= MOST_JOBS:
-            raise UsageError(f"--jobs must be from 1 to {MOST_JOBS}, not {self.jobs}")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, not {self.jobs}")
+        if self.jobs is not None and self.jobs > MOST_JOBS:
+            raise UsageError(f"--jobs must be at most {MOST_JOBS}, not {self.jobs}")
         if self.address is not None and self.name != "ray":
             raise UsageError(f"--address {self.address} needs --engine ray")
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -30,8 +28,8 @@ from numpy.typing import NDArray
 from benchmarks.data import SEED, STRIDE, WINDOW_SIZE
 from sharded_eden.build.build import create_sample_database
 from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.index import index_path
 from sharded_eden.format.schema import make_sequence_id, sample_database_path
+from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.precompute import precompute_window_database
 
 SNIPPET, BUILD = "snippet", "build"
@@ -199,7 +197,7 @@ def _write_windows(world: ColdWorld, ids: list[str], lengths: NDArray[np.int64])
     for store in shape.stores:
         if store != shape.stores[0]:
             shutil.copyfile(first, world.window_db(store))
-        write_index(world, store)
+        index_window_database(world.sequences(store), world.window_db(store))
         without = world.window_db(store).parent / "no-index"
         without.mkdir()
         (without / "windows.db").hardlink_to(world.window_db(store))
@@ -216,11 +214,3 @@ def _write_windows(world: ColdWorld, ids: list[str], lengths: NDArray[np.int64])
     np.save(folder / "window_lengths.npy", np.minimum(WINDOW_SIZE, lengths[contig] - within))
     order = np.random.default_rng(SEED).permutation(result.windows)[:MOST_ORDERED]
     np.save(folder / "order.npy", order)
-
-
-def write_index(world: ColdWorld, store: str) -> None:
-    """Write the index of a window database by the command line."""
-    window_db = world.window_db(store)
-    index_path(window_db).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sharded_eden.cli", "index", str(world.sequences(store)), str(window_db)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

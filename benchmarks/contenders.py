@@ -94,9 +94,14 @@ class FlatDataset(Dataset[Example]):
     """The limit: bases in one memory-mapped file, the starts of windows in an array; our encoder, buffers and rows.
 
     It differs from ours only in where the bases come from; they are copied once, as ours are.
+
+    Args:
+        world: what to read.
+        compact: batches are codes, one byte a token.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, compact: bool = False) -> None:
+        self._compact = compact
         self._bases = world.bases
         self._starts = world.window_starts
         row_format = RowFormat(WINDOW_SIZE, encoding_of(None))
@@ -128,7 +133,6 @@ class FlatDataset(Dataset[Example]):
         return np.array(self._bases[start : start + self._lengths[window_idx]])  # the copy that ours makes too
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
-        tokens, labels, loss_mask, position_ids = self._batch_buffers.get(len(indices))
         codes = self._codes.get(len(indices))[0]
         codes.fill(PAD)
         first, lengths = len(self._header), self._lengths[indices]
@@ -137,6 +141,9 @@ class FlatDataset(Dataset[Example]):
         ends = (lengths + first).tolist()
         self._writer.frame(codes, range(len(ends)), [0] * len(ends), [first] * len(ends), ends, tagged=False)
         assert self._writer.knows_all(codes, lengths.sum())
+        if self._compact:
+            return Rows({"codes": torch.from_numpy(codes)}, {})
+        tokens, labels, loss_mask, position_ids = self._batch_buffers.get(len(indices))
         self._tables.expand(codes, tokens, labels, loss_mask)
         position_ids[...] = self._positions
         stacked = {

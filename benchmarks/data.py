@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from sharded_eden.build.build import create_sample_database
 from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.index import index_path
 from sharded_eden.format.schema import make_sequence_id
+from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.precompute import precompute_window_database
 
 ROOT = Path(__file__).resolve().parent.parent / ".bench"
@@ -117,7 +119,8 @@ class World:
 
     def warm(self) -> None:
         """Read every file once, so that it is in the page cache."""
-        for path in (*self.sequence_db_dir.rglob("*.sqlite"), self.window_db, self.folder / "bases.u8"):
+        files = self.window_db, index_path(self.window_db), self.folder / "bases.u8"
+        for path in (*self.sequence_db_dir.rglob("*.sqlite"), *files):
             with path.open("rb") as file:
                 while file.read(1 << 24):
                     pass
@@ -128,7 +131,7 @@ def build(shape: Shape, quick: bool) -> World:
     folder = ROOT / f"{shape.name}{'-quick' if quick else ''}"
     world = World(shape, folder)
     done = folder / "done.json"
-    recipe = json.dumps({**shape.__dict__, "window_size": WINDOW_SIZE, "stride": STRIDE, "seed": SEED, "recipe": 1})
+    recipe = json.dumps({**shape.__dict__, "window_size": WINDOW_SIZE, "stride": STRIDE, "seed": SEED, "recipe": 2})
     if done.exists() and done.read_text() == recipe:
         return world
     shutil.rmtree(folder, ignore_errors=True)
@@ -154,6 +157,7 @@ def build(shape: Shape, quick: bool) -> World:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = precompute_window_database(split, world.window_db, WINDOW_SIZE, STRIDE)
+    index_window_database(world.sequence_db_dir, world.window_db)
     _write_window_table(world, np.array([length for _, length in contigs]), offsets)
     assert len(world.window_starts) == result.windows
     np.save(world.order_file, rng.permutation(result.windows))

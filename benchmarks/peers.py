@@ -38,6 +38,7 @@ class Peer:
         name: its usual name.
         kind: the class in `benchmarks.peer_tools` or `benchmarks.peer_megatron` that uses it.
         stored: how its files hold the bases.
+        encoder: what makes the training example of the bases.
         same_example: its rows equal ours, which is checked.
         ways: the ways in which it is timed.
         environment: the environment in which it is installed.
@@ -49,6 +50,7 @@ class Peer:
     same_example: bool = True
     ways: Sequence[str] = (SINGLES, BATCHES)
     environment: str = PEERS
+    encoder: str = "torch, into new tensors (`peer_formats.py`)"
     versions: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
@@ -125,12 +127,15 @@ def all_peers() -> list[Peer]:
         Peer("pysam", "Pysam", "FASTA, lines of 80, and its .fai"),
         Peer("Hugging Face datasets", "HuggingFace", "Arrow, memory-mapped: one row of uint8 a window"),
         Peer("litdata", "LitData", "chunks of 64 MB: one uint8 array a window", ways=own_loop),
+        Peer("litdata TokensLoader (another example: 8,192 tokens across contigs)", "LitDataTokens",
+             "chunks of 64 MB: uint8 tokens, contigs end to end", same_example=False, ways=own_loop),
         Peer("mosaicml-streaming", "Streaming", "MDS shards of 64 MB: one uint8 array a window", ways=own_loop,
              environment=STREAMING),
         Peer("megatron-core IndexedDataset", "Indexed", ".bin and .idx: uint16 tokens, one document a contig",
              environment=MAIN),
         Peer("megatron-core GPTDataset (another example: 8,192 tokens across contigs)", "Gpt",
-             ".bin and .idx: uint16 tokens and EOD, one document a contig", same_example=False, environment=MAIN),
+             ".bin and .idx: uint16 tokens and EOD, one document a contig", same_example=False, environment=MAIN,
+             encoder="Megatron's"),
     ]  # fmt: skip
 
 

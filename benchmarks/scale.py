@@ -31,6 +31,7 @@ from benchmarks import machine
 from benchmarks.data import ROOT, SEED, STRIDE, WINDOW_SIZE
 from sharded_eden.build.build import create_sample_database
 from sharded_eden.format.schema import make_sequence_id
+from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.pack import pack_window_database
 from sharded_eden.windows.precompute import precompute_window_database
 
@@ -79,6 +80,7 @@ def dense(folder: Path, windows: int) -> None:
     split = folder / "split.parquet"
     pl.DataFrame({"contig_id": ids, "length": np.full(len(ids), length)}).sort("contig_id").write_parquet(split)
     precompute_window_database(split, folder / "windows.db", WINDOW_SIZE, DENSE_STRIDE)
+    index_window_database(folder / "sequences", folder / "windows.db")
 
 
 def open_dense(folder: Path) -> ShardedEdenDataset:

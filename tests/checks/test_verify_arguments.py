@@ -11,7 +11,7 @@ import worlds
 from faults import World
 from worlds import execute, random_sequence, sample_db
 
-from sharded_eden import bench, build_sequence_dbs, cli, verify
+from sharded_eden import ShardedEdenDataset, bench, build_sequence_dbs, cli, verify
 from sharded_eden.errors import UsageError
 from sharded_eden.format.parquet import write_parquet
 
@@ -94,3 +94,18 @@ def test_verify_is_never_clean_where_opening_fails(tmp_path):
         shutil.rmtree(tmp_path / "seqs" / sample)
     for full in (False, True):
         assert not verify(tmp_path / "seqs", [tmp_path / "windows.db"], full=full).is_clean
+
+
+def test_the_dataset_names_swapped_arguments(world):
+    folder = windows_folder(world)
+    for sequences, windows, words in (
+        (world.train, world.seqs, f"sequence_db_dir: {world.train} is a window database"),
+        (world.seqs, folder, f"window_db_path: {folder} is a folder of window databases; expected a window database"),
+        ("s3://bucket/seqs", world.train, "'s3://bucket/seqs' is a URL"),
+        (world.seqs, "gs://bucket/w.db", "'gs://bucket/w.db' is a URL"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            ShardedEdenDataset(None, sequences, windows, 64, stride=50)
+    shutil.copy(world.train, world.seqs / "train_windows.db")  # window databases may lie beside the samples
+    ShardedEdenDataset(None, world.seqs, world.seqs / "train_windows.db", 64, stride=50).close()
+    assert verify(world.seqs, [world.seqs]).findings == []

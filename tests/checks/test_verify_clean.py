@@ -200,9 +200,13 @@ def test_any_number_of_processes_finds_the_same(world):
     assert world.verify(full=True, jobs=3) == alone
 
 
-def test_a_process_that_dies_is_said_to_have_died():
+def die(status: int, say: object) -> None:
+    os._exit(status)
+
+
+def test_a_process_that_dies_is_an_error():
     with pytest.raises(EdenError, match=r"a worker process died.*fewer --jobs than 2"):
-        list(_each(os._exit, [1, 1], Engine(jobs=2), at_once=1))
+        list(_each(die, [1, 1], Engine(jobs=2), at_once=1, heard=print))
 
 
 def test_special_databases_are_checked_like_others(world):
@@ -385,6 +389,17 @@ def test_progress_ends_at_the_size_of_all_files(world):
     world.verify(full=True, progress=lambda done, total: seen.append((done, total)))
     size = sum(path.stat().st_size for path in [world.train, world.val, *world.seqs.rglob("*.sqlite")])
     assert seen[-1] == (size, size)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_progress_moves_within_one_database(world, monkeypatch, jobs):
+    """With `full`, SQLite's integrity check and the reading of bases are reported before a database is finished."""
+    monkeypatch.setattr("sharded_eden.jobs.REPORT_SECONDS", 0)
+    seen = []
+    world.verify(full=True, jobs=jobs, progress=lambda done, total: seen.append(done))
+    databases = len([world.train, world.val, *world.seqs.rglob("*.sqlite")])
+    assert len(set(seen)) > databases + 3
     assert seen == sorted(seen)
 
 

@@ -317,7 +317,7 @@ def test_foreign_tables_are_named(folder):
 
 def test_a_sequence_database_in_place_of_the_window_database(folder):
     shutil.copy(worlds.sample_db(folder, "S0"), folder / "windows.db")
-    assert f"{folder}/windows.db: not a window database" in words_of(DatabaseError, folder)
+    assert f"{folder}/windows.db: not a window database but a sequence database" in words_of(DatabaseError, folder)
 
 
 @pytest.mark.parametrize(

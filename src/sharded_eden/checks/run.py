@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from shlex import quote
@@ -188,16 +189,22 @@ class _Run:
         )
 
     def _reports(
-        self, check: Callable[[Task], Report], tasks: Sequence[Task], path_of: Callable[[Task], Path]
+        self, check: Callable[[Task, Say], Report], tasks: Sequence[Task], path_of: Callable[[Task], Path]
     ) -> Iterator[Report]:
         """Run tasks, in this process or in several, and count them as done."""
-        for task, report in zip(
-            tasks, _each(check, tasks, self.engine, 1 if self.full else TASKS_AT_ONCE), strict=True
-        ):
+        running: dict[int, int] = {}
+
+        def heard(message: tuple[int, float]) -> None:
+            number, share = message
+            running[number] = int(share * _size(path_of(tasks[number])))
+            self._meter.reach(self._done, sum(running.values()))
+
+        reports = _each(check, tasks, self.engine, 1 if self.full else TASKS_AT_ONCE, heard)
+        for number, (task, report) in enumerate(zip(tasks, reports, strict=True)):
             yield report
-            size = _size(path_of(task))
-            self._meter.reach(self._done, size)
-            self._done += size
+            running.pop(number, None)
+            self._done += _size(path_of(task))
+            self._meter.reach(self._done, sum(running.values()))
 
     # ---- each database ----
 
@@ -339,28 +346,42 @@ def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[Windo
             )
 
 
-def _each(check: Callable[[Task], Report], tasks: Sequence[Task], engine: Engine, at_once: int) -> Iterator[Report]:
-    """Yield the reports of tasks in their order, wherever they run."""
+def _each(
+    check: Callable[[Task, Say], Report], tasks: Sequence[Task], engine: Engine, at_once: int, heard: Say
+) -> Iterator[Report]:
+    """Yield the reports of tasks in their order, wherever they run.
+
+    Args:
+        check: called with a task and what takes the share of it that is done, from 0 to 1.
+        tasks: the tasks.
+        engine: where they run.
+        at_once: tasks that a process is given together.
+        heard: called with (number of the task, share done).
+    """
     if engine.name == "local" and (engine.jobs == 1 or len(tasks) < 2):
-        yield from map(check, tasks)
+        for number, task in enumerate(tasks):
+            yield check(task, partial(_say_share, heard, number))
         return
-    groups = [
-        (number, check, tasks[first : first + at_once]) for number, first in enumerate(range(0, len(tasks), at_once))
-    ]
+    groups = [(first, check, tasks[first : first + at_once]) for first in range(0, len(tasks), at_once)]
     waiting: dict[int, list[Report]] = {}
     expected = 0
-    for ended in run_tasks(_check_group, groups, engine):
+    for ended in run_tasks(_check_group, groups, engine, heard=heard):
         if ended.result is None:
             raise ended.error or EdenError("a task of verify gave no report")
         waiting[ended.task[0]] = ended.result
         while expected in waiting:
-            yield from waiting.pop(expected)
-            expected += 1
+            reports = waiting.pop(expected)
+            expected += len(reports)
+            yield from reports
 
 
-def _check_group(group: tuple[int, Callable[[Task], Report], Sequence[Task]], say: Say) -> list[Report]:
-    _, check, tasks = group
-    return [check(task) for task in tasks]
+def _say_share(say: Say, number: int, share: float) -> None:
+    say((number, share))
+
+
+def _check_group(group: tuple[int, Callable[[Task, Say], Report], Sequence[Task]], say: Say) -> list[Report]:
+    first, check, tasks = group
+    return [check(task, partial(_say_share, say, first + number)) for number, task in enumerate(tasks)]
 
 
 def _size(path: Path) -> int:

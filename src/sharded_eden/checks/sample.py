@@ -27,12 +27,17 @@ from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES
 from sharded_eden.format.sequence_db import blob_obstacle, sequence_db_problems
 from sharded_eden.format.sqlite import attach_read_only, open_read_only
+from sharded_eden.jobs import Say
 from sharded_eden.load.read import SequenceReader
 
 LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
 WHOLE_BYTES = 1 << 24
 """Contigs up to here are read as a whole, longer ones piece by piece."""
 CHUNK_ROWS = 50_000
+REPORT_BASES = 1 << 22
+"""Bases read between two reports of progress."""
+INTEGRITY_SHARE = 0.3
+"""The share of the time of a full check that SQLite's integrity check takes, about."""
 
 TEMPORARY = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 
@@ -97,15 +102,15 @@ class SampleReport:
     bases: int = 0
 
 
-def verify_sample(task: SampleTask) -> SampleReport:
-    """Check one sequence database."""
+def verify_sample(task: SampleTask, say: Say) -> SampleReport:
+    """Check one sequence database; `say` is called with the share that is done."""
     report = SampleReport(task=task)
     findings = Findings(report.findings)
     mend = build_command(task.path.parent.parent)
     connection = findings.opened(task.path, mend)
     if connection is not None:
         with closing(connection), findings.checking("file", task.path, mend):
-            _Check(task, report, findings, connection, mend).run()
+            _Check(task, report, findings, connection, mend, say).run()
     return report
 
 
@@ -113,10 +118,17 @@ class _Check:
     """The checks of one open sequence database."""
 
     def __init__(
-        self, task: SampleTask, report: SampleReport, findings: Findings, connection: apsw.Connection, mend: str
+        self,
+        task: SampleTask,
+        report: SampleReport,
+        findings: Findings,
+        connection: apsw.Connection,
+        mend: str,
+        say: Say,
     ) -> None:
         self._task, self._report, self._findings, self._db, self._mend = task, report, findings, connection, mend
         self._path = task.path
+        self._say = say
         self._encoding = str(connection.pragma("encoding"))
         self._unit = 1 if self._encoding == "UTF-8" else 2
         self._is_plain = True  # BLOB I/O serves it
@@ -124,6 +136,7 @@ class _Check:
     def run(self) -> None:
         if self._task.full:
             self._findings.integrity(self._db, self._path, self._mend)
+            self._say(INTEGRITY_SHARE)
         if not self._tables() or not self._task.full:
             return
         for windows in self._task.windows:
@@ -227,6 +240,7 @@ class _Check:
         """Read every base: letters, digests, totals."""
         no_text, letters = Tally(), Tally()
         task = self._task
+        size_bytes, next_report = max(1, self._path.stat().st_size), REPORT_BASES
         with ExitStack() as stack:
             digests = None if task.digests is None else stack.enter_context(DigestFile(task.digests))
             splits = [] if digests is None else [(w.split, self._membership(w.joined, stack)) for w in task.windows]
@@ -236,6 +250,9 @@ class _Check:
                     continue
                 self._report.contigs += 1
                 self._report.bases += len(bases)
+                if self._report.bases >= next_report:
+                    next_report = self._report.bases + REPORT_BASES
+                    self._say(min(1.0, INTEGRITY_SHARE + (1 - INTEGRITY_SHARE) * self._report.bases / size_bytes))
                 if strange := strange_letter(bases):
                     letters.add(f"{contig_id!r} holds {strange}")
                 found_in = [split for split, has in splits if has(contig_id)]

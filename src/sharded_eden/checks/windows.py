@@ -24,6 +24,7 @@ from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.format.window_db import WindowDatabase
+from sharded_eden.jobs import Say
 from sharded_eden.load.locate import pack_options, rebuild_command
 
 PLACES = 64
@@ -90,14 +91,14 @@ def _rebuild(path: Path, geometry: WindowGeometry | None) -> str:
     return plain if geometry is None else rebuild_command(quote(str(path)), geometry)
 
 
-def verify_windows(task: WindowsTask) -> WindowsReport:
-    """Check one window database."""
+def verify_windows(task: WindowsTask, say: Say) -> WindowsReport:
+    """Check one window database; `say` is called with the share that is done."""
     report = WindowsReport(path=task.path, joined=task.path)
     findings = Findings(report.findings)
     connection = findings.opened(task.path, report.mend)
     if connection is not None:
         with closing(connection), findings.checking("file", task.path, report.mend):
-            _Check(task, report, findings, connection).run()
+            _Check(task, report, findings, connection).run(say)
     return report
 
 
@@ -112,9 +113,10 @@ class _Check:
         self._metadata: dict[str, int] = {}
         self._follows = _FOLLOWS
 
-    def run(self) -> None:
+    def run(self, say: Say) -> None:
         if self._task.full:
             self._findings.integrity(self._db, self._path, self._report.mend)
+            say(0.3)
         stated = WindowDatabase(self._db, self._path)
         problems = list(stated.problems())
         self._metadata, self._report.has_lengths = stated.metadata, stated.has_lengths
@@ -135,10 +137,12 @@ class _Check:
         if self._task.full:
             with self._findings.checking("order", self._path, self._report.mend):
                 self._order()
+            say(0.5)
             with self._findings.checking("totals", self._path, self._report.mend):
                 self._distinct()
             with self._findings.checking("windows", self._path, self._report.mend):
                 self._recorded_lengths(geometry)
+            say(0.7)
         else:
             with self._findings.checking("gap", self._path, self._report.mend):
                 self._places()

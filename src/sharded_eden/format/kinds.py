@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sharded_eden.errors import EdenError, UsageError, printable, shown
-from sharded_eden.format.schema import MANIFEST_FILE, discover_sample_databases
+from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, table_columns
 
 WINDOW_DBS_PATTERN = "*_windows.db"
 SQLITE_MAGIC, PARQUET_MAGIC = b"SQLite format 3\0", b"PAR1"
 
 
-def kind_of(path: Path) -> str:
-    """Return what a path is, in words; nothing where there is no such path or it cannot be read."""
+def kinds_of(path: Path) -> list[str]:
+    """Return what a path is, in words: several for a folder with several kinds of files, none where it is something else."""
     try:
         if path.is_dir():
+            found = []
+            with suppress(EdenError):
+                discover_sample_databases(path)
+                found.append("a folder of sequence databases")
             if any(path.glob(WINDOW_DBS_PATTERN)):
-                return "a folder of window databases"
+                found.append("a folder of window databases")
             if any(path.glob("*_split.parquet")):
-                return "a folder of split files"
-            try:
-                return "a folder of sequence databases" if discover_sample_databases(path) else ""
-            except EdenError:
-                return "a folder without databases"
+                found.append("a folder of split files")
+            return found
         with path.open("rb") as file:
             head = file.read(16)
         if head.startswith(PARQUET_MAGIC):
-            return "a Parquet file"
+            return ["a Parquet file"]
         if head != SQLITE_MAGIC:
-            return "a file that is no database"
+            return []
         with closing(open_read_only(path)) as database:
-            if table_columns(database, "window_mappings"):
-                return "a window database"
-            if table_columns(database, "sequences"):
-                return "a sequence database"
-            return "the manifest of a build" if path.name == MANIFEST_FILE else "another SQLite database"
+            tables = {"window_mappings": "a window database", "sequences": "a sequence database"}
+            return [kind for table, kind in tables.items() if table_columns(database, table)]
     except (OSError, EdenError, *READ_ERRORS):
-        return ""
+        return []
 
 
 def refuse_url(path: str | os.PathLike[str], name: str) -> None:
@@ -57,17 +55,16 @@ def refuse_url(path: str | os.PathLike[str], name: str) -> None:
 
 
 def expect(path: Path, name: str, *kinds: str) -> None:
-    """Refuse a path that exists and is of another kind than expected.
+    """Refuse a path that is known to be of another kind than expected.
 
     Args:
         path: the path.
         name: what it was given as, for the message.
-        kinds: the accepted kinds, see `kind_of`.
+        kinds: the accepted kinds, see `kinds_of`.
 
     Raises:
         UsageError: with both kinds.
     """
-    kind = kind_of(path)
-    if kind in {"a folder of sequence databases", "a folder of window databases", "a window database", "a sequence database",
-                "a folder of split files", "a Parquet file"} and kind not in kinds:  # fmt: skip
-        raise UsageError(f"{name}: {printable(path)} is {kind}; expected {' or '.join(kinds)}")
+    found = kinds_of(path)
+    if found and not set(found) & set(kinds):
+        raise UsageError(f"{name}: {printable(path)} is {found[0]}; expected {' or '.join(kinds)}")

@@ -77,7 +77,10 @@ class WindowDatabase:
             kind = table_kind(self._db, table)
             if table in TABLES and not columns <= set(found):
                 what = f"not a window database: expected a table {table}({', '.join(sorted(columns))}), found "
-                yield Problem("schema", what + columns_found(table, found), self.fix)
+                if table_columns(self._db, "sequences"):
+                    what = what.replace("database:", "database but a sequence database:", 1)
+                # Not with --force: the file may be somebody's sequence database.
+                yield Problem("schema", what + columns_found(table, found), precompute_command(self.path))
             elif kind not in {"", "table", "WITHOUT ROWID table"}:
                 yield Problem("schema", f"{table} is a {kind}, but must be a table", self.fix)
         self.has_lengths = OPTIONAL_TABLES["contig_lengths"] <= set(table_columns(self._db, "contig_lengths"))

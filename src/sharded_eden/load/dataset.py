@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
+from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases, extract_sample_id
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.addresses import open_addresses
@@ -120,6 +121,9 @@ class ShardedEdenDataset(Dataset[Example]):
         self.packed = opts.packed
         self.seed = integer(seed, "seed")
 
+        expect(Path(self.sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
+        if os.path.isdir(self.window_db_path):
+            expect(Path(self.window_db_path), "window_db_path", "a window database")
         paths = discover_sample_databases(self.sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
         self._index = WindowIndex(self.window_db_path, io=opts.io)

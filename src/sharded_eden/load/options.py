@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_type_hints
 
 from sharded_eden.errors import UsageError, shown
+from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.sequences import ReadMode
 
@@ -97,9 +98,10 @@ def absolute_path(path: PathLike, name: str) -> str:
         name: the argument that holds it, for the error.
 
     Raises:
-        UsageError: it is no path.
+        UsageError: it is no path, or a URL.
     """
     try:
+        refuse_url(path, name)
         return os.path.abspath(os.fsdecode(path))
     except TypeError:
         raise UsageError(f"{name} must be a path, not {shown(path)}") from None

@@ -1,4 +1,4 @@
-"""Whose turn is which position. Pure: rank, size and consumed samples are arguments, positions are integers.
+"""Which rank takes which positions. Pure: rank, size and consumed samples are arguments, positions are integers.
 
 A global batch is the next `global_batch_size` positions of the stream. With m the micro batch size and dp the data-parallel
 size, micro step t of it takes [t * m * dp, (t + 1) * m * dp), and rank r the r-th run of m among them:
@@ -17,8 +17,9 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from sharded_eden.errors import UsageError
-from sharded_eden.train.state import consumed_samples_of, make_state
-from sharded_eden.train.stream import Stream
+from sharded_eden.load.options import integer
+from sharded_eden.train.state import consumed_samples_of, epoch_of, make_state, position_in
+from sharded_eden.train.stream import Stream, warn_of_repeated_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class BatchPlan:
 
 
 class MicroBatches(Iterator[list[int]]):
-    """The micro batches of one rank, each a list of positions; knows where it stands.
+    """The micro batches of one rank, each a list of positions; knows its own position.
 
     Args:
         plan: the sizes.
@@ -147,14 +148,22 @@ class MicroBatches(Iterator[list[int]]):
             return list(positions)
         return [p if p < self._end else p % self._end for p in positions]
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """The first position of the current global batch, and the micro steps that were taken from it."""
+        return self._begins, self._micro_step
+
     def state_dict(self) -> dict[str, int]:
-        """Return where it stands: how `torchdata`'s `StatefulDataLoader` saves it with a batch."""
+        """Return the position, which `torchdata`'s `StatefulDataLoader` saves with a batch."""
         return {"consumed_samples": self._begins, "micro_step": self._micro_step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from where another one stood."""
-        self._begins = state["consumed_samples"]
-        self._micro_step = state["micro_step"]
+        """Go on from a saved position.
+
+        Raises:
+            StateError: it is no such position.
+        """
+        self._begins, self._micro_step = position_in(state, "consumed_samples"), position_in(state, "micro_step")
 
 
 class StreamBatchSampler(Sampler[list[int]]):
@@ -166,7 +175,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         global_batch_size: examples of one optimizer step on all ranks together.
         rank: the data-parallel rank, 0-based.
         data_parallel_size: ranks that see different examples.
-        consumed_samples: where the job stands.
+        consumed_samples: the position to begin at.
         rampup_batch_size: (first size, increment, samples), see `BatchPlan`.
         drop_last: at a finite end, leave out an incomplete global batch; else ranks with fewer rows repeat from the start.
         accept_other_data: take the position of a state that was saved for another stream.
@@ -193,44 +202,69 @@ class StreamBatchSampler(Sampler[list[int]]):
             rampup_batch_size=None if rampup_batch_size is None else (*rampup_batch_size,),
         )
         self.rank = rank
-        self.consumed_samples = consumed_samples
+        self.consumed_samples = integer(consumed_samples, "consumed_samples")
+        if self.consumed_samples < 0:
+            raise UsageError(f"consumed_samples must not be negative, but is {self.consumed_samples}")
+        self._last_pass: tuple[int, int, MicroBatches] | None = None
         self.drop_last = drop_last
         self.accept_other_data = accept_other_data
 
     def __iter__(self) -> MicroBatches:
-        return MicroBatches(
-            self.plan,
-            rank=self.rank,
-            consumed_samples=self.consumed_samples,
-            end=self.stream.num_samples,
-            drop_last=self.drop_last,
+        begin, epoch = self.consumed_samples, self.stream.epoch
+        if self._last_pass is not None:
+            last_epoch, last_begin, last = self._last_pass
+            if (last_epoch, last_begin) == (epoch, begin) and last.position != (begin, 0):
+                warn_of_repeated_pass(self.stream, "Call sampler.set_epoch(epoch), or set sampler.consumed_samples,")
+        batches = MicroBatches(
+            self.plan, rank=self.rank, consumed_samples=begin, end=self.stream.num_samples, drop_last=self.drop_last
         )
+        self._last_pass = (epoch, begin, batches)
+        return batches
 
     def __len__(self) -> int:
         if self.stream.num_samples is None:
             raise TypeError("an endless stream has no length: give it num_samples")
-        return sum(1 for _ in iter(self))
+        samples = max(self.stream.num_samples - self.consumed_samples, 0)
+        whole = self.plan.micro_steps_within(self.consumed_samples, samples)
+        return (
+            whole
+            if self.drop_last
+            else whole - (whole * self.plan.per_micro_step - samples) // self.plan.per_micro_step
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another pass, as `torch.utils.data.DistributedSampler.set_epoch`; within the same epoch, go on.
+
+        Position p of epoch e is position `e * len(stream) + p` of the endless stream: other windows, in another order.
+
+        Raises:
+            UsageError: a negative epoch.
+        """
+        if epoch != self.stream.epoch:
+            self.stream.set_epoch(epoch)
+            self.consumed_samples = 0
 
     def state_dict(self, *, consumed_samples: int | None = None) -> dict[str, Any]:
         """Return the state to save, the same on every rank.
 
         Args:
             consumed_samples: what the whole job has trained on, in whole global batches: the sampler itself knows only what
-                was prefetched. None is where this sampler began, beside which `torchdata`'s `StatefulDataLoader` saves how
-                far its iterator had come with the batch last returned.
+                was prefetched. None is where this sampler began; `torchdata`'s `StatefulDataLoader` also saves the position
+                of the batch last returned.
         """
         consumed = self.consumed_samples if consumed_samples is None else consumed_samples
-        return make_state(consumed_samples=consumed, **self.stream.identity)
+        return make_state(consumed_samples=consumed, epoch=self.stream.epoch, **self.stream.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, on any number of ranks and with any micro batch size.
 
         Raises:
-            StateError: it was saved for another stream.
+            StateError: it is no state, or was saved for another stream.
         """
         self.consumed_samples = consumed_samples_of(
             state, **self.stream.identity, accept_other_data=self.accept_other_data
         )
+        self.stream.set_epoch(epoch_of(state))
 
 
 def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_parallel_size: int) -> list[int]:

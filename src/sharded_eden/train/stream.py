@@ -1,12 +1,14 @@
 """position -> (epoch, window) -> example: one endless map-style dataset for every trainer.
 
-Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count; what a position means is worked
-out here, in the worker, and depends on nothing but (seed, position).
+Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count. A worker computes the
+window of a position from nothing but (seed, position).
 """
 
 from __future__ import annotations
 
 import operator
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, shown, warn
 from sharded_eden.load.batch import Example, Rows
 from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.options import integer
 from sharded_eden.train.order import Order
 
 KEPT_ORDERS = 4
+MAX_EPOCH = 1 << 31
 
 
 class Stream(Dataset[Example]):
     """The windows of a dataset in shuffled order, one pass after the other without end.
+
+    A `DataLoader` over a stream without a sampler of this package asks for the positions 0 to `len(stream)` in each of its
+    epochs. Call `set_epoch(epoch)` before each, or they all give the same rows; a repeated training pass is warned about.
 
     Args:
         dataset: the windows of a split.
@@ -57,13 +64,45 @@ class Stream(Dataset[Example]):
         self.seed = dataset.seed if seed is None else seed
         self.shuffle = shuffle
         self._orders: OrderedDict[int, Order] = OrderedDict()
+        self._share_epoch(0)
+        self._last_pass: int | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a saved position belongs to: `seed`, `fingerprint` and `geometry`."""
         return {"seed": self.seed, "fingerprint": self.dataset.fingerprint, "geometry": self.dataset.geometry}
 
+    @property
+    def epoch(self) -> int:
+        """The pass that `set_epoch` chose."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let position p mean position `epoch * len(self) + p` of the endless stream, in running workers too.
+
+        Raises:
+            UsageError: a negative epoch.
+        """
+        if not 0 <= integer(epoch, "epoch") < MAX_EPOCH:
+            raise UsageError(f"epoch must lie in [0, {MAX_EPOCH}), but is {shown(epoch)}")
+        if self._epoch_owner == os.getpid():
+            self._epoch.fill_(epoch)
+        else:
+            self._share_epoch(epoch)
+
+    def _share_epoch(self, epoch: int) -> None:
+        # Workers that are already running read it from shared memory. Ranks that were started with a copy of this stream may
+        # be in other epochs, so each process that sets it has its own.
+        self._epoch = torch.tensor(epoch, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch_owner = os.getpid()
+
     def __len__(self) -> int:
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "__iter__" and caller.f_globals.get("__name__") == "torch.utils.data.sampler":
+            # A pass of PyTorch's sequential sampler begins: the one place in the main process that shows it.
+            if self._last_pass == self.epoch:
+                warn_of_repeated_pass(self, "Call stream.set_epoch(epoch)")
+            self._last_pass = self.epoch
         return len(self.dataset) if self.num_samples is None else self.num_samples
 
     def __getitem__(self, position: int) -> Example:
@@ -88,6 +127,8 @@ class Stream(Dataset[Example]):
             if position < 0 or (self.num_samples is not None and position >= self.num_samples):
                 end = "without end" if self.num_samples is None else f"of {self.num_samples} samples"
                 raise IndexError(f"position {position} is outside a stream {end}")
+        if shift := self.epoch * (len(self.dataset) if self.num_samples is None else self.num_samples):
+            checked = [position + shift for position in checked]
         length = len(self.dataset)
         windows: list[tuple[int, int]] = [(-1, -1)] * len(checked)
         by_epoch: dict[int, list[int]] = {}
@@ -114,12 +155,27 @@ class Stream(Dataset[Example]):
         return self.dataset.collate_fn(batch)
 
 
+def warn_of_repeated_pass(stream: Stream, remedy: str) -> None:
+    """Warn that a training pass begins with the same rows as the one before; evaluations may repeat theirs."""
+    is_training = (
+        stream.shuffle and type(stream) is Stream and stream.dataset.split not in {"val", "validation", "test"}
+    )
+    if is_training and torch.is_grad_enabled():
+        warn(
+            f"another pass over the {stream.dataset.split} split begins with the same rows, order and strands as the last "
+            f"one. {remedy} before each pass to train on other rows"
+        )
+
+
 class EvaluationStream(Stream):
     """One pass in a fixed random order: the same at each call, and a fair sample of the split wherever it is cut off.
 
     Positions from the number of windows on repeat the pass from its start, for ranks that have fewer rows than others. Each
     example says whether it counts: `row_counts`, a bool, (B,) in a batch, false in repeated rows.
     """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: trainers that call it for every dataset get the same rows in each evaluation."""
 
     def __getitem__(self, position: int) -> Example:
         rows = len(self.dataset)
@@ -134,7 +190,7 @@ class EvaluationStream(Stream):
 
 
 class RepeatedEvaluation(EvaluationStream):
-    """One evaluation again and again: for trainers that count the rows of all evaluations of a job on and on.
+    """One evaluation, repeated: for trainers that count the rows of all evaluations of a job without a break.
 
     Args:
         dataset: the windows of a split.

@@ -1,4 +1,4 @@
-"""Every optimizer step of a Lightning Trainer sees exactly one global batch: set, checked, and held to as it runs."""
+"""Sets gradient accumulation on a Lightning Trainer, and checks that every optimizer step sees exactly one global batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from sharded_eden.train.sampler import BatchPlan
 
 @dataclass(frozen=True)
 class Accumulation:
-    """What was changed on a Trainer, so that it can be taken off again."""
+    """What was changed on a Trainer, so that it can be undone."""
 
     trainer: pl.Trainer
+    plan: BatchPlan
     was_set: bool
     check: GlobalBatchCheck | None
 
     @classmethod
     def set_on(cls, trainer: pl.Trainer, plan: BatchPlan) -> Accumulation:
-        """Make each optimizer step of a Trainer see one global batch, or say what stands in the way.
+        """Make each optimizer step of a Trainer see one global batch, or refuse.
 
         With manual optimization the user's own `training_step` decides when to step: nothing is set or checked.
 
@@ -31,7 +32,7 @@ class Accumulation:
             UsageError: the Trainer accumulates otherwise.
         """
         if not trainer.lightning_module.automatic_optimization:
-            return cls(trainer, was_set=False, check=None)
+            return cls(trainer, plan, was_set=False, check=None)
         needed = plan.num_microbatches
         sizes = (
             f"global_batch_size={plan.global_batch_size} = micro_batch_size={plan.micro_batch_size} x "
@@ -55,11 +56,11 @@ class Accumulation:
         callbacks.append(check)
         if not schedulers:
             trainer.accumulate_grad_batches = needed
-        check.accumulation = cls(trainer, was_set=not schedulers and given != needed, check=check)
+        check.accumulation = cls(trainer, plan, was_set=not schedulers and given != needed, check=check)
         return check.accumulation
 
     def take_off(self) -> None:
-        """Give the Trainer back as it was."""
+        """Restore the Trainer."""
         if self.was_set:
             self.trainer.accumulate_grad_batches = 1
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -78,7 +79,7 @@ class GlobalBatchCheck(Callback):
         self._stepped = False
 
     def on_exception(self, *_: Any) -> None:
-        """Give the Trainer back as it was."""
+        """Restore the Trainer."""
         if self.accumulation is not None:
             self.accumulation.take_off()
 
@@ -122,7 +123,7 @@ def micro_batches_of_an_epoch(trainer: pl.Trainer, num_microbatches: int, steps_
         UsageError: the limit would end an epoch inside of a global batch; names one that fits.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        # Lightning means so many optimizer steps: it sets max_steps to the same number.
+        # Lightning means optimizer steps: it sets max_steps to the same number.
         trainer.limit_train_batches = trainer.max_steps * num_microbatches
     whole = steps_per_epoch * num_microbatches
     limit = trainer.limit_train_batches

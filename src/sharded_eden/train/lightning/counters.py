@@ -1,7 +1,7 @@
-"""Where a job stands under Lightning: the trainer's own counters, read and set right. Imports no Lightning.
+"""The position of a job under Lightning, read from the Trainer's counters, which are corrected after a resume.
 
 Lightning counts micro batches. A checkpoint may be resumed with another micro batch size or on other ranks, where a global
-batch has another number of them; and one that was saved inside a global batch has trained on a part that will be fed again.
+batch has another number of them; and one that was saved inside a global batch has trained on rows that are repeated.
 """
 
 from __future__ import annotations
@@ -71,9 +71,15 @@ class Position:
         self._per_step = 1 if whole_steps else plan.num_microbatches
 
     @property
+    def is_counted(self) -> bool:
+        """Whether a Trainer moves the position."""
+        return self._plan is not None
+
+    @property
     def consumed_samples(self) -> int:
         """Examples that the whole job has trained on."""
         if self._plan is None:
             return self._base
-        batches = int(self._progress.processed) - self._processed_before
+        # Lightning's Tuner resets the counters between its trials.
+        batches = max(int(self._progress.processed) - self._processed_before, 0)
         return self._plan.after(self._base, batches // self._per_step)

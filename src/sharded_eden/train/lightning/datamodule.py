@@ -1,7 +1,7 @@
 """`ShardedEdenDataModule`: the stream under a Lightning Trainer. With accumulation.py, the only import of Lightning.
 
-Enters: paths and sizes. Leaves: three dataloaders. The training position is counted in whole global batches out of the
-trainer's own progress, so that what workers have prefetched never counts.
+Input: paths and sizes. Output: three dataloaders. The training position is counted in whole global batches from the Trainer's
+progress, so that batches which workers have prefetched never count.
 """
 
 from __future__ import annotations
@@ -36,10 +36,17 @@ from sharded_eden.train.megatron import (
     steps_are_global_batches,
 )
 from sharded_eden.train.sampler import BatchPlan
-from sharded_eden.train.state import consumed_samples_of, make_state
+from sharded_eden.train.state import consumed_samples_of, make_state, position_in
 from sharded_eden.train.stream import EvaluationStream, Stream
 
 logger = logging.getLogger(__name__)
+
+
+class _Default(int):
+    """A default value that differs in type from the same value given by the caller."""
+
+
+DEFAULT_WORKERS = _Default(8)
 
 
 class ShardedEdenDataModule(pl.LightningDataModule):
@@ -59,7 +66,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         micro_batch_size: examples of one forward pass on one rank.
         global_batch_size: examples of one optimizer step on all ranks together.
         rampup_batch_size: Megatron's [start, increment, samples]; a Trainer without Megatron cannot ramp up.
-        num_workers: worker processes of each dataloader.
+        num_workers: worker processes of each dataloader; the default is 8, or the processors of this process if fewer.
         pin_memory: pin batches where there is a GPU to copy them to.
         persistent_workers: keep the workers between epochs.
         vocab_file, merges_file: not supported; pass `tokenizer`.
@@ -87,7 +94,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         micro_batch_size: int = 1,
         global_batch_size: int = 4,
         rampup_batch_size: list[int] | None = None,
-        num_workers: int = 8,
+        num_workers: int = DEFAULT_WORKERS,
         pin_memory: bool = True,
         persistent_workers: bool = False,
         create_attention_mask: bool = False,
@@ -123,7 +130,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
         self.rampup_batch_size = rampup_batch_size
-        self.num_workers = num_workers
+        self.num_workers = min(8, _processors()) if num_workers is DEFAULT_WORKERS else num_workers
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
         self.rc_aug = rc_aug
@@ -194,8 +201,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         """Go on from a saved position.
 
         Raises:
-            StateError: it was saved for other data, another seed or another geometry.
+            StateError: it is no state, or was saved for other data, another seed or another geometry.
         """
+        position_in(state_dict, "consumed_samples")
         if "train" not in self._streams:
             self._pending_state = dict(state_dict)
             return
@@ -214,6 +222,11 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                 f"{self.global_batch_size} in {self.num_epochs} passes: lower global_batch_size or raise num_epochs"
             )
         if self.trainer is not None:
+            if (
+                self._accumulation is not None and self._accumulation.plan != plan
+            ):  # the Tuner tries another micro batch size
+                self._accumulation.take_off()
+                self._accumulation = Accumulation.set_on(self.trainer, plan)
             self._follow(self.trainer, plan, self._steps_per_epoch(stream))
         sampler = TrainSampler(
             stream,
@@ -251,12 +264,17 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._accumulation.take_off()
             self._accumulation = None
 
-    # ---- what they stand on ----
+    # ---- what the hooks use ----
 
     @property
     def consumed_samples(self) -> int:
         """Examples that the whole job has trained on, in whole global batches."""
         return self._position.consumed_samples
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether a Trainer moves `consumed_samples`."""
+        return self._position.is_counted
 
     def batch_plan(self) -> BatchPlan:
         """Return the sizes of a step on the ranks of this job: from Megatron's calculator, where one is initialized."""
@@ -346,7 +364,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                 "persistent_workers": self.persistent_workers,
                 "multiprocessing_context": self.multiprocessing_context,
             }
-        return ResumableLoader(
+        # Without the data module, Lightning does not save the position, and warns where it resumes inside an epoch.
+        loader: type[DataLoader[Example]] = DataLoader if self.trainer is None else ResumableLoader
+        return loader(
             stream,
             batch_size=self.micro_batch_size,
             sampler=sampler,
@@ -355,3 +375,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             collate_fn=stream.collate_fn,
             **workers,
         )
+
+
+def _processors() -> int:
+    """Return how many processors this process may use, as PyTorch counts them when it warns of too many workers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a Lightning Trainer is handed: a loader it takes for resumable, samplers it leaves alone. Imports nothing of it."""
+"""The loaders and samplers for a Lightning Trainer, which takes the loader for resumable and keeps the samplers."""
 
 from __future__ import annotations
 
@@ -11,57 +11,64 @@ from torch.utils.data import DataLoader, DistributedSampler
 from sharded_eden.load.batch import Example
 from sharded_eden.train.megatron import DataParallel
 from sharded_eden.train.sampler import BatchPlan, MicroBatches, evaluation_positions
-from sharded_eden.train.stream import Stream
+from sharded_eden.train.stream import Stream, warn_of_repeated_pass
 
 
 class Job(Protocol):
-    """Something that knows how far it has come."""
+    """What a sampler asks of the data module, which imports this file."""
 
     @property
     def consumed_samples(self) -> int:
         """Examples that the whole job has trained on, in whole global batches."""
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether a Trainer moves `consumed_samples`."""
+
 
 class ResumableLoader(DataLoader[Example]):
-    """A `DataLoader` that tells Lightning it can be resumed: where to is the data module's state."""
+    """A `DataLoader` that Lightning takes for resumable: its position is in the state of the data module."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position is saved once for the job, not for each rank's loader."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing: the sampler asks the data module."""
+        """Do nothing: the sampler asks the data module."""
 
 
 class TrainSampler(DistributedSampler[Any]):
-    """One Lightning epoch of positions for one rank, from wherever the job stands when it begins.
+    """One Lightning epoch of positions for one rank, from the position of the job when the epoch begins.
 
-    It is a `DistributedSampler` because that is what Lightning leaves alone under DDP.
+    It is a `DistributedSampler` because Lightning does not replace one under DDP. Without a Trainer that counts, the position
+    of the job does not move: `set_epoch` then chooses the pass, as for any `DistributedSampler`.
 
     Args:
         stream: what is sampled.
         plan: the sizes of a step.
-        ranks: where this process stands.
+        ranks: the rank of this process, and their number.
         samples: positions of an epoch on all ranks together; an incomplete global batch at its end is left out.
-        job: what says where it stands, whenever an epoch begins.
+        job: the data module, asked for its position whenever an epoch begins.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        plan: BatchPlan,
-        ranks: DataParallel,
-        *,
-        samples: int,
-        job: Job,
-    ) -> None:
+    def __init__(self, stream: Stream, plan: BatchPlan, ranks: DataParallel, *, samples: int, job: Job) -> None:
         super().__init__(stream, num_replicas=ranks.size, rank=ranks.rank, shuffle=False)
+        self._stream = stream
         self._plan = plan
         self._samples = samples
         self._job = job
+        self._last_begin: int | None = None
 
     def __iter__(self) -> Iterator[int]:
         begin = self._job.consumed_samples
+        if not self._job.is_counted:
+            whole = self._plan.micro_steps_within(begin, self._samples) * self._plan.per_micro_step
+            begin += self.epoch * whole
+            if begin == self._last_begin:
+                warn_of_repeated_pass(
+                    self._stream, "Pass the data module itself to trainer.fit, or call loader.sampler.set_epoch(epoch)"
+                )
+            self._last_begin = begin
         return chain.from_iterable(
             MicroBatches(self._plan, rank=self.rank, consumed_samples=begin, end=begin + self._samples)
         )
@@ -77,7 +84,7 @@ class EvaluationSampler(DistributedSampler[Any]):
         stream: what is sampled.
         rows: positions on all ranks together.
         micro_batch_size: examples of one forward pass on one rank.
-        ranks: where this process stands.
+        ranks: the rank of this process, and their number.
     """
 
     def __init__(self, stream: Stream, rows: int, micro_batch_size: int, ranks: DataParallel) -> None:

@@ -3,7 +3,6 @@
 torchrun --nproc-per-node 2 examples/accelerate_loop.py SEQDB WINDOWS.db [--steps 20] [--checkpoint accelerate_loop]
 """
 
-import sqlite3
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sharded_eden import ShardedEdenDataset, Stream
-from sharded_eden.train.batch_formats import to_hugging_face
-from sharded_eden.train.sampler import StreamBatchSampler
+from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler, to_hugging_face
 
 MODEL = LlamaConfig(
     vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -24,11 +21,8 @@ MODEL = LlamaConfig(
 
 
 def train(sequences: str, windows: str, steps: int, checkpoint: str) -> None:
-    """Train until so many optimizer steps are done, whatever of them a checkpoint says was done before."""
-    geometry = dict(sqlite3.connect(windows).execute("SELECT key, value FROM metadata"))
-    dataset = ShardedEdenDataset(
-        None, sequences, windows, geometry["window_size"], stride=geometry["stride"], rc_aug=True
-    )
+    """Train to a number of optimizer steps, those before the last checkpoint included."""
+    dataset = ShardedEdenDataset.open(sequences, windows, rc_aug=True)
     stream = Stream(dataset)
 
     # <docs>
@@ -54,7 +48,7 @@ def train(sequences: str, windows: str, steps: int, checkpoint: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            sampler.consumed_samples += 8  # what the next save is to say
+            sampler.consumed_samples += 8  # for the next save
             step = sampler.consumed_samples // 8
             accelerator.save_state(f"{checkpoint}/{step}")
             accelerator.print(f"step {step}   loss {loss.item():.4f}")

@@ -4,27 +4,22 @@ python examples/plain_loop.py SEQDB WINDOWS.db [--steps 20] [--checkpoint plain_
 """
 
 import os
-import sqlite3
 from argparse import ArgumentParser
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from sharded_eden import ShardedEdenDataset, Stream
-from sharded_eden.train.sampler import StreamBatchSampler
+from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler
 
 
 def train(sequences: str, windows: str, steps: int, checkpoint: str) -> None:
-    """Train until so many optimizer steps are done, whatever of them a checkpoint says was done before."""
-    geometry = dict(sqlite3.connect(windows).execute("SELECT key, value FROM metadata"))
+    """Train to a number of optimizer steps, those before the last checkpoint included."""
     model = torch.nn.Sequential(torch.nn.Embedding(256, 64), torch.nn.Linear(64, 256))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
     # <docs>
-    dataset = ShardedEdenDataset(
-        None, sequences, windows, geometry["window_size"], stride=geometry["stride"], rc_aug=True
-    )  # fmt: skip
+    dataset = ShardedEdenDataset.open(sequences, windows, rc_aug=True)
     stream = Stream(dataset)
     sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8, rank=0, data_parallel_size=1)
     if os.path.exists(checkpoint):

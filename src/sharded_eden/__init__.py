@@ -1,7 +1,8 @@
-"""sharded-eden: windows of DNA for genomic language models, out of SQLite, in one reproducible stream.
+"""sharded-eden: a PyTorch data loader for genomic language models.
 
-The public names are imported on first use, so that preparing data never loads torch, and training never loads Lightning
-unless the data module is asked for.
+It cuts genomes into windows, stores them in SQLite, and feeds them to Lightning, Megatron or plain PyTorch in an exactly
+reproducible order. The public names are imported on first use: preparing data does not load torch, and only the data module
+loads Lightning.
 """
 
 from __future__ import annotations
@@ -9,18 +10,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sharded_eden.errors import MissingExtra
+from sharded_eden.errors import MissingExtra as _MissingExtra
 
 if TYPE_CHECKING:
     from sharded_eden.build.build import build_sequence_dbs, create_sample_database
     from sharded_eden.checks.run import verify
+    from sharded_eden.errors import (
+        DatabaseError,
+        EdenError,
+        EdenWarning,
+        GeometryMismatch,
+        InputError,
+        MissingDatabase,
+        MissingExtra,
+        MissingSequence,
+        StateError,
+        UsageError,
+    )
     from sharded_eden.format.geometry import WindowGeometry, compute_num_windows
     from sharded_eden.format.schema import extract_sample_id
     from sharded_eden.load.dataset import ShardedEdenDataset
+    from sharded_eden.load.packs import flatten_rows
     from sharded_eden.load.tokenizer import NucleotideTokenizer
     from sharded_eden.split import write_splits
     from sharded_eden.throughput import bench
+    from sharded_eden.train.batch_formats import to_hugging_face, to_megatron
+    from sharded_eden.train.hugging_face import Position, collate_for_hugging_face
     from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
+    from sharded_eden.train.sampler import StreamBatchSampler
     from sharded_eden.train.stream import Stream
     from sharded_eden.windows.pack import pack_window_database
     from sharded_eden.windows.precompute import precompute_window_database
@@ -28,18 +45,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "DatabaseError": "sharded_eden.errors",
+    "EdenError": "sharded_eden.errors",
+    "EdenWarning": "sharded_eden.errors",
+    "GeometryMismatch": "sharded_eden.errors",
+    "InputError": "sharded_eden.errors",
+    "MissingDatabase": "sharded_eden.errors",
+    "MissingExtra": "sharded_eden.errors",
+    "MissingSequence": "sharded_eden.errors",
     "NucleotideTokenizer": "sharded_eden.load.tokenizer",
+    "Position": "sharded_eden.train.hugging_face",
     "ShardedEdenDataModule": "sharded_eden.train.lightning.datamodule",
     "ShardedEdenDataset": "sharded_eden.load.dataset",
+    "StateError": "sharded_eden.errors",
     "Stream": "sharded_eden.train.stream",
+    "StreamBatchSampler": "sharded_eden.train.sampler",
+    "UsageError": "sharded_eden.errors",
     "WindowGeometry": "sharded_eden.format.geometry",
     "bench": "sharded_eden.throughput",
     "build_sequence_dbs": "sharded_eden.build.build",
+    "collate_for_hugging_face": "sharded_eden.train.hugging_face",
     "compute_num_windows": "sharded_eden.format.geometry",
     "create_sample_database": "sharded_eden.build.build",
     "extract_sample_id": "sharded_eden.format.schema",
+    "flatten_rows": "sharded_eden.load.packs",
     "pack_window_database": "sharded_eden.windows.pack",
     "precompute_window_database": "sharded_eden.windows.precompute",
+    "to_hugging_face": "sharded_eden.train.batch_formats",
+    "to_megatron": "sharded_eden.train.batch_formats",
     "verify": "sharded_eden.checks.run",
     "write_splits": "sharded_eden.split",
 }
@@ -47,19 +80,35 @@ _HOME = {
 _EXTRA = {"lightning": "train", "torch": "train"}
 
 __all__ = [
+    "DatabaseError",
+    "EdenError",
+    "EdenWarning",
+    "GeometryMismatch",
+    "InputError",
+    "MissingDatabase",
+    "MissingExtra",
+    "MissingSequence",
     "NucleotideTokenizer",
+    "Position",
     "ShardedEdenDataModule",
     "ShardedEdenDataset",
+    "StateError",
     "Stream",
+    "StreamBatchSampler",
+    "UsageError",
     "WindowGeometry",
     "__version__",
     "bench",
     "build_sequence_dbs",
+    "collate_for_hugging_face",
     "compute_num_windows",
     "create_sample_database",
     "extract_sample_id",
+    "flatten_rows",
     "pack_window_database",
     "precompute_window_database",
+    "to_hugging_face",
+    "to_megatron",
     "verify",
     "write_splits",
 ]
@@ -72,7 +121,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:
         if error.name in _EXTRA:
-            raise MissingExtra(error.name, _EXTRA[error.name]) from error
+            raise _MissingExtra(error.name, _EXTRA[error.name]) from error
         raise
 
 

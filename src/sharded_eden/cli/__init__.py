@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Prepare DNA for genomic language models: FASTA to SQLite sequence databases (build), "
     "splits (split) and window databases (precompute).",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
 )

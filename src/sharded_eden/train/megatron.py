@@ -1,18 +1,17 @@
-"""What Megatron and NeMo know and ask: ranks, the micro batches of a step, `data_sampler`.
+"""Ranks and sizes from Megatron: the data-parallel rank, and the micro batches of a step.
 
-Their modules are looked up, not loaded, where a job may do without. Tensor-, pipeline- and context-parallel peers must get the
-same batches, data-parallel ranks different ones: once a job has initialized Megatron's `parallel_state`, only that knows which
-is which. Once it has initialized the `num_microbatches_calculator`, only that knows how many micro batches a step has.
+Tensor-, pipeline- and context-parallel peers must get the same batches, data-parallel ranks different ones. If a job has
+initialized Megatron's `parallel_state`, ranks come from it; if it has initialized the `num_microbatches_calculator`, the number
+of micro batches of a step does. Megatron is never imported here unless the job has imported it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,13 +19,12 @@ from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.train.sampler import BatchPlan, StreamBatchSampler
 from sharded_eden.train.stream import Stream
 
-_CALCULATOR = "megatron.core.num_microbatches_calculator"
-_NEMO_STRATEGY = "nemo.lightning.pytorch.strategies.megatron_strategy"
+CALCULATOR = "megatron.core.num_microbatches_calculator"
 _ALL_SAMPLES = 1 << 62
 
 
 class DataParallel(NamedTuple):
-    """Where this process stands among those that see different examples."""
+    """The rank of this process among those that see different examples, and their number."""
 
     rank: int
     size: int
@@ -59,7 +57,7 @@ def data_parallel_of(trainer: Any) -> DataParallel:
 class MegatronPlan(BatchPlan):
     """The sizes of a step as Megatron's calculator has them, its ramp-up included.
 
-    A copy of the calculator is asked: Megatron's own stays where the job has brought it.
+    A copy of the calculator is asked; Megatron's own is not changed.
     """
 
     calculator: Any
@@ -89,7 +87,7 @@ def plan_of_job(
     Raises:
         UsageError: the sizes do not fit, or the calculator has others; names both.
     """
-    calculator = getattr(sys.modules.get(_CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
+    calculator = getattr(sys.modules.get(CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
     if calculator is None:
         return BatchPlan(
             micro_batch_size=micro_batch_size,
@@ -142,11 +140,11 @@ def _check_same(what: str, here: int, calculators: int) -> None:
 
 
 class MegatronBatchSampler(StreamBatchSampler):
-    """The micro batches of this process, with all sizes and ranks from Megatron, for a loop of Megatron core's own.
+    """The micro batches of this process, with all sizes and ranks from Megatron, for a training loop on Megatron core.
 
     Args:
         stream: what is sampled.
-        consumed_samples: where the job stands.
+        consumed_samples: the position to begin at.
         drop_last: see `StreamBatchSampler`.
         accept_other_data: see `StreamBatchSampler`.
 
@@ -158,7 +156,7 @@ class MegatronBatchSampler(StreamBatchSampler):
         self, stream: Stream, *, consumed_samples: int = 0, drop_last: bool = True, accept_other_data: bool = False
     ) -> None:
         place = data_parallel_position()
-        calculator = getattr(sys.modules.get(_CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
+        calculator = getattr(sys.modules.get(CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
         if place is None or calculator is None:
             raise UsageError(
                 "Megatron is not initialized: call parallel_state.initialize_model_parallel and "
@@ -182,120 +180,6 @@ class MegatronBatchSampler(StreamBatchSampler):
         self.plan = plan
 
 
-def steps_are_global_batches(trainer: Any) -> bool:
-    """Tell whether one batch of a Lightning Trainer is a whole global batch, as under NeMo, which pulls its micro batches.
-
-    Raises:
-        UsageError: NeMo's strategy was given a `data_sampler` of its own, which would sample the stream once more.
-    """
-    strategies = sys.modules.get(_NEMO_STRATEGY)
-    if strategies is None or not isinstance(trainer.strategy, strategies.MegatronStrategy):
-        return False
-    given = trainer.strategy.data_sampler
-    if not isinstance(given, DataSampler | None):
-        raise UsageError(
-            f"MegatronStrategy(data_sampler={type(given).__name__}(...)) would sample the stream again, and from its start "
-            "after each restart: leave data_sampler out, the data module has one"
-        )
-    return True
-
-
-class Job(Protocol):
-    """What a data sampler asks of its data module."""
-
-    @property
-    def consumed_samples(self) -> int:
-        """Examples that the whole job has trained on."""
-
-    def batch_plan(self) -> BatchPlan:
-        """Return the sizes of a step on the ranks of this job."""
-
-
-class DataSampler:
-    """What NeMo's strategies ask of a data module's `data_sampler`, and the sizes of a step under the names they have there.
-
-    The loaders of this package are sharded by data-parallel rank as they are, so nothing is transformed.
-
-    Args:
-        job: the data module.
-        seq_len: tokens of a row.
-        micro_batch_size: examples of one forward pass on one rank.
-        global_batch_size: examples of one optimizer step on all ranks together.
-        rampup_batch_size: [first size, increment, samples], or None.
-    """
-
-    dataloader_type = "single"
-
-    def __init__(
-        self,
-        job: Job,
-        seq_len: int,
-        micro_batch_size: int,
-        global_batch_size: int,
-        rampup_batch_size: list[int] | None = None,
-    ) -> None:
-        self._job = job
-        self.seq_len = seq_len
-        self.micro_batch_size = micro_batch_size
-        self.global_batch_size = global_batch_size
-        self.rampup_batch_size = rampup_batch_size
-        self._connected_to: Any = None
-
-    def connect(self, trainer: Any) -> None:
-        """Restate the limits of a Trainer, which are meant in global batches, in the micro batches that NeMo pulls, once.
-
-        Raises:
-            UsageError: a limit is a fraction, which would end inside of a global batch.
-        """
-        if trainer is self._connected_to or not steps_are_global_batches(trainer):
-            return
-        self._connected_to = trainer
-        micro_batches = self._job.batch_plan().num_microbatches
-        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "num_sanity_val_steps"):
-            limit = getattr(trainer, name)
-            if isinstance(limit, int):
-                setattr(trainer, name, limit * micro_batches)
-            elif limit not in {0.0, 1.0, float("inf")}:
-                raise UsageError(f"{name}={limit} may end inside of a global batch: give a number of global batches")
-
-    def setup(self, global_rank: int) -> None:
-        """Initialize Megatron's calculator, where nobody has.
-
-        Raises:
-            UsageError: the sizes do not fit, or somebody has, with others.
-        """
-        calculators = import_module(_CALCULATOR)
-        plan = self._job.batch_plan()
-        if not isinstance(plan, MegatronPlan):
-            calculators.init_num_microbatches_calculator(
-                rank=global_rank,
-                rampup_batch_size=self.rampup_batch_size,
-                global_batch_size=plan.global_batch_size,
-                micro_batch_size=plan.micro_batch_size,
-                data_parallel_size=plan.data_parallel_size,
-            )
-
-    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
-        """Return the loader as it is."""
-        del consumed_samples
-        return dataloader
-
-    def on_megatron_step_start(self, step: Any) -> Any:
-        """Return NeMo's step with its sizes; Megatron's calculator is told where a training job stands.
-
-        Evaluation takes global batches of the full size all along.
-        """
-        if step.forward_only:
-            micro_batches = self._job.batch_plan().num_microbatches
-        else:
-            calculators = import_module(_CALCULATOR)
-            calculators.update_num_microbatches(self._job.consumed_samples, consistency_check=False)
-            micro_batches = calculators.get_num_microbatches()
-        return dataclasses.replace(
-            step, seq_length=self.seq_len, micro_batch_size=self.micro_batch_size, num_microbatches=micro_batches
-        )
-
-
 def packed_seq_params(cu_seqlens: torch.Tensor, max_seqlen: int) -> Any:
     """Return Megatron's `PackedSeqParams` of one flat row.
 
@@ -317,3 +201,9 @@ def packed_seq_params(cu_seqlens: torch.Tensor, max_seqlen: int) -> Any:
         max_seqlen_q=max_seqlen,
         max_seqlen_kv=max_seqlen,
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"DataSampler", "steps_are_global_batches"}:  # their former place
+        return getattr(import_module("sharded_eden.train.nemo"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

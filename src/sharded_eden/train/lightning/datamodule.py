@@ -28,13 +28,8 @@ from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
 from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
-from sharded_eden.train.megatron import (
-    DataParallel,
-    DataSampler,
-    data_parallel_of,
-    plan_of_job,
-    steps_are_global_batches,
-)
+from sharded_eden.train.megatron import DataParallel, data_parallel_of, plan_of_job
+from sharded_eden.train.nemo import DataSampler, steps_are_global_batches
 from sharded_eden.train.sampler import BatchPlan
 from sharded_eden.train.state import consumed_samples_of, make_state, position_in
 from sharded_eden.train.stream import EvaluationStream, Stream

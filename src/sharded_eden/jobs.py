@@ -268,7 +268,7 @@ class Meter:
         self._next_report = 0.0
 
     def reach(self, before: int, done: int) -> None:
-        """Say that `done` of the present part is behind us, and `before` of the total in the parts before it."""
+        """Say that `done` of the current part is done, and `before` of the total in the parts before it."""
         if self._progress is not None and (now := time.monotonic()) >= self._next_report:
             self._next_report = now + REPORT_SECONDS
             self._progress(min(before + done, self._total), self._total)
@@ -307,7 +307,7 @@ class Ticker:
         self.records = self.bases = 0
 
     def count(self, records: int, bases: int, done: int, sample: str) -> None:
-        """Count more records and bases; `done` is what is behind us of the whole task."""
+        """Count more records and bases; `done` is what is done of the whole task."""
         self.records += records
         self.bases += bases
         if (now := time.monotonic()) >= self._next:

@@ -1,4 +1,4 @@
-"""`sharded-eden verify` finds each planted fault by the check that is meant for it, and says what mends it."""
+"""`sharded-eden verify` finds each planted fault by the check that is meant for it, and says what fixes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_each_planted_fault_is_found(world, plant, check, file, quick):
     for finding in full.findings:
         assert finding.check in CHECKS
         assert finding.what
-        assert finding.mend
+        assert finding.fix
     if quick:
         assert (check, file) in found(world.verify())
 
@@ -62,7 +62,7 @@ def test_a_fault_makes_one_finding(world, plant, check, file, quick):
     assert found(world.verify()) == ({(check, file)} if quick else set())
 
 
-# ---- how to mend ----
+# ---- how to fix ----
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_a_fault_makes_one_finding(world, plant, check, file, quick):
 def test_what_is_said_to_mend_it_does(world, plant):
     plant(world)
     result = world.verify(full=True)
-    (mend,) = {finding.mend for finding in result.findings if finding.severity == "warning"}
-    if "close that program, then: " in mend:
-        mend = mend.removeprefix("close that program, then: ")
-    subprocess.run(mend, shell=True, check=True, stdout=subprocess.DEVNULL)
+    (fix,) = {finding.fix for finding in result.findings if finding.severity == "warning"}
+    if "close that program, then: " in fix:
+        fix = fix.removeprefix("close that program, then: ")
+    subprocess.run(fix, shell=True, check=True, stdout=subprocess.DEVNULL)
     assert world.verify(full=True).findings == []
 
 
@@ -99,9 +99,9 @@ def test_packing_again_mends_packs(world, monkeypatch, seed, has_lengths):
         "1 packs hold more than the 64 tokens of a row: pack 1 needs 128",
         f"1 windows are in more than one pack, or in one twice: window {window}",
     ]
-    (mend,) = {finding.mend for finding in findings}
-    assert ("--seed 7" in mend, "--sequences" in mend) == (seed == 7, not has_lengths)
-    assert cli.main(shlex.split(mend)[1:]) == 0
+    (fix,) = {finding.fix for finding in findings}
+    assert ("--seed 7" in fix, "--sequences" in fix) == (seed == 7, not has_lengths)
+    assert cli.main(shlex.split(fix)[1:]) == 0
     assert world.verify(full=True).findings == []
 
 
@@ -123,7 +123,7 @@ def test_what_is_said_of_packs(world):
 def test_the_command_for_windows_keeps_their_packs(world, seed, options):
     pack_window_database(world.train, seed=seed)
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_windows'")
-    assert {finding.mend for finding in world.verify().findings} == {
+    assert {finding.fix for finding in world.verify().findings} == {
         f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 --force {options}"
     }
 
@@ -133,7 +133,7 @@ def test_the_command_for_windows_has_their_geometry(world):
     execute(world.val, "DELETE FROM window_mappings WHERE window_idx = 1")
     (finding,) = world.verify().findings
     assert finding.check == "gap"
-    assert finding.mend == (
+    assert finding.fix == (
         f"sharded-eden precompute SPLIT.parquet {world.val} --window-size 64 --stride 50 --window-min-length-threshold 10 "
         "--keep-tail --special-tokens 4 --force"
     )

@@ -358,7 +358,7 @@ def test_exit_status_and_json(world, capsys):
     assert out.endswith("\n2 findings (everything was checked)\n")
     assert cli.main([*line, "--full", "--json"]) == 1
     (first, second) = json.loads(capsys.readouterr().out)["findings"]
-    assert set(first) == {"check", "severity", "file", "what", "mend"}
+    assert set(first) == {"check", "severity", "file", "what", "fix"}
     assert (first["severity"], second["severity"]) == ("warning", "error")
 
 

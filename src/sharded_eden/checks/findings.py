@@ -74,8 +74,8 @@ class Finding:
     file: str
     what: str
     """What is wrong, with both values."""
-    mend: str
-    """The command that mends it."""
+    fix: str
+    """The command that fixes it."""
 
 
 @dataclass
@@ -84,13 +84,13 @@ class Findings:
 
     found: list[Finding] = field(default_factory=list)
 
-    def error(self, check: str, file: str | Path, what: str, mend: str) -> None:
+    def error(self, check: str, file: str | Path, what: str, fix: str) -> None:
         """Add what would stop training, or change what it trains on."""
-        self.found.append(Finding(check=check, severity="error", file=str(file), what=what, mend=mend))
+        self.found.append(Finding(check=check, severity="error", file=str(file), what=what, fix=fix))
 
-    def warning(self, check: str, file: str | Path, what: str, mend: str) -> None:
+    def warning(self, check: str, file: str | Path, what: str, fix: str) -> None:
         """Add what only costs something."""
-        self.found.append(Finding(check=check, severity="warning", file=str(file), what=what, mend=mend))
+        self.found.append(Finding(check=check, severity="warning", file=str(file), what=what, fix=fix))
 
     @property
     def has_errors(self) -> bool:
@@ -101,11 +101,11 @@ class Findings:
         """Whether any of them is of this check."""
         return any(finding.check == check for finding in self.found)
 
-    def checking(self, check: str, file: str | Path, mend: str) -> Checking:
-        """Turn whatever a file raises while it is read into an error of this check, and go on behind the block."""
-        return Checking(self, check, file, mend)
+    def checking(self, check: str, file: str | Path, fix: str) -> Checking:
+        """Turn whatever a file raises while it is read into an error of this check, and go on after the block."""
+        return Checking(self, check, file, fix)
 
-    def opened(self, path: Path, mend: str) -> apsw.Connection | None:
+    def opened(self, path: Path, fix: str) -> apsw.Connection | None:
         """Open a database for reading, without mapping it; None where it cannot be opened, which is then a finding."""
         for suffix in ("-wal", "-journal"):
             beside = path.resolve().with_name(path.resolve().name + suffix)
@@ -118,18 +118,18 @@ class Findings:
                     f"close that program, then: sqlite3 {quote(str(path))} 'PRAGMA journal_mode = DELETE' && "
                     f"rm -f {quote(str(beside))}",
                 )
-        with self.checking("file", path, mend):
+        with self.checking("file", path, fix):
             if path.is_file() and path.stat().st_size == 0 and not is_mutable_now(path):
                 raise MissingDatabase(f"{path}: it is empty: 0 bytes, where the least database has 512")
             return open_read_only(path, io="read", cache_kib=CACHE_KIB)
         return None
 
-    def integrity(self, connection: apsw.Connection, path: Path, mend: str) -> None:
+    def integrity(self, connection: apsw.Connection, path: Path, fix: str) -> None:
         """Let SQLite look at every page and every row of an index."""
-        with self.checking("integrity", path, mend):
+        with self.checking("integrity", path, fix):
             said = [row[0] for row in connection.execute(f"PRAGMA integrity_check({EXAMPLES})")]
             if said != ["ok"]:
-                self.error("integrity", path, f"integrity_check says {'; '.join(said)!r} instead of 'ok'", mend)
+                self.error("integrity", path, f"integrity_check says {'; '.join(said)!r} instead of 'ok'", fix)
 
 
 EXAMPLES = 3
@@ -142,8 +142,8 @@ CACHE_KIB = 8192
 class Checking:
     """The context of one check, see `Findings.checking`."""
 
-    def __init__(self, findings: Findings, check: str, file: str | Path, mend: str) -> None:
-        self._findings, self._check, self._file, self._mend = findings, check, file, mend
+    def __init__(self, findings: Findings, check: str, file: str | Path, fix: str) -> None:
+        self._findings, self._check, self._file, self._fix = findings, check, file, fix
 
     def __enter__(self) -> None:
         pass
@@ -153,7 +153,7 @@ class Checking:
             return False
         what = str(unreadable(self._file, error) if isinstance(error, apsw.Error) else error)
         self._findings.error(
-            self._check, self._file, what.removeprefix(f"{self._file}: ") or type(error).__name__, self._mend
+            self._check, self._file, what.removeprefix(f"{self._file}: ") or type(error).__name__, self._fix
         )
         return True
 
@@ -189,5 +189,5 @@ def scans(connection: apsw.Connection, query: str) -> bool:
 
 
 def build_command(folder: str | Path) -> str:
-    """Return the command that makes a sample's database anew."""
+    """Return the command that makes a sample's database again."""
     return f"sharded-eden build INPUT --out {quote(str(folder))} --force"

@@ -27,7 +27,7 @@ def check_lengths(
     findings: Findings,
     connection: apsw.Connection,
     path: Path,
-    mend: str,
+    fix: str,
     *,
     geometry: WindowGeometry,
     windows: int,
@@ -42,7 +42,7 @@ def check_lengths(
     firsts = connection.execute(query).get
     recorded = connection.execute("SELECT count(*) FROM contig_lengths").get
     if firsts != recorded:
-        findings.error("windows", path, f"contig_lengths has {recorded} rows for {firsts} contigs", mend)
+        findings.error("windows", path, f"contig_lengths has {recorded} rows for {firsts} contigs", fix)
         return
     computed = Fingerprint(geometry)
     wrong = Tally()
@@ -55,10 +55,10 @@ def check_lengths(
         seen += len(ids)
     if wrong.count:
         what = f"contigs have other windows than their lengths in contig_lengths make: {wrong}"
-        findings.error("windows", path, what, mend)
+        findings.error("windows", path, what, fix)
     if fingerprint not in {None, computed.value()}:
         what = f"metadata fingerprint={fingerprint}, but its contigs and lengths make {computed.value()}"
-        findings.error("fingerprint", path, what, mend)
+        findings.error("fingerprint", path, what, fix)
 
 
 def _chunks(

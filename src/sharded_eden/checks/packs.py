@@ -87,8 +87,8 @@ class PacksCheck:
         self._metadata = dict(connection.execute("SELECT key, value FROM metadata WHERE key LIKE '%pack%'"))
 
     @property
-    def mend(self) -> str:
-        """The command that packs its windows anew."""
+    def fix(self) -> str:
+        """The command that packs its windows again."""
         seed = self._metadata.get("pack_seed", 42)
         return (
             f"sharded-eden pack {quote(str(self._path))}"
@@ -119,7 +119,7 @@ class PacksCheck:
                 self._some(random.Random(seed), lengths_are_sound)
 
     def _error(self, what: str) -> None:
-        self._findings.error("packs", self._path, what, self.mend)
+        self._findings.error("packs", self._path, what, self.fix)
 
     def _say(self, wrong: _Wrong) -> bool:
         """Add what is wrong; return whether that is nothing."""

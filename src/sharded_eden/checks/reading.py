@@ -32,7 +32,7 @@ def read_windows(
     Windows of samples that are missing or `broken` are left out: those were found before.
     """
     with (
-        findings.checking("file", report.path, report.mend),
+        findings.checking("file", report.path, report.fix),
         closing(WindowIndex(report.path, io="read")) as index,
         closing(SequenceReader(paths, io="read")) as reader,
     ):
@@ -62,7 +62,7 @@ class _Reading:
         wrong: dict[tuple[str, Path], Tally] = {}
         read = 0
         rows: list[Row] = []
-        with findings.checking("gap", self._report.path, self._report.mend):
+        with findings.checking("gap", self._report.path, self._report.fix):
             rows = self._index.locate_many(window_indices)
         for window_idx, row in zip(window_indices, rows, strict=False):
             try:
@@ -76,7 +76,7 @@ class _Reading:
             try:
                 placed = self._fetcher.fill([(0, window_idx)], [1], self._letters)
                 bases = self._letters[0, placed.first[0] : placed.end[0]].tobytes()
-                check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} behind its start"
+                check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} after its start"
             except MissingSequence:
                 contig = self._reader.contig(row[0])
                 check = "contig" if contig is None else "length"
@@ -87,6 +87,6 @@ class _Reading:
                 wrong.setdefault((check, self._reader.paths[sample]), Tally()).add(f"{where}, which {what}")
         for (check, path), tally in wrong.items():
             folder = path.parent.parent
-            anew = f"sharded-eden split {quote(str(folder))} --out DIR, then {self._report.mend}"
-            findings.error(check, path, str(tally), anew if check in {"contig", "length"} else build_command(folder))
+            again = f"sharded-eden split {quote(str(folder))} --out DIR, then {self._report.fix}"
+            findings.error(check, path, str(tally), again if check in {"contig", "length"} else build_command(folder))
         return read

@@ -232,8 +232,8 @@ class _Run:
                         severity="error",
                         file=str(report.path),
                         what=f"{missing.count} samples that it names have no sequence database in {self.folder}: {missing}",
-                        mend=f"sharded-eden build INPUT --out {quote(str(self.folder))}, or make splits and windows without "
-                        f"them: sharded-eden split {quote(str(self.folder))} --out DIR, then {report.mend}",
+                        fix=f"sharded-eden build INPUT --out {quote(str(self.folder))}, or make splits and windows without "
+                        f"them: sharded-eden split {quote(str(self.folder))} --out DIR, then {report.fix}",
                     )
                 )
             self._findings.found += report.findings
@@ -274,14 +274,14 @@ class _Run:
         table = self.folder / CONTIGS_FILE
         if not table.exists() or not self._paths:
             return {}
-        mend = f"rm {quote(str(table))}, which only split reads, to save time"
-        with self._findings.checking("table", table, mend):
-            with parquet_source(table, mend, DatabaseError) as source:
+        fix = f"rm {quote(str(table))}, which only split reads, to save time"
+        with self._findings.checking("table", table, fix):
+            with parquet_source(table, fix, DatabaseError) as source:
                 sums = pl.scan_parquet(source, glob=False).group_by("sample").agg(pl.len(), pl.col("length").sum())
                 listed = {sample: (n, bases) for sample, n, bases in sums.collect(engine="streaming").rows()}
             if missing := sorted(map(str, listed.keys() - self._paths.keys())):
                 what = f"it lists {len(missing)} samples that have no sequence database, such as {missing[0]!r}"
-                self._findings.error("table", table, what, f"{build_command(self.folder)}; or {mend}")
+                self._findings.error("table", table, what, f"{build_command(self.folder)}; or {fix}")
             return listed
         return {}
 
@@ -293,7 +293,7 @@ class _Run:
                     ShardedEdenDataset.open(self.folder, report.path).close()
                 except EdenError as error:
                     what = str(error).removeprefix(f"{report.path}: ")
-                    self._findings.error("opening", report.path, what, report.mend)
+                    self._findings.error("opening", report.path, what, report.fix)
 
     # ---- splits against one another ----
 
@@ -307,7 +307,7 @@ class _Run:
                     "shared-sample",
                     other.path,
                     f"{shared.count} samples are in {one.path} as well: {shared}",
-                    f"sharded-eden split {quote(str(self.folder))} --out DIR, then {other.mend} and the same for the others; "
+                    f"sharded-eden split {quote(str(self.folder))} --out DIR, then {other.fix} and the same for the others; "
                     "where contigs were divided on purpose (split --by contig): sharded-eden verify --by contig",
                 )
 
@@ -342,7 +342,7 @@ def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[Windo
                 geometry=report.geometry,
                 has_lengths=report.has_lengths,
                 has_holes=report.max_ambiguous is not None,
-                mend=report.mend,
+                fix=report.fix,
             )
 
 

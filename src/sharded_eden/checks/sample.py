@@ -70,7 +70,7 @@ class WindowsOfSample:
     has_lengths: bool
     has_holes: bool
     """Ambiguous windows were left out."""
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +106,11 @@ def verify_sample(task: SampleTask, say: Say) -> SampleReport:
     """Check one sequence database; `say` is called with the share that is done."""
     report = SampleReport(task=task)
     findings = Findings(report.findings)
-    mend = build_command(task.path.parent.parent)
-    connection = findings.opened(task.path, mend)
+    fix = build_command(task.path.parent.parent)
+    connection = findings.opened(task.path, fix)
     if connection is not None:
-        with closing(connection), findings.checking("file", task.path, mend):
-            _Check(task, report, findings, connection, mend, say).run()
+        with closing(connection), findings.checking("file", task.path, fix):
+            _Check(task, report, findings, connection, fix, say).run()
     return report
 
 
@@ -123,10 +123,10 @@ class _Check:
         report: SampleReport,
         findings: Findings,
         connection: apsw.Connection,
-        mend: str,
+        fix: str,
         say: Say,
     ) -> None:
-        self._task, self._report, self._findings, self._db, self._mend = task, report, findings, connection, mend
+        self._task, self._report, self._findings, self._db, self._fix = task, report, findings, connection, fix
         self._path = task.path
         self._say = say
         self._encoding = str(connection.pragma("encoding"))
@@ -135,15 +135,15 @@ class _Check:
 
     def run(self) -> None:
         if self._task.full:
-            self._findings.integrity(self._db, self._path, self._mend)
+            self._findings.integrity(self._db, self._path, self._fix)
             self._say(INTEGRITY_SHARE)
         if not self._tables() or not self._task.full:
             return
         for windows in self._task.windows:
             # The window database was found sound before: what cannot be read now is this one.
-            with self._findings.checking("file", self._path, self._mend):
+            with self._findings.checking("file", self._path, self._fix):
                 self._join(windows)
-        with self._findings.checking("file", self._path, self._mend):
+        with self._findings.checking("file", self._path, self._fix):
             self._read()
             self._compare_hash()
 
@@ -152,7 +152,7 @@ class _Check:
     def _tables(self) -> bool:
         problems = list(sequence_db_problems(self._db, self._path))
         for problem in problems:
-            self._findings.error(problem.check, self._path, problem.what, self._mend)
+            self._findings.error(problem.check, self._path, problem.what, self._fix)
         if any(problem.check == "schema" for problem in problems):
             return False
         slow = "each window is read with substr(), which loads its whole contig first"
@@ -187,14 +187,14 @@ class _Check:
         absent, short, other = Tally(), Tally(), Tally()
         for ids, columns in self._joined(windows):
             _compare(windows, ids, columns, absent, short, other)
-        mend = f"sharded-eden split {quote(str(self._path.parent.parent))} --out DIR, then {windows.mend}"
+        fix = f"sharded-eden split {quote(str(self._path.parent.parent))} --out DIR, then {windows.fix}"
         for check, tally, what in (
             ("contig", absent, f"contigs that have windows in {windows.path} are not here"),
             ("length", short, f"contigs are not as long as their windows in {windows.path} say"),
             ("windows", other, f"contigs have other windows in {windows.path} than their lengths make"),
         ):
             if tally.count:
-                self._findings.error(check, self._path, f"{what}: {tally}", mend)
+                self._findings.error(check, self._path, f"{what}: {tally}", fix)
 
     def _joined(self, windows: WindowsOfSample) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
         """Yield, in chunks, the contigs that have windows: IDs, and (7, n) int64 of what the JOIN says about them."""
@@ -261,17 +261,17 @@ class _Check:
                     for split in found_in:
                         digests.add(digest, ordinal=ordinal, sample=task.number, split=split)
         if no_text.count:
-            self._findings.error("contig", self._path, f"sequences that are no text: {no_text}", self._mend)
+            self._findings.error("contig", self._path, f"sequences that are no text: {no_text}", self._fix)
         if letters.count:
             what = f"characters that are no IUPAC nucleotide letters: {letters}"
-            self._findings.error("alphabet", self._path, what, self._mend)
+            self._findings.error("alphabet", self._path, what, self._fix)
         listed, counted = task.listed, (self._report.contigs, self._report.bases)
         if listed not in {None, counted}:
             self._findings.error(
                 "table",
                 self._path,
                 f"{CONTIGS_FILE} lists {listed[0]} contigs of {listed[1]} bases, here are {counted[0]} of {counted[1]}",
-                f"{self._mend}; or rm {quote(str(self._path.parent.parent / CONTIGS_FILE))}, which only split reads",
+                f"{self._fix}; or rm {quote(str(self._path.parent.parent / CONTIGS_FILE))}, which only split reads",
             )
 
     def _compare_hash(self) -> None:
@@ -282,7 +282,7 @@ class _Check:
         found = rows_hash(self._db)
         if found != recorded:
             what = f"its rows are not those that build wrote: their hash is {found}, the manifest has {shown(recorded)}"
-            self._findings.error("content", self._path, what, self._mend)
+            self._findings.error("content", self._path, what, self._fix)
 
     def _membership(self, windows: Path, stack: ExitStack) -> Callable[[object], bool]:
         """Return what tells whether a contig has windows in a window database."""

@@ -34,7 +34,7 @@ NEIGHBOURS = 64
 _FOLLOWS = """
 (b.sequence_id = a.sequence_id AND b.window_in_seq_idx = a.window_in_seq_idx + 1
  OR b.sequence_id > a.sequence_id AND b.window_in_seq_idx = 0)"""
-"""Whether window b may stand directly behind window a."""
+"""Whether window b may directly follow window a."""
 
 _FOLLOWS_WITH_HOLES = """
 (b.sequence_id = a.sequence_id AND b.window_in_seq_idx > a.window_in_seq_idx OR b.sequence_id > a.sequence_id)"""
@@ -78,8 +78,8 @@ class WindowsReport:
     """{sample: where its IDs are}; {'': everything} where there is just one sequence database."""
 
     @property
-    def mend(self) -> str:
-        """The command that makes it anew."""
+    def fix(self) -> str:
+        """The command that makes it again."""
         again = _rebuild(self.path, self.geometry) + self.packed
         return (
             again if self.max_ambiguous is None else f"{again} --max-ambiguous {self.max_ambiguous} --sequences SEQDB"
@@ -95,9 +95,9 @@ def verify_windows(task: WindowsTask, say: Say) -> WindowsReport:
     """Check one window database; `say` is called with the share that is done."""
     report = WindowsReport(path=task.path, joined=task.path)
     findings = Findings(report.findings)
-    connection = findings.opened(task.path, report.mend)
+    connection = findings.opened(task.path, report.fix)
     if connection is not None:
-        with closing(connection), findings.checking("file", task.path, report.mend):
+        with closing(connection), findings.checking("file", task.path, report.fix):
             _Check(task, report, findings, connection).run(say)
     return report
 
@@ -115,7 +115,7 @@ class _Check:
 
     def run(self, say: Say) -> None:
         if self._task.full:
-            self._findings.integrity(self._db, self._path, self._report.mend)
+            self._findings.integrity(self._db, self._path, self._report.fix)
             say(0.3)
         stated = WindowDatabase(self._db, self._path)
         problems = list(stated.problems())
@@ -132,24 +132,24 @@ class _Check:
         has_index = self._indices()
         if not self._numbering(stated.total_windows, {problem.check for problem in problems}):
             return
-        with self._findings.checking("sample", self._path, self._report.mend):
+        with self._findings.checking("sample", self._path, self._report.fix):
             self._samples(has_index)
         if self._task.full:
-            with self._findings.checking("order", self._path, self._report.mend):
+            with self._findings.checking("order", self._path, self._report.fix):
                 self._order()
             say(0.5)
-            with self._findings.checking("totals", self._path, self._report.mend):
+            with self._findings.checking("totals", self._path, self._report.fix):
                 self._distinct()
-            with self._findings.checking("windows", self._path, self._report.mend):
+            with self._findings.checking("windows", self._path, self._report.fix):
                 self._recorded_lengths(geometry)
             say(0.7)
         else:
-            with self._findings.checking("gap", self._path, self._report.mend):
+            with self._findings.checking("gap", self._path, self._report.fix):
                 self._places()
         self._packs(geometry)
 
     def _error(self, check: str, what: str) -> None:
-        self._findings.error(check, self._path, what, self._report.mend)
+        self._findings.error(check, self._path, what, self._report.fix)
 
     def _one(self, query: str, *values: int) -> int:
         """Return a query's only value, an integer."""
@@ -164,7 +164,7 @@ class _Check:
                 "encoding",
                 self._path,
                 f"its encoding is {encoding} instead of UTF-8: it cannot be attached to the sequence databases",
-                self._report.mend,
+                self._report.fix,
             )
 
     def _indices(self) -> bool:
@@ -265,7 +265,7 @@ class _Check:
         ).fetchall()
         self._error(
             "order",
-            f"window {window_idx} is window {this[1]} of {this[0]!r}, behind window {before[1]} of {before[0]!r}: IDs should "
+            f"window {window_idx} is window {this[1]} of {this[0]!r}, after window {before[1]} of {before[0]!r}: IDs should "
             f"rise, and the windows of each be 0, 1, 2, ... ({how_many})",
         )
 
@@ -285,7 +285,7 @@ class _Check:
                 self._findings,
                 self._db,
                 self._path,
-                self._report.mend,
+                self._report.fix,
                 geometry=geometry,
                 windows=self._report.windows,
                 fingerprint=stated,
@@ -295,7 +295,7 @@ class _Check:
             self._error("fingerprint", f"metadata has fingerprint={stated}, but no contig_lengths to compute it from")
 
     def _packs(self, geometry: WindowGeometry) -> None:
-        with self._findings.checking("packs", self._path, self._report.mend):
+        with self._findings.checking("packs", self._path, self._report.fix):
             check = PacksCheck(
                 self._findings,
                 self._db,
@@ -306,7 +306,7 @@ class _Check:
                 sequences=self._task.sequences,
                 scratch=self._task.copy.parent,
             )
-            with self._findings.checking("packs", self._path, check.mend):
+            with self._findings.checking("packs", self._path, check.fix):
                 sound = not any(self._findings.has(of) for of in ("gap", "order", "windows", "fingerprint"))
                 check.run(full=self._task.full, seed=self._task.seed, lengths_are_sound=sound)
 

@@ -120,7 +120,7 @@ def verify(
             print(f"contigs  {result.contigs:>15,}  read whole")
             print(f"bases    {result.bases:>15,}")
         for finding in result.findings:
-            print(f"\n{finding.severity} ({finding.check}) in {finding.file}\n  {finding.what}\n  mend: {finding.mend}")
+            print(f"\n{finding.severity} ({finding.check}) in {finding.file}\n  {finding.what}\n  fix: {finding.fix}")
         looked = "everything was checked" if full else "a quick look; --full checks everything"
         count = len(result.findings)
         print(f"\n{'clean' if result.is_clean else f'{count} finding' + 's' * (count > 1)} ({looked})")

@@ -31,6 +31,7 @@ from sharded_eden.build.manifest import Built, Receipt
 from sharded_eden.build.sample import polars_path
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
+from sharded_eden.format.pages.recorded import move_record, record_addresses, record_path
 from sharded_eden.format.sqlite import (
     check_path_length,
     is_mutable_now,
@@ -165,6 +166,8 @@ class Place:
                 with target.open("rb") as file:
                     os.fsync(file.fileno())
             database.unlink()
+        with writing(record_path(target)):
+            record_addresses(target, record_path(target))
         return name
 
     def publish(self, key: str, receipt: Receipt, rows: pl.LazyFrame) -> None:
@@ -211,6 +214,7 @@ class Place:
                 self._check_free(built.result.sample)
                 real_folder(final.parent)
                 os.replace(staged, final)
+                move_record(staged, final)
                 sync_folder(final.parent)
 
     def _check_free(self, sample: str) -> None:

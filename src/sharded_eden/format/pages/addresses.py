@@ -255,7 +255,7 @@ class _Scan:
         found = pl.concat(self._parts)
         length, local = found[LENGTH].to_numpy().astype(np.int64), found[LOCAL].to_numpy().astype(np.int64)
         overflow, reason = found[OVERFLOW].to_numpy().astype(np.int64), found[REASON].to_numpy().copy()
-        chained = np.flatnonzero((reason == PROVEN) & (overflow > 0))
+        chained = np.flatnonzero((reason == PROVEN) & (length > local))
         reason[chained] = self._chains(overflow[chained], (length - local)[chained])
         is_twice = found[CONTIG_ID].is_duplicated().to_numpy()
         reason[is_twice | (self._has_unread_ids and not self._table.is_unique)] = DUPLICATE

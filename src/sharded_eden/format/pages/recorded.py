@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -118,7 +117,9 @@ def _digest(database: Path) -> tuple[bytes, FileIdentity]:
     return digest.digest(), after
 
 
-def remove_record(database: Path) -> None:
-    """Remove the record of a database, if there is one."""
-    with suppress(FileNotFoundError):
-        record_path(database).unlink()
+def move_record(database: Path, moved: Path) -> None:
+    """Move the record of a database that was renamed; a database without a record has none afterwards either."""
+    try:
+        os.replace(record_path(database), record_path(moved))
+    except FileNotFoundError:
+        record_path(moved).unlink(missing_ok=True)

@@ -51,7 +51,8 @@ def test_each_split_becomes_what_it_becomes_by_itself(tmp_path: Path, jobs: int)
             **options,
         )
     assert list(results) == ["test", "train", "val"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}_windows.db" for name in results]
+    written = [f"{name}_windows.db{suffix}" for name in results for suffix in ("", ".index")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
     assert told
     for name, result in results.items():
         if result.windows:

@@ -43,7 +43,12 @@ def precompute(
         typer.Option(metavar="SHARE", help="Leave out windows with a larger share of letters other than A, C, G, T."),
     ] = None,
     sequences: Annotated[
-        Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, read for --max-ambiguous.")
+        Path | None,
+        typer.Option(
+            metavar="SEQDB",
+            help="The folder that build wrote, for the index and for --max-ambiguous; for the index alone, unless given, the "
+            "one that the split names.",
+        ),
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Add packs: rows filled with several whole windows.")] = False,
     pack_seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
@@ -110,6 +115,12 @@ def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> Non
     if result.packs is not None:
         _print_packs(result.packs)
     print(f"on disk  {size(result.path.stat().st_size):>15}  {result.path}")
+    if result.index is not None:
+        print(f"index    {result.index.addressed_windows:>15,}  windows can be read in one request")
+        for reason, contigs in result.index.without_address.items():
+            print(f"         {contigs:>15,}  contigs without an address: {reason}")
+    if result.no_index:
+        print(result.no_index)
 
 
 def pack(

@@ -14,41 +14,32 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import apsw
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, shown
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError, printable
 from sharded_eden.format import schema
-from sharded_eden.format.fingerprint import fingerprint_of_rows
-from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.index import NO_TAG, RUN, SAMPLE, FileIdentity, index_path, write_index
+from sharded_eden.format.commands import index_command
+from sharded_eden.format.index import RUN, SAMPLE, FileIdentity, IndexFile, index_path, write_index
 from sharded_eden.format.pages.addresses import AT, LOCAL, OVERFLOW, REASON, REASONS, Addresses
 from sharded_eden.format.pages.recorded import addresses_of
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import open_read_only, publishing, table_columns, unreadable
+from sharded_eden.format.sqlite import open_read_only, publishing, unreadable
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG, WindowRuns
 
-ROWS_AT_ONCE = 1 << 17
-"""Windows that are read together."""
 CONTIGS_AT_ONCE = 1 << 22
 """Contigs whose addresses are joined together, and the samples they belong to."""
-MAX_TAGS = 1 << 16
-"""With more distinct control tags than this, the index holds none: they are then taken from the sequence IDs."""
 
 MISSING = "it is not in its sequence database"
 NO_DATABASE = "there is no sequence database of its sample"
 NO_SAMPLE = "its ID names no sample"
 SHORT = "it is shorter than its windows, or not as long as the window database says"
-
-_WINDOWS = "SELECT window_idx, sequence_id, window_in_seq_idx FROM window_mappings ORDER BY window_idx"
-_FIRST, _IN_CONTIG, _LAST, _SAMPLE = "first_window", "first_in_contig", "last_in_contig", "sample"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +89,12 @@ def index_window_database(
     where = Engine(engine, jobs, address)
     paths = schema.discover_sample_databases(sequence_db_dir)
     if not path.is_file():
-        raise MissingDatabase(f"{path}: no such window database")
+        raise MissingDatabase(f"{printable(path)}: no such window database")
     with publishing(index_path(path)) as unfinished:
         identity = FileIdentity.of(path.stat())
         with closing(open_read_only(path, io="read")) as database:
             try:
-                windows = _Windows(database, path)
+                windows = WindowRuns(database, path)
                 frame = windows.runs(list(paths))
             except apsw.Error as error:
                 raise unreadable(path, error) from error
@@ -119,7 +110,7 @@ def index_window_database(
             meter.reach(done, 0)
         joined.finish()
         if FileIdentity.of(path.stat()) != identity:
-            raise DatabaseError(f"{path}: it was changed while it was read. Run the command again")
+            raise DatabaseError(f"{printable(path)}: it was changed while it was read. Run the command again")
         meta = {
             "total_windows": windows.total,
             "stride": windows.geometry.stride,
@@ -141,155 +132,46 @@ def index_window_database(
     )
 
 
-# ---- windows -> runs ----
-
-
-class _Windows:
-    """The windows of a window database.
+def index_or_reason(sequence_db_dir: str | os.PathLike[str] | None, window_db: Path) -> tuple[IndexResult | None, str]:
+    """Write the index of a window database that was just written, if that is possible.
 
     Args:
-        database: an open window database.
-        path: how messages call it.
+        sequence_db_dir: the folder of sequence databases, None where it is not known.
+        window_db: the window database.
+
+    Returns:
+        What was written, and why there is no index, with the command that writes it.
     """
-
-    def __init__(self, database: apsw.Connection, path: Path) -> None:
-        self._database, self._path = database, path
-        for table in ("metadata", "window_mappings"):
-            if not table_columns(database, table):
-                raise DatabaseError(f"{path}: not a window database: it has no table {table}")
-        metadata = dict(database.execute("SELECT key, value FROM metadata"))
-        try:
-            self.geometry = WindowGeometry.from_metadata(metadata)
-            self._stated = None if metadata.get("total_windows") is None else int(metadata["total_windows"])
-            stated_fingerprint = metadata.get("fingerprint")
-            self.fingerprint = None if stated_fingerprint is None else int(stated_fingerprint)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatabaseError(
-                f"{path}: not a window database: its metadata are incomplete ({shown(error)})"
-            ) from error
-        self._metadata = metadata
-        self.total = 0
-        self.tags: list[str] = []
-        self.used: list[bool] = []
-        """Of each sample, whether a window names it."""
-
-    def runs(self, samples: Sequence[str]) -> pl.DataFrame:
-        """Return the runs, sorted by window.
-
-        Columns: `contig_id`, `first_window`, `first_in_contig`, `last_in_contig`, `length` (as `contig_lengths` has it, or -1),
-        `sample` (its number; -1 where it has no database, -2 where the ID names none), `tag`.
-        """
-        parts = list(self._parts())
-        if self._stated is not None and self._stated != self.total:
-            raise DatabaseError(
-                f"{self._path}: its metadata say {self._stated} windows, its table window_mappings has {self.total}"
-            )
-        if self.fingerprint is None:
-            self.fingerprint = fingerprint_of_rows(self._database, self._metadata, self.total)
-        if not parts:
-            parts = [_run_frame([], [], [], [])]
-        frame = pl.concat(parts).with_columns(self._sample_numbers(samples, parts))
-        del parts
-        self.used = np.bincount(frame[_SAMPLE].filter(frame[_SAMPLE] >= 0).to_numpy(), minlength=len(samples)) > 0  # type: ignore[assignment]
-        return frame.with_columns(self._tag_numbers(frame), self._recorded_lengths(frame))
-
-    def _parts(self) -> Iterator[pl.DataFrame]:
-        cursor = self._database.execute(_WINDOWS)
-        last: tuple[str, int] | None = None  # contig and window_in_seq_idx of the window before
-        open_run: pl.DataFrame | None = None
-        while rows := list(islice(cursor, ROWS_AT_ONCE)):
-            window, ids, in_contig = zip(*rows, strict=True)
-            try:
-                numbers = np.array(window, dtype=np.int64), np.array(in_contig, dtype=np.int64)
-                if set(map(type, window)) | set(map(type, in_contig)) != {int} or set(map(type, ids)) != {str}:
-                    raise TypeError
-                text = pl.Series(CONTIG_ID, ids, dtype=pl.String)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise DatabaseError(
-                    f"{self._path}: a row of window_mappings from window {shown(window[0])} on is not (integer, text, integer)"
-                ) from error
-            expected = np.arange(self.total, self.total + len(rows))
-            wrong = np.flatnonzero(numbers[0] != expected)
-            if len(wrong):
-                raise DatabaseError(
-                    f"{self._path}: its windows are not numbered from 0 without gaps: window {numbers[0][wrong[0]]} comes "
-                    f"where {expected[wrong[0]]} should"
-                )
-            if numbers[1].min() < 0 or numbers[1].max() > np.iinfo(np.uint32).max - ROWS_AT_ONCE:
-                raise DatabaseError(f"{self._path}: a window_in_seq_idx from window {self.total} on is out of range")
-            is_first = np.ones(len(rows), dtype=np.bool_)
-            is_first[1:] = (text[1:] != text[:-1]).to_numpy() | (np.diff(numbers[1]) != 1)
-            if last is not None:
-                is_first[0] = ids[0] != last[0] or in_contig[0] != last[1] + 1
-            firsts = np.flatnonzero(is_first)
-            lasts = np.append(firsts[1:], len(rows)) - 1
-            frame = _run_frame(text.gather(firsts), numbers[0][firsts], numbers[1][firsts], numbers[1][lasts])
-            if open_run is not None:
-                if not is_first[0]:
-                    end = numbers[1][firsts[0] - 1 if len(firsts) else -1]
-                    open_run = open_run.with_columns(pl.lit(end, dtype=pl.Int64).alias(_LAST))
-                frame = pl.concat([open_run, frame])
-            yield frame[:-1]
-            open_run, last = frame[-1:], (ids[-1], in_contig[-1])
-            self.total += len(rows)
-        if open_run is not None:
-            yield open_run
-
-    def _sample_numbers(self, samples: Sequence[str], parts: Sequence[pl.DataFrame]) -> pl.Series:
-        """Return the number of the sample of each run: -1 where it has no database, -2 where its ID names none."""
-        if len(samples) == 1:
-            return pl.Series(_SAMPLE, np.zeros(sum(map(len, parts)), dtype=np.int64))
-        numbers = {name: number for number, name in enumerate(samples)}
-        found = []
-        for part in parts:
-            prefix = part[CONTIG_ID].str.split_exact("__", 2).struct.field("field_1")
-            distinct = prefix.unique().to_list()
-            of_prefix = {p: -2 if p is None else numbers.get(".".join(p.split("-")[1:]), -1) for p in distinct}
-            found.append(prefix.replace_strict(of_prefix, return_dtype=pl.Int64))
-        return pl.concat(found).alias(_SAMPLE)
-
-    def _tag_numbers(self, frame: pl.DataFrame) -> pl.Series:
-        prefixes = frame[CONTIG_ID].str.split_exact("__", 1).struct.field("field_0")
-        distinct = prefixes.unique(maintain_order=True)
-        names = {prefix: schema.control_name(prefix) for prefix in islice(distinct, 2 * MAX_TAGS)}
-        self.tags = sorted(set(names.values()))
-        if len(distinct) > len(names) or len(self.tags) > MAX_TAGS:
-            self.tags = []
-            return pl.Series("tag", np.full(len(frame), NO_TAG, dtype=np.uint32))
-        number = {name: k for k, name in enumerate(self.tags)}
-        return prefixes.replace_strict({p: number[n] for p, n in names.items()}, return_dtype=pl.UInt32).alias("tag")
-
-    def _recorded_lengths(self, frame: pl.DataFrame) -> pl.Series:
-        """Return the length of each run's contig as `contig_lengths` has it, -1 where it says nothing."""
-        found = np.full(len(frame), -1, dtype=np.int64)
-        if {"first_window_idx", "length"} <= set(table_columns(self._database, "contig_lengths")):
-            firsts, lengths = [], []
-            cursor = self._database.execute(
-                "SELECT first_window_idx, length FROM contig_lengths WHERE typeof(first_window_idx) = 'integer' "
-                "AND typeof(length) = 'integer' ORDER BY first_window_idx"
-            )
-            while rows := list(islice(cursor, ROWS_AT_ONCE)):
-                part = np.array(rows, dtype=np.int64)
-                firsts.append(part[:, 0])
-                lengths.append(part[:, 1])
-            if firsts:
-                first, length = np.concatenate(firsts), np.concatenate(lengths)
-                at = np.searchsorted(first, frame[_FIRST].to_numpy(), side="right") - 1
-                found = np.where(at >= 0, length[np.maximum(at, 0)], -1)
-        return pl.Series(LENGTH, found)
+    try:
+        if sequence_db_dir is None:
+            raise UsageError("the split does not name the folder of its sequence databases")
+        return index_window_database(sequence_db_dir, window_db), ""
+    except Exception as error:  # whatever it is, the window database is complete
+        with suppress(OSError):
+            index_path(window_db).unlink(missing_ok=True)
+        command = index_command("SEQDB" if sequence_db_dir is None else sequence_db_dir, window_db)
+        return None, f"no index ({' '.join(str(error).split()) or type(error).__name__}). Write it: {command}"
 
 
-def _run_frame(
-    ids: Sequence[str] | pl.Series,
-    first: Sequence[int] | NDArray[np.int64],
-    in_contig: Sequence[int] | NDArray[np.int64],
-    last: Sequence[int] | NDArray[np.int64],
-) -> pl.DataFrame:
-    types = {CONTIG_ID: pl.String, _FIRST: pl.Int64, _IN_CONTIG: pl.Int64, _LAST: pl.Int64}
-    return pl.DataFrame(dict(zip(types, (ids, first, in_contig, last), strict=True)), schema=types)
+def renew_index(window_db: Path, before: FileIdentity) -> None:
+    """Keep the index of a window database that was replaced by one with the same windows.
 
-
-# ---- addresses ----
+    Args:
+        window_db: the window database.
+        before: the identity of the one that was replaced. An index of another one is removed.
+    """
+    path = index_path(window_db)
+    if not path.exists():
+        return
+    try:
+        file = IndexFile(path)
+        if not FileIdentity(*file.meta["identity"]).is_same_file(before):
+            raise DatabaseError(f"{printable(path)}: it describes another window database")
+        with publishing(path) as unfinished:
+            identity = list(FileIdentity.of(window_db.stat()))
+            write_index(unfinished, {**file.meta, "identity": identity}, file.samples, [file.runs])
+    except (EdenError, KeyError, TypeError):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -326,17 +208,17 @@ class _Joined:
     """The runs of a window database, as they get their addresses.
 
     Args:
-        frame: what `_Windows.runs` returned.
+        frame: what `WindowRuns.runs` returned.
         windows: where they come from.
         samples: the names of all samples.
     """
 
-    def __init__(self, frame: pl.DataFrame, windows: _Windows, samples: Sequence[str]) -> None:
+    def __init__(self, frame: pl.DataFrame, windows: WindowRuns, samples: Sequence[str]) -> None:
         self.runs = np.zeros(len(frame), dtype=RUN)
         self.runs["at"] = -1
-        for name in (_FIRST, _IN_CONTIG, "tag"):
+        for name in (FIRST, IN_CONTIG, TAG):
             self.runs[name] = frame[name].to_numpy()
-        number = frame[_SAMPLE].to_numpy()
+        number = frame[SAMPLE_NUMBER].to_numpy()
         self.runs["sample"] = np.maximum(number, 0)
         self.samples = np.zeros(len(samples), dtype=SAMPLE)
         self.samples["page_bytes"] = 0
@@ -353,8 +235,8 @@ class _Joined:
         else:
             order = np.arange(len(frame))
         self._order = order
-        self._frame = frame.select(CONTIG_ID, _LAST, LENGTH, _SAMPLE)
-        self._bounds = np.searchsorted(frame[_SAMPLE].to_numpy(), np.arange(len(samples) + 1))
+        self._frame = frame.select(CONTIG_ID, LAST, LENGTH, SAMPLE_NUMBER)
+        self._bounds = np.searchsorted(frame[SAMPLE_NUMBER].to_numpy(), np.arange(len(samples) + 1))
         self._waiting: list[_Found] = []
 
     def add(self, found: _Found) -> None:
@@ -380,19 +262,20 @@ class _Joined:
             return
         rows = np.concatenate([np.arange(*self._bounds[number : number + 2]) for number in usable])
         known = pl.concat(
-            each.contigs.with_columns(pl.lit(number, dtype=pl.Int64).alias(_SAMPLE)) for number, each in usable.items()
+            each.contigs.with_columns(pl.lit(number, dtype=pl.Int64).alias(SAMPLE_NUMBER))
+            for number, each in usable.items()
         )
         # An ID that appears twice has no address: one row is as good as the other.
-        known = known.unique([CONTIG_ID, _SAMPLE], keep="any") if known[REASON].max() else known
+        known = known.unique([CONTIG_ID, SAMPLE_NUMBER], keep="any") if known[REASON].max() else known
         found = self._frame[rows].join(
-            known.rename({LENGTH: "bases"}), on=[CONTIG_ID, _SAMPLE], how="left", maintain_order="left"
+            known.rename({LENGTH: "bases"}), on=[CONTIG_ID, SAMPLE_NUMBER], how="left", maintain_order="left"
         )
         bases = found["bases"].fill_null(-1).cast(pl.Int64).to_numpy()
         reason = found[REASON].fill_null(0).to_numpy()
         is_missing = bases < 0
         recorded = found[LENGTH].to_numpy()
         is_short = ~is_missing & (
-            (found[_LAST].to_numpy() * self._stride > bases) | ((recorded >= 0) & (recorded != bases))
+            (found[LAST].to_numpy() * self._stride > bases) | ((recorded >= 0) & (recorded != bases))
         )
         has_address = ~is_missing & ~is_short & (reason == 0)
         places = self._order[rows]

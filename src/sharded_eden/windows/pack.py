@@ -29,6 +29,7 @@ from sharded_eden.errors import MissingDatabase, UsageError
 from sharded_eden.format import schema
 from sharded_eden.format.fingerprint import PackFingerprint
 from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.lengths import window_lengths
 from sharded_eden.format.sqlite import (
     READ_ERRORS,
@@ -42,6 +43,7 @@ from sharded_eden.format.sqlite import (
 from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Meter, Progress
 from sharded_eden.shuffle import Permutation
+from sharded_eden.windows.index import renew_index
 
 BUFFER_WINDOWS = 4096
 """Windows that are packed together: on metagenomes 99.9% of the tokens are then useful, and more buys next to nothing."""
@@ -106,6 +108,7 @@ def pack_window_database(
                 raise problem.error(path)
         except READ_ERRORS as error:
             raise unreadable(path, error) from error
+    before = FileIdentity.of(path.stat())
     with publishing(path) as unfinished:
         copy_database(path, unfinished)
         with closing(create_database(unfinished)) as database:
@@ -116,6 +119,7 @@ def pack_window_database(
                 database.execute("COMMIT")
             except READ_ERRORS as error:
                 raise unreadable(path, error) from error
+    renew_index(path, before)
     return result
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sharded_eden.errors import UsageError, printable, warn
@@ -23,8 +23,9 @@ from sharded_eden.format.sqlite import create_database, publishing
 from sharded_eden.jobs import Progress
 from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.existing import existing_windows
+from sharded_eden.windows.index import IndexResult, index_or_reason
 from sharded_eden.windows.pack import PackResult, write_packs
-from sharded_eden.windows.split_files import contigs_in_order, open_split, survey
+from sharded_eden.windows.split_files import contigs_in_order, open_split, sequence_db_dir_of, survey
 from sharded_eden.windows.write import WindowWriter
 
 PAGE_BYTES = 16_384
@@ -49,6 +50,10 @@ class PrecomputeResult:
     """Windows left out because too many of their letters are ambiguous."""
     packs: PackResult | None = None
     """What packing them came to, where that was asked for."""
+    index: IndexResult | None = field(default=None, compare=False)
+    """The index beside the window database, where it could be written."""
+    no_index: str = field(default="", compare=False)
+    """Why there is no index, and the command that writes it."""
 
 
 def precompute_window_database(
@@ -79,7 +84,8 @@ def precompute_window_database(
         keep_tail: add windows until the last base of every contig is shown.
         special_tokens: tokens of a row that are no bases (BOS, SEP, EOS), which take room from `window_size`.
         max_ambiguous: leave out windows of whose bases a larger share than this are letters other than A, C, G, T.
-        sequences: the folder of sequence databases, which only `max_ambiguous` reads.
+        sequences: the folder of sequence databases, for `max_ambiguous` and for the index. For the index alone, the folder
+            that the split file names is used unless this is given; the window database is written even where no index can be.
         pack: add packs, see `sharded_eden.windows.pack`.
         pack_seed: another seed mixes other windows in a pack.
         overwrite: replace a file of this name whatever it holds. Checkpoints are tied to the windows that they were trained on,
@@ -103,12 +109,8 @@ def precompute_window_database(
         special_tokens=special_tokens,
         keep_tail=keep_tail,
     )
-    if (max_ambiguous is None) != (sequences is None):
-        raise UsageError(
-            "--max-ambiguous must read the bases (--sequences SEQDB)"
-            if sequences is None
-            else "--sequences is only read to leave out windows (--max-ambiguous 0.5)"
-        )
+    if max_ambiguous is not None and sequences is None:
+        raise UsageError("--max-ambiguous must read the bases (--sequences SEQDB)")
     if output.exists() and split.exists() and output.samefile(split):
         raise UsageError(f"{printable(output)} is the split file itself; give the window database another name")
     with ExitStack() as stack:
@@ -145,8 +147,11 @@ def precompute_window_database(
                 existing.check_contigs(database, writer.fingerprint.value(), writer.windows)
             packs = write_packs(database, output, seed=pack_seed, progress=progress) if pack else None
             database.execute("COMMIT")
+    index, no_index = index_or_reason(sequences or sequence_db_dir_of(split), output)
     result = PrecomputeResult(
         path=output,
+        index=index,
+        no_index=no_index,
         windows=writer.windows,
         sequences=writer.sequences,
         contigs_left_out=writer.contigs - writer.sequences,

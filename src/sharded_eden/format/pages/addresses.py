@@ -28,7 +28,7 @@ import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError
+from sharded_eden.errors import DatabaseError, printable
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.pages.btree import INTERIOR_HEADER, INTERIOR_OF, LEAF_HEADER, LOCK_BYTE, TABLE_LEAF
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
@@ -139,7 +139,7 @@ def read_addresses(path: Path, *, progress: Callable[[int], object] = lambda siz
         after = FileIdentity.of(os.fstat(descriptor))
         if after != before or is_mutable_now(path) != (found.without == BESIDE):
             raise DatabaseError(
-                f"{path}: it was changed while it was read ({before} before, {after} now). Run it again"
+                f"{printable(path)}: it was changed while it was read ({before} before, {after} now). Run it again"
             )
         return found
     finally:
@@ -165,7 +165,7 @@ def _table(path: Path) -> _Table | str:
             "AND type IN ('table', 'view')"
         ).fetchone()
         if found is None:
-            raise DatabaseError(f"{path}: it has no table sequences")
+            raise DatabaseError(f"{printable(path)}: it has no table sequences")
         kind, root, name = found
         if encoding != "UTF-8":
             return f"its encoding is {encoding}"
@@ -178,7 +178,9 @@ def _table(path: Path) -> _Table | str:
             return "its table has generated columns"
         names = [column for column, _ in columns]
         if not {CONTIG_ID, "nt_sequence"} <= set(names):
-            raise DatabaseError(f"{path}: expected a table sequences(contig_id, nt_sequence), found columns {names}")
+            raise DatabaseError(
+                f"{printable(path)}: expected a table sequences(contig_id, nt_sequence), found columns {names}"
+            )
         declared, collation, *_ = database.column_metadata("main", name, CONTIG_ID)
         if (collation or "BINARY").upper() != "BINARY":
             return f"its contig_id has the collation {collation}"
@@ -300,7 +302,7 @@ class _Scan:
             done += got
 
     def _damaged(self, what: str) -> DatabaseError:
-        return DatabaseError(f"{self._path}: it is damaged: {what}. Copy or build it again")
+        return DatabaseError(f"{printable(self._path)}: it is damaged: {what}. Copy or build it again")
 
     # ---- the b-tree ----
 
@@ -496,7 +498,7 @@ def _is_ascii(memory: Bytes, at: Ints, size: Ints) -> NDArray[np.bool_]:
 
 
 def _texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
-    """Return pieces of memory as text; null where they are not UTF-8, or hold a NUL."""
+    """Return pieces of memory as text; null where they are not UTF-8."""
     ends = np.cumsum(size)
     place = np.repeat(at - (ends - size), size) + np.arange(int(ends[-1]) if len(ends) else 0)
     joined = memory[place].tobytes()

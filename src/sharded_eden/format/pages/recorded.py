@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import xxhash
 
-from sharded_eden.errors import DatabaseError
+from sharded_eden.errors import DatabaseError, printable
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.pages.addresses import ADDRESS_SCHEMA, BLOCK_BYTES, Addresses, read_addresses
 from sharded_eden.format.sqlite import is_mutable_now
@@ -43,7 +43,8 @@ def record_addresses(database: Path, record: Path) -> None:
         "digest": found.digest.hex(),
         "without": found.without,
     }
-    found.contigs.write_parquet(record, metadata={_KEY: json.dumps(described)}, compression="zstd", statistics=False)
+    with record.open("wb") as file:  # Polars takes some names for patterns or addresses
+        found.contigs.write_parquet(file, metadata={_KEY: json.dumps(described)}, compression="zstd", statistics=False)
 
 
 def addresses_of(database: Path) -> tuple[Addresses, int]:
@@ -71,10 +72,12 @@ def addresses_of(database: Path) -> tuple[Addresses, int]:
 def _recorded(record: Path) -> Addresses | None:
     """Return what a record says; None where there is none that can be read."""
     try:
-        described = json.loads(pl.read_parquet_metadata(record)[_KEY])
-        if described["version"] != VERSION:
-            return None
-        contigs = pl.read_parquet(record)
+        with record.open("rb") as file:
+            described = json.loads(pl.read_parquet_metadata(file)[_KEY])
+            file.seek(0)
+            if described["version"] != VERSION:
+                return None
+            contigs = pl.read_parquet(file)
         if dict(contigs.schema) != ADDRESS_SCHEMA:
             return None
         return Addresses(
@@ -112,7 +115,7 @@ def _digest(database: Path) -> tuple[bytes, FileIdentity]:
         os.close(descriptor)
     if before != after:
         raise DatabaseError(
-            f"{database}: it was changed while it was read ({before} before, {after} now). Run it again"
+            f"{printable(database)}: it was changed while it was read ({before} before, {after} now). Run it again"
         )
     return digest.digest(), after
 

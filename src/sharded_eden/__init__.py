@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         MissingSequence,
         StateError,
         UsageError,
+        WriteError,
     )
     from sharded_eden.format.geometry import WindowGeometry, compute_num_windows
     from sharded_eden.format.schema import extract_sample_id
@@ -61,6 +62,7 @@ _HOME = {
     "Stream": "sharded_eden.train.stream",
     "StreamBatchSampler": "sharded_eden.train.sampler",
     "UsageError": "sharded_eden.errors",
+    "WriteError": "sharded_eden.errors",
     "WindowGeometry": "sharded_eden.format.geometry",
     "bench": "sharded_eden.throughput",
     "build_sequence_dbs": "sharded_eden.build.build",
@@ -97,6 +99,7 @@ __all__ = [
     "StreamBatchSampler",
     "UsageError",
     "WindowGeometry",
+    "WriteError",
     "__version__",
     "bench",
     "build_sequence_dbs",

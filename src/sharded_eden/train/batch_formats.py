@@ -149,7 +149,7 @@ def _take_apart(batch: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict
 def _is_token(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return (B, T) bool, false in the run of padding that ends a row.
 
-    The last label of a row is always padding: nothing comes behind the last token.
+    The last label of a row is always padding: nothing comes after the last token.
     """
     tokens, padding = parts["tokens"], parts["labels"][..., -1:]
     number = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)

@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 import resource
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
+import apsw
+
 T = TypeVar("T")
+
+CLOSE_SECONDS = 30.0
+"""How long closing waits for a query of another thread."""
 
 _inherited: list[object] = []
 """What the parent process had open when it forked this one: never used here, and never closed here either."""
@@ -59,7 +65,20 @@ class PerThread(Generic[T]):
         opened = self.opened()
         self._start_empty()
         for value in opened:
-            self._close(value)
+            self._close_when_idle(value)
+
+    def _close_when_idle(self, value: T) -> None:
+        """Close a `T`; where another thread uses its SQLite connection at this moment, wait until it does not."""
+        until = time.monotonic() + CLOSE_SECONDS
+        while True:
+            try:
+                self._close(value)
+            except apsw.ThreadingViolationError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.001)
+            else:
+                return
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_make": self._make, "_close": self._close}

@@ -348,7 +348,12 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def _check_samples_exist(self) -> None:
         if len(self.sample_db_mapping) == 1:
-            check_only_sample(next(iter(self.sample_db_mapping)), self._index, self.sequence_db_dir)
+            check_only_sample(
+                next(iter(self.sample_db_mapping)),
+                self._index,
+                self.sequence_db_dir,
+                lambda sequence_id: self._reader.contig(sequence_id) is not None,
+            )
             return
         for sequence_id in self._index.sequence_ids_by_prefix(2):
             try:

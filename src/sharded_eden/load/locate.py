@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from itertools import islice
@@ -277,16 +277,30 @@ SEEKS_OF_ONLY_SAMPLE = 4096
 """IDs that are looked at where there is just one sequence database, which needs no sample IDs."""
 
 
-def check_only_sample(only_sample: str, index: WindowIndex, sequence_db_dir: str | os.PathLike[str]) -> None:
-    """Refuse windows of other samples where just one sample has a sequence database. IDs that name no sample are accepted.
+def check_only_sample(
+    only_sample: str, index: WindowIndex, sequence_db_dir: str | os.PathLike[str], holds: Callable[[str], bool]
+) -> None:
+    """Refuse windows of other samples where just one sample has a sequence database.
+
+    IDs that name no sample are accepted, and so are those of contigs that the database holds, whatever sample they name.
+
+    Args:
+        only_sample: the sample of the database.
+        index: the windows.
+        sequence_db_dir: the folder of the database.
+        holds: tells whether the database holds a contig.
 
     Raises:
-        MissingDatabase: an ID names another sample.
+        MissingDatabase: an ID names another sample, and the database does not hold its contig.
     """
     if not has_id_index(index.connection):
         return
     for sequence_id in islice(index.sequence_ids_by_prefix(2), SEEKS_OF_ONLY_SAMPLE):
-        if has_sequence_id_form(sequence_id) and (sample_id := extract_sample_id(sequence_id)) != only_sample:
+        if (
+            has_sequence_id_form(sequence_id)
+            and (sample_id := extract_sample_id(sequence_id)) != only_sample
+            and not holds(sequence_id)
+        ):
             raise MissingDatabase(
                 f"{index.path} names contig {shown(sequence_id)} of sample {shown(sample_id)}, but {sequence_db_dir} holds the "
                 f"sequence database of {shown(only_sample)} only. Build that sample ({build_command(sequence_db_dir)}), or "

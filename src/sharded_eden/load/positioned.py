@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ class PositionedReader:
     ) -> None:
         self._paths, self._expected, self._page_bytes = paths, expected, page_bytes
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
         self._limit = max(8, connection_budget())
         self._keeps_all = len(paths) <= self._limit
         self._announces = read_ahead and hasattr(os, "posix_fadvise")
@@ -85,8 +87,9 @@ class PositionedReader:
         Raises:
             DatabaseError: a file cannot be read, or is not the one that was indexed.
         """
-        for first in range(0, len(requests), self._limit):
-            self._read(requests[first : first + self._limit], memory)
+        with self._lock:
+            for first in range(0, len(requests), self._limit):
+                self._read(requests[first : first + self._limit], memory)
 
     def _read(self, requests: Sequence[Request], memory: memoryview) -> None:
         used: dict[int, int] = {}
@@ -249,9 +252,10 @@ class PositionedReader:
         )
 
     def close(self) -> None:
-        """Close all files."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        """Close all files, once no thread reads them: a number that is closed may be that of another file a moment later."""
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
 
 
 def _size(buffers: Sequence[memoryview]) -> int:

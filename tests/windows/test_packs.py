@@ -281,7 +281,8 @@ def test_headers_that_were_not_counted_are_refused_with_the_command(folder):
     with pytest.raises(UsageError, match=r"packed for 3 special tokens.*take 13") as caught:
         packed(folder, use_control_tags=True)
     assert str(caught.value).endswith(
-        f"precompute SPLIT.parquet {folder / 'windows.db'} --window-size {T} --stride {STRIDE} --force --pack --special-tokens 13"
+        f"precompute SPLIT.parquet {folder / 'windows.db'} --window-size {T} --stride {STRIDE} "
+        "--force --pack --special-tokens 13"
     )
     with packed(folder, include_sep=False) as dataset:  # needs fewer, and shows the same bases
         assert dataset[0]["cu_seqlens"][1] > 0

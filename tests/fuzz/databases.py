@@ -30,13 +30,13 @@ import sharded_eden
 from sharded_eden import (
     ShardedEdenDataset,
     build_sequence_dbs,
-    index_window_database,
     pack_window_database,
     precompute_window_database,
     verify,
     write_splits,
 )
 from sharded_eden.cli import main as run_command_line
+from sharded_eden.windows.index import index_window_database
 
 T, STRIDE = 64, 50
 SAMPLES = ("S0", "S1", "S2.X")
@@ -48,11 +48,8 @@ READ_ONLY = {"dataset", "verify", "split", "precompute", "bench"}
 
 def world(case: Case) -> Path:
     """Return a copy of the prepared data set, in the folder of the case."""
-    template = case.folder.parent / "template"
-    if not template.exists():
-        _prepare(template)
     folder = case.folder / "world"
-    shutil.copytree(template, folder)
+    shutil.copytree(case.folder.parent / "template", folder)
     return folder
 
 
@@ -64,7 +61,8 @@ def contigs_of(sample: int) -> dict[str, str]:
     return {f"c{i}": "".join(choose.choices(letters, k=length)) for i, length in enumerate(lengths)}
 
 
-def _prepare(folder: Path) -> None:
+def prepare(folder: Path) -> None:
+    """Write the data set that every case of a process changes a copy of."""
     (folder / "in").mkdir(parents=True)
     for number, sample in enumerate(SAMPLES):
         text = "".join(f">{name} made up\n{sequence}\n" for name, sequence in contigs_of(number).items())

@@ -141,11 +141,14 @@ def child(folder: Path, target: str, first: int, count: int) -> None:
     """Run cases one after the other and write a line of JSON for each."""
     from case import SECONDS, Case, Undecided, Wrong
     from databases import TARGETS as DATABASES
+    from databases import prepare
     from inputs import TARGETS as INPUTS
 
     from sharded_eden.errors import EdenWarning
 
     function = {**INPUTS, **DATABASES}[target]
+    if target in DATABASES:
+        prepare(folder / "template")
     resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
     faulthandler.enable()
     with (folder / "log").open("a", buffering=1) as log:

@@ -37,6 +37,10 @@ WEIGHTS = {
 """The share of the cases that each target gets."""
 
 
+ALL = "all"
+"""A target that takes the others in turn, so that a few cases of each need only one process."""
+
+
 class Report(NamedTuple):
     """What a run came to."""
 
@@ -50,18 +54,20 @@ def replay_command(target: str, seed: int) -> str:
     return f"python tests/fuzz/fuzz.py --target {target} --seed {seed} --cases 1"
 
 
-def run(cases: int, *, first_seed: int = 0, targets: dict[str, int] | None = None, jobs: int = 1) -> Report:
+def run(
+    cases: int, *, first_seed: int = 0, targets: dict[str, int] | None = None, jobs: int = 1, batch: int = BATCH
+) -> Report:
     """Run cases of some targets in child processes; print a line for each finding."""
     weights = targets or WEIGHTS
     total = sum(weights.values())
     batches = []
     for target, weight in weights.items():
         count = max(1, round(cases * weight / total))
-        batches += [(target, first_seed + at, min(BATCH, count - at)) for at in range(0, count, BATCH)]
+        batches += [(target, first_seed + at, min(batch, count - at)) for at in range(0, count, batch)]
     outcomes: Counter[str] = Counter()
     findings: list[dict[str, Any]] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for reports in pool.map(lambda batch: _run_batch(*batch), batches):
+        for reports in pool.map(lambda each: _run_batch(*each), batches):
             for report in reports:
                 outcomes[report["outcome"]] += 1
                 if report["outcome"] not in {"error", "data", "undecided"}:
@@ -112,9 +118,9 @@ def _run_child(target: str, first: int, count: int, folder: Path) -> tuple[list[
             continue
         if "outcome" in entry:
             reports.append(entry)
-            seed, stage = entry["seed"] + 1, ""
+            seed, stage = entry["number"] + 1, ""
         else:
-            seed, stage = entry["seed"], entry["stage"]
+            seed, stage = entry["number"], entry["stage"]
     if child.returncode == 0 and seed >= first + count:
         return reports, seed
     what = errors.read_text(errors="replace")[-6000:]
@@ -146,8 +152,9 @@ def child(folder: Path, target: str, first: int, count: int) -> None:
 
     from sharded_eden.errors import EdenWarning
 
-    function = {**INPUTS, **DATABASES}[target]
-    if target in DATABASES:
+    functions = {**INPUTS, **DATABASES}
+    names = list(functions) if target == ALL else [target]
+    if not DATABASES.keys().isdisjoint(names):
         prepare(folder / "template")
     resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
     faulthandler.enable()
@@ -162,17 +169,19 @@ def child(folder: Path, target: str, first: int, count: int) -> None:
             os.environ["SQLITE_TMPDIR"] = str(temporary)
 
             def say(stage: str, seed: int = seed) -> None:
-                print(json.dumps({"seed": seed, "stage": stage}), file=log)
+                print(json.dumps({"number": seed, "stage": stage}), file=log)
 
-            case = Case(target, seed, place, say)
+            name, own_seed = names[seed % len(names)], seed // len(names)
+            case = Case(name, own_seed, place, say)
             outcome, what = "data", ""
+            say("judge")
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error")
                     warnings.simplefilter("ignore", EdenWarning)
                     warnings.filterwarnings("ignore", module=r"(torch|polars|Bio|pyarrow)\b")
-                    function(case)
+                    functions[name](case)
                 outcome = "error" if case.error is not None else "data"
             except Undecided as error:
                 outcome, what = "undecided", str(error)
@@ -183,7 +192,8 @@ def child(folder: Path, target: str, first: int, count: int) -> None:
             faulthandler.cancel_dump_traceback_later()
             del case
             what = what.encode(errors="backslashreplace").decode()
-            print(json.dumps({"target": target, "seed": seed, "outcome": outcome, "what": what}), file=log)
+            report = {"target": name, "seed": own_seed, "number": seed, "outcome": outcome, "what": what}
+            print(json.dumps(report), file=log)
             if not os.environ.get("FUZZ_KEEP"):
                 shutil.rmtree(place, ignore_errors=True)
             if seed % 50 == 0:
@@ -195,14 +205,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed of each target")
-    parser.add_argument("--target", choices=sorted(WEIGHTS), action="append", help="all of them unless given")
+    parser.add_argument("--target", choices=[*sorted(WEIGHTS), ALL], action="append", help="all of them unless given")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
         child(arguments.child, arguments.target[0], arguments.seed, arguments.cases)
         return
-    targets = None if arguments.target is None else {name: WEIGHTS[name] for name in arguments.target}
+    targets = None if arguments.target is None else {name: WEIGHTS.get(name, 1) for name in arguments.target}
     started = time.monotonic()
     report = run(arguments.cases, first_seed=arguments.seed, targets=targets, jobs=arguments.jobs)
     print(f"{report.cases:,} cases in {time.monotonic() - started:.0f} s: {dict(report.outcomes)}")

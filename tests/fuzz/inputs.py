@@ -78,11 +78,13 @@ def fasta_records(data: bytes) -> Records:
 def json_records(data: bytes) -> Records:
     """Read one object a line."""
     records = []
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        if not line.strip():
+    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for line in data.split(b"\n"):
+        text = _text(line)
+        if not text.strip():
             continue
         try:
-            fields = json.loads(_text(line), strict=False)
+            fields = json.loads(text, strict=False)
         except (ValueError, RecursionError) as error:
             raise Refused(f"no JSON: {error}") from error
         if not isinstance(fields, dict):
@@ -131,12 +133,14 @@ def table_records(data: bytes, kind: str) -> Records:
     """Read a table whole, and check it fully."""
     try:
         if kind == "parquet":
-            table = pa.parquet.read_table(io.BytesIO(data))
+            file = pa.parquet.ParquetFile(io.BytesIO(data))
+            names = file.schema_arrow.names
+            table = None
         elif data[:6] == b"ARROW1":
             table = pa.ipc.open_file(io.BytesIO(data)).read_all()
         else:
             table = pa.ipc.open_stream(io.BytesIO(data)).read_all()
-        names = table.column_names
+        names = names if table is None else table.column_names
         text = next((name for name in ("text", "sequence", "seq", "nt_sequence") if name in names), None)
         if text is None:
             raise Refused("no sequence")
@@ -144,6 +148,7 @@ def table_records(data: bytes, kind: str) -> Records:
         wanted = [text] if name is None else [text, name]
         if any(names.count(column) > 1 for column in wanted):
             raise Refused("a column twice")
+        table = file.read(columns=wanted) if table is None else table
         table = table.select(wanted)
         table.validate(full=True)
         values = [table.column(i).to_pylist() for i in range(len(wanted))]
@@ -169,6 +174,8 @@ def genbank_records(data: bytes) -> Records:
             name = (line[12:].split() or [""])[0]
         elif line.startswith("ORIGIN"):
             inside = True
+        elif line.rstrip() == "//" and length is None:
+            continue
         elif line.rstrip() == "//":
             sequence = "".join(parts)
             if length is None or len(sequence) != length:
@@ -176,7 +183,7 @@ def genbank_records(data: bytes) -> Records:
             records.append((name, sequence))
             length, name, inside = None, "", False
         elif inside:
-            parts.append(re.sub(r"[\d\s]", "", line))
+            parts.append(re.sub(r"\s", "", line[10:]))
     if length is not None:
         raise Refused("no // after the last record")
     return records
@@ -218,11 +225,11 @@ def built(out: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def _build(case: Case, name: str, data: bytes, judge: Any, **options: Any) -> None:
+def _build(case: Case, name: str, data: bytes, judge: Any) -> None:
     path, out = case.folder / name, case.folder / "out"
     path.write_bytes(data)
     with case.package():
-        build_sequence_dbs([path], out, **options)
+        build_sequence_dbs([path], out)
     case.must_not_leave(*([] if case.error else [out]))
     if case.error is not None:
         return
@@ -232,7 +239,7 @@ def _build(case: Case, name: str, data: bytes, judge: Any, **options: Any) -> No
         expected = placed(judge(data), "S")
     except Refused as reason:
         raise Wrong(f"accepted, but {reason}: {found!r:.300}") from reason
-    if judge is genbank_records:
+    if name.startswith("S.gb"):  # Biopython gives bases in upper case
         found = {s: [(i, q.upper()) for i, q in rows] for s, rows in found.items()}
         expected = {s: [(i, q.upper()) for i, q in rows] for s, rows in expected.items()}
     if found != expected:
@@ -325,10 +332,11 @@ def fuzz_split_file(case: Case) -> None:
         found = database.execute("SELECT * FROM window_mappings ORDER BY window_idx").fetchall()
     case.say("judge")
     try:
-        table = pa.parquet.read_table(io.BytesIO(data))
-        if any(table.column_names.count(name) != 1 for name in ("contig_id", "length")):
-            raise Wrong(f"accepted columns {table.column_names}")
-        table = table.select(["contig_id", "length"])
+        file = pa.parquet.ParquetFile(io.BytesIO(data))
+        names = file.schema_arrow.names
+        if any(names.count(name) != 1 for name in ("contig_id", "length")):
+            raise Wrong(f"accepted columns {names}")
+        table = file.read(columns=["contig_id", "length"]).select(["contig_id", "length"])
         table.validate(full=True)
         ids, lengths = (table.column(i).to_pylist() for i in range(2))
     except (pa.ArrowException, OSError, ValueError) as error:

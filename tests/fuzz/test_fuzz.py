@@ -1,0 +1,45 @@
+"""Changed inputs and databases: the outcome is an EdenError or right data. See `fuzz.py`, and "Fuzzing" in docs/reliability.md."""
+
+from __future__ import annotations
+
+import random
+
+import fuzz
+import pytest
+from inputs import CORPUS, fasta_records, genbank_records, json_records, placed
+
+from sharded_eden import build_sequence_dbs
+
+
+def failed(report: fuzz.Report) -> str:
+    return "\n".join(f"{each['outcome']}: {fuzz.replay_command(each['target'], each['seed'])}\n{each['what']}" for each in report.findings)
+
+
+def test_a_few_hundred_cases():
+    report = fuzz.run(360, targets={fuzz.ALL: 1}, batch=180, jobs=2)
+    assert not report.findings, failed(report)
+    assert report.cases == 360
+    assert min(report.outcomes["data"], report.outcomes["error"]) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("target", fuzz.WEIGHTS)
+def test_20_000_cases(target):
+    share = round(20_000 * fuzz.WEIGHTS[target] / sum(fuzz.WEIGHTS.values()))
+    first = random.SystemRandom().randrange(10**9)
+    print(f"{fuzz.replay_command(target, first)[:-1]}{share}")
+    report = fuzz.run(share, first_seed=first, targets={target: 1}, jobs=2)
+    assert not report.findings, failed(report)
+    assert report.cases == share
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*.[fjg]*")), ids=lambda path: path.name)
+def test_files_of_the_corpus_are_read_as_the_judge_reads_them(path, tmp_path):
+    from inputs import built
+
+    judge = {".fa": fasta_records, ".jsonl": json_records, ".gb": genbank_records}[path.suffix]
+    (tmp_path / f"S{path.suffix}").write_bytes(path.read_bytes())
+    build_sequence_dbs([tmp_path / f"S{path.suffix}"], tmp_path / "out")
+    found = {s: [(i, q.lower()) for i, q in rows] for s, rows in built(tmp_path / "out").items()}
+    assert found == {s: [(i, q.lower()) for i, q in rows] for s, rows in placed(judge(path.read_bytes()), "S").items()}

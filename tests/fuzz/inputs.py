@@ -220,7 +220,7 @@ def built(out: Path) -> dict[str, list[tuple[str, str]]]:
     """Return {sample: [(contig ID, sequence)]} of a folder of sequence databases."""
     found = {}
     for path in sorted(out.glob("*/glm_dataset_*.sqlite")):
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
             found[path.parent.name] = database.execute("SELECT contig_id, nt_sequence FROM sequences ORDER BY rowid").fetchall()
     return found
 
@@ -328,7 +328,7 @@ def fuzz_split_file(case: Case) -> None:
     case.must_not_leave(*([] if case.error else [out]))
     if case.error is not None:
         return
-    with closing(sqlite3.connect(f"file:{out}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"file:{out}?mode=ro&immutable=1", uri=True)) as database:
         found = database.execute("SELECT * FROM window_mappings ORDER BY window_idx").fetchall()
     case.say("judge")
     try:

@@ -54,8 +54,20 @@ def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], fol
         out: the output folder.
         receipts: their files, which hold the rows, and their contents. Of two for the same sample, the later one counts.
         folder: for temporary files.
+
+    Raises:
+        DatabaseError: the table or a receipt is damaged.
     """
-    table = out / schema.CONTIGS_FILE
+    try:
+        _merge(out / schema.CONTIGS_FILE, receipts, folder)
+    except pl.exceptions.PolarsError as error:
+        raise DatabaseError(
+            f"{printable(out / schema.CONTIGS_FILE)}, or a receipt in {printable(folder)}, is damaged "
+            f"({printable(str(error), 300)}). Remove both; samples that are there are then built again only with --force"
+        ) from error
+
+
+def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) -> None:
     latest = {built.result.sample: number for number, (_, receipt) in enumerate(receipts) for built in receipt.built}
     merged = []
     if table.exists():

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -29,7 +28,14 @@ from sharded_eden.build.sample import SampleResult
 from sharded_eden.build.source import FileState
 from sharded_eden.errors import DatabaseError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database, open_read_only, publishing, unreadable
+from sharded_eden.format.sqlite import (
+    READ_ERRORS,
+    copy_database,
+    create_database,
+    open_read_only,
+    publishing,
+    unreadable,
+)
 
 VERSION = 1
 
@@ -127,7 +133,7 @@ class Manifest:
                     raise DatabaseError(
                         f"{printable(self._path)}: is version {shown(version)} of the manifest, not {VERSION}. {_CURE}"
                     )
-                self._query("SELECT count(*) FROM samples, inputs, sample_inputs WHERE 0")
+                _check_tables(self._database, self._path)
             except BaseException:
                 self.close()
                 raise
@@ -180,8 +186,23 @@ class Manifest:
             return []
         try:
             return list(self._database.execute(sql, bindings))
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise DatabaseError(f"{unreadable(self._path, error)}. {_CURE}") from error
+
+
+def _check_tables(database: apsw.Connection, path: Path) -> None:
+    """Refuse a manifest whose schema is not exactly `CREATE`: rows would be lost, or a trigger would run."""
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
+    with closing(apsw.Connection(":memory:")) as empty:
+        empty.execute(CREATE)
+        expected = list(empty.execute(query))
+    try:
+        found = list(database.execute(query))
+    except READ_ERRORS as error:
+        raise DatabaseError(f"{unreadable(path, error)}. {_CURE}") from error
+    if found != expected:
+        odd = [row[1] for row in (*found, *expected) if (row in found) != (row in expected)]
+        raise DatabaseError(f"{printable(path)}: has other tables than a manifest ({shown(odd[0])} differs). {_CURE}")
 
 
 _CURE = "Remove it; samples that are there are then built again only with --force"
@@ -234,17 +255,23 @@ def update_manifest(out: Path, receipts: Iterable[Receipt], complete: Sequence[F
     path = out / schema.MANIFEST_FILE
     with publishing(path) as unfinished:
         if path.exists():
-            shutil.copyfile(path, unfinished)
+            copy_database(path, unfinished)
         with closing(create_database(unfinished)) as database:
-            database.execute("BEGIN")
-            if not database.execute("SELECT count(*) FROM sqlite_schema").get:
-                database.execute(CREATE)
-            for receipt in receipts:
-                _record(database, receipt)
-            for state in complete:
-                row = _input(database, state)
-                database.execute("UPDATE inputs SET complete_with = ? WHERE input = ?", (settings, row))
-            database.execute("COMMIT")
+            try:
+                database.execute("BEGIN")
+                if not path.exists():
+                    database.execute(CREATE)
+                _check_tables(database, path)
+                for receipt in receipts:
+                    _record(database, receipt)
+                for state in complete:
+                    row = _input(database, state)
+                    database.execute("UPDATE inputs SET complete_with = ? WHERE input = ?", (settings, row))
+                database.execute("COMMIT")
+            except apsw.FullError:
+                raise
+            except READ_ERRORS as error:
+                raise DatabaseError(f"{unreadable(path, error)}. {_CURE}") from error
 
 
 def _record(database: apsw.Connection, receipt: Receipt) -> None:

@@ -28,7 +28,7 @@ from uuid import uuid4
 import polars as pl
 
 from sharded_eden.build.manifest import Built, Receipt
-from sharded_eden.build.sample import polars_path
+from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.pages.recorded import move_record, record_addresses, record_path
@@ -230,6 +230,8 @@ class Place:
             try:
                 with path.open("rb") as file:
                     receipt = Receipt.from_json(pl.read_parquet_metadata(file)[_RECEIPT])
+                if not CONTIG_COLUMNS.items() <= dict(scan_rows(path).collect_schema()).items():
+                    raise ValueError("its columns are not those of a receipt")
                 for built in receipt.built:
                     schema.check_folder_name(built.result.sample, printable(path))
                     if not _STAGED.fullmatch(built.staged):

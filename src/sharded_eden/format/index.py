@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError
+from sharded_eden.errors import DatabaseError, printable
 
 VERSION = 1
 RUNS_PER_BLOCK = 64
@@ -160,8 +160,8 @@ class IndexFile:
                     raise ValueError(
                         f"{len(self.runs)} runs, {len(self.firsts)} firsts, {len(self.top)} entries of top"
                     )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise DatabaseError(f"{path}: not a whole index of windows ({error})") from error
+        except Exception as error:  # the readers of ZIP, JSON and NumPy headers raise many kinds
+            raise DatabaseError(f"{path}: not a whole index of windows ({printable(str(error), 200)})") from error
 
     def _array(self, archive: zipfile.ZipFile, file: Any, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         info = archive.getinfo(name)
@@ -175,6 +175,8 @@ class IndexFile:
         shape, _, found = np.lib.format.read_array_header_2_0(file)
         if found != dtype or len(shape) != 1 or file.tell() - start + shape[0] * dtype.itemsize != info.file_size:
             raise ValueError(f"{name} holds {found} {shape}")
+        if file.tell() % 8:
+            raise ValueError(f"{name} begins at byte {file.tell()}, which is not a multiple of 8")
         return np.frombuffer(self.memory, dtype=dtype, count=shape[0], offset=file.tell())
 
 

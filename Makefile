@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale docs clean
+.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(VENV)/.dev ## the tests, without the slow ones
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow --timeout=900
+
+test-fuzz: $(VENV)/.dev ## 20,000 changed inputs and databases; the first line says how to run them again
+	$(BIN)/python tests/fuzz/fuzz.py --cases 20000 --seed $${SEED:-$$(date +%s)}
 
 test-distributed: $(VENV)/.dev ## the order in real processes: ranks, workers, SIGKILL, Lightning, Megatron
 	$(PYTEST) -m slow --timeout=900 tests/train/test_distributed.py tests/train/test_lightning_ranks.py

@@ -69,7 +69,9 @@ def killed_build(tmp_path):
 
 def test_a_receipt_of_other_columns_is_removed_with_a_warning(tmp_path):
     folder, out, receipt = killed_build(tmp_path)
-    metadata = {key: value for key, value in pl.read_parquet_metadata(receipt).items() if key.startswith("sharded-eden")}
+    metadata = {
+        key: value for key, value in pl.read_parquet_metadata(receipt).items() if key.startswith("sharded-eden")
+    }
     pl.read_parquet(receipt).rename({"description": "words"}).write_parquet(receipt, metadata=metadata)
     with pytest.warns(EdenWarning, match="cannot be read and is removed"):
         build_sequence_dbs([folder], out, force=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Case:
             self.done.append(f"{type(error).__name__}: {text[:200]}")
             if len(text) > 5000:
                 raise Wrong(f"a message of {len(text):,} characters: {text[:200]!r}") from error
-            if any(ord(c) < 32 and c not in "\n\t" or 0xD800 <= ord(c) < 0xE000 or ord(c) == 127 for c in text):
+            if any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) < 0xE000 or ord(c) == 127 for c in text):
                 raise Wrong(f"a message with control characters or lone surrogates: {text[:300]!r}") from error
             error.__traceback__ = None
             error.__cause__ = error.__context__ = None
@@ -111,10 +111,8 @@ def open_files() -> set[str]:
 
 
 def _reset_peak() -> None:
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_bytes() -> int:

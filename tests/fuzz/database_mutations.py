@@ -11,11 +11,25 @@ from pathlib import Path
 from mutations import BINARY_MUTATIONS, mutate
 
 VALUES = (
-    "NULL", "''", "'x'", "'5'", "5", "0", "-1", "1.5", "1e300", "9223372036854775807", "-9223372036854775808", "2147483648", "x''",
-    "x'ff80'", "x'41434754'", "zeroblob(9)", "CAST(x'ff80' AS TEXT)", "'a' || char(0) || 'b'", "'ACGT'", "'acgtN'", "'é'", "'='",
-    "hex(zeroblob(5000))", "'BCR__ECT-S0__CT1-1'", "'BCR__ECT-S9__CT1-1'", "'a__'", "'Meta'", "64", "50", "7", "1", "2", "'ACG-T'",
+    "NULL", "''", "'x'", "'5'", "5", "0", "-1", "1.5", "1e300", "9223372036854775807", "-9223372036854775808", "2147483648",
+    "x''", "x'ff80'", "x'41434754'", "zeroblob(9)", "CAST(x'ff80' AS TEXT)", "'a' || char(0) || 'b'", "'ACGT'", "'acgtN'", "'é'",
+    "'='", "hex(zeroblob(5000))", "'BCR__ECT-S0__CT1-1'", "'BCR__ECT-S9__CT1-1'", "'a__'", "'Meta'", "64", "50", "7", "1", "2",
+    "'ACG-T'",
 )  # fmt: skip
-NAMES = ("rowid", "_rowid_", "oid", "x y", 'q"q', "é", "CON", "sequences2", "packs", "contig_lengths", "sqlite", "window_mappings")
+NAMES = (
+    "rowid",
+    "_rowid_",
+    "oid",
+    "x y",
+    'q"q',
+    "é",
+    "CON",
+    "sequences2",
+    "packs",
+    "contig_lengths",
+    "sqlite",
+    "window_mappings",
+)
 
 
 def _quoted(name: str) -> str:
@@ -71,7 +85,9 @@ def change_table(choose: random.Random, database: sqlite3.Connection, table: str
     elif what == 4:
         database.execute(f"CREATE TABLE {name} ({key} {kind} COLLATE NOCASE PRIMARY KEY, {rest} {kind})")
     elif what == 5:
-        database.execute(f"CREATE TABLE {name} ({key} PRIMARY KEY, {rest}, made AS (upper({key})) STORED, other AS (1) VIRTUAL)")
+        database.execute(
+            f"CREATE TABLE {name} ({key} PRIMARY KEY, {rest}, made AS (upper({key})) STORED, other AS (1) VIRTUAL)"
+        )
     elif what == 6:
         database.execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {listed}, rowid, _rowid_, oid)")
     elif what == 7:
@@ -84,10 +100,14 @@ def change_table(choose: random.Random, database: sqlite3.Connection, table: str
         database.execute(f"CREATE VIEW {name} AS {endless} SELECT {parts} FROM n")
         return
     elif what == 9:
-        database.execute(f"CREATE VIEW {name} AS SELECT {key}, no_such_function({rest}) AS {_quoted(columns[-1])} FROM {old}")
+        database.execute(
+            f"CREATE VIEW {name} AS SELECT {key}, no_such_function({rest}) AS {_quoted(columns[-1])} FROM {old}"
+        )
         return
     elif what == 10:
-        database.execute(f"CREATE TABLE {name} ({key} TEXT PRIMARY KEY, {rest}) STRICT".replace(f"{rest})", f"{rest} ANY)"))
+        database.execute(
+            f"CREATE TABLE {name} ({key} TEXT PRIMARY KEY, {rest}) STRICT".replace(f"{rest})", f"{rest} ANY)")
+        )
     elif what == 11:
         database.execute(f"CREATE TABLE {name} ({key} {kind}, {rest})")
         database.execute(f"CREATE INDEX {_quoted(table + '_i')} ON {name}({key}) WHERE {key} > 'M'")
@@ -123,17 +143,23 @@ def add_object(choose: random.Random, database: sqlite3.Connection, table: str) 
         change = f"UPDATE {name} SET {columns[-1]} = {choose.choice(VALUES)}"
         if choose.random() < 0.3:
             change = f"DELETE FROM {name}"
-        database.execute(f"CREATE TRIGGER t{choose.randrange(9)} AFTER {event} ON {_quoted(target)} BEGIN {change}; END")
+        database.execute(
+            f"CREATE TRIGGER t{choose.randrange(9)} AFTER {event} ON {_quoted(target)} BEGIN {change}; END"
+        )
     elif what == 1:
         database.execute(f"CREATE TABLE {_quoted(choose.choice(NAMES))} (a, b, {_quoted(choose.choice(NAMES))})")
     elif what == 2:
         default = choose.choice(("5", "NULL", "'ACGT'"))
         database.execute(f"ALTER TABLE {name} ADD COLUMN {_quoted(choose.choice(NAMES))} DEFAULT {default}")
     elif what == 3:
-        for (index,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL").fetchall():
+        for (index,) in database.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
+        ).fetchall():
             database.execute(f"DROP INDEX {_quoted(index)}")
     elif what == 4:
-        database.execute(f"ALTER TABLE {name} RENAME COLUMN {choose.choice(columns)} TO {_quoted(choose.choice(NAMES))}")
+        database.execute(
+            f"ALTER TABLE {name} RENAME COLUMN {choose.choice(columns)} TO {_quoted(choose.choice(NAMES))}"
+        )
     elif what == 5:
         database.execute(f"ALTER TABLE {name} RENAME TO {_quoted(choose.choice(NAMES))}")
     else:
@@ -148,8 +174,10 @@ def change_schema_text(choose: random.Random, database: sqlite3.Connection, tabl
     if what == 0:
         database.execute(f"UPDATE sqlite_schema SET rootpage = {choose.choice((0, 1, 2, 3, 4, 5, -1, 99))} {where}")
     elif what == 1:
-        sql = choose.choice(("'garbage'", "NULL", "x'ff'", "sql || ' x'", "replace(sql, 'TEXT', 'INTEGER')", "replace(sql, 'INTEGER', 'TEXT')",
-                             "replace(sql, 'PRIMARY KEY', '')", "replace(sql, ',', ', extra,')", "replace(sql, '_', CAST(x'ff' AS TEXT))"))  # fmt: skip
+        sql = choose.choice(("'garbage'", "NULL", "x'ff'", "sql || ' x'", "replace(sql, 'TEXT', 'INTEGER')",
+                             "replace(sql, 'INTEGER', 'TEXT')",
+                             "replace(sql, 'PRIMARY KEY', '')", "replace(sql, ',', ', extra,')",
+                             "replace(sql, '_', CAST(x'ff' AS TEXT))"))  # fmt: skip
         database.execute(f"UPDATE sqlite_schema SET sql = {sql} {where}")
     elif what == 2:
         database.execute(f"UPDATE sqlite_schema SET name = {choose.choice(VALUES)} {where}")
@@ -205,12 +233,19 @@ def change_pages(choose: random.Random, path: Path) -> None:
             data[header + choose.randrange(12)] = choose.choice((0, 1, 2, 5, 10, 13, 255, choose.randrange(256)))
         elif what == 2:
             at = header + 8 + 2 * choose.randrange(8)
-            data[at : at + 2] = struct.pack(">H", choose.choice((0, 8, size - 4, size % 65_536, choose.randrange(65_536))))
+            data[at : at + 2] = struct.pack(
+                ">H", choose.choice((0, 8, size - 4, size % 65_536, choose.randrange(65_536)))
+            )
         elif what == 3:
-            data[start : start + 4] = struct.pack(">I", choose.choice((0, 1, page, page + 1, page + 2, 2**31, 4_000_000_000)))
+            data[start : start + 4] = struct.pack(
+                ">I", choose.choice((0, 1, page, page + 1, page + 2, 2**31, 4_000_000_000))
+            )
         elif what == 4:
             other = choose.randrange(max(1, len(data) // size)) * size
-            data[start : start + size], data[other : other + size] = data[other : other + size], data[start : start + size]
+            data[start : start + size], data[other : other + size] = (
+                data[other : other + size],
+                data[start : start + size],
+            )
         elif what == 5:
             pointer = int.from_bytes(data[header + 8 : header + 10], "big")
             at = start + min(pointer, size - 12)
@@ -222,7 +257,9 @@ def change_pages(choose: random.Random, path: Path) -> None:
 
 def mutate_database(choose: random.Random, path: Path) -> str:
     """Change a database; return what was done. Statements that SQLite refuses change nothing."""
-    what = choose.choice(("rows", "rows", "rows", "table", "table", "object", "schema", "settings", "pages", "pages", "bytes", "several"))
+    what = choose.choice(
+        ("rows", "rows", "rows", "table", "table", "object", "schema", "settings", "pages", "pages", "bytes", "several")
+    )
     if what == "bytes":
         path.write_bytes(mutate(choose, path.read_bytes(), BINARY_MUTATIONS))
         return what
@@ -239,7 +276,9 @@ def mutate_database(choose: random.Random, path: Path) -> str:
                 database.execute("PRAGMA synchronous = OFF")
                 tables = sorted(
                     row[0]
-                    for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+                    for row in database.execute(
+                        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+                    )
                 )
                 change = changes[choose.choice(sorted(changes)) if what == "several" else what]
                 database.execute("BEGIN")

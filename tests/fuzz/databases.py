@@ -129,7 +129,9 @@ def fuzz_dataset(case: Case) -> None:
     before = _contents(folder)
     _read(case, folder / "seqs", windows)
     if (after := _contents(folder)) != before:
-        raise Wrong(f"opening changed {sorted(name for name in after.keys() | before.keys() if after.get(name) != before.get(name))}")
+        raise Wrong(
+            f"opening changed {sorted(name for name in after.keys() | before.keys() if after.get(name) != before.get(name))}"
+        )
 
 
 def _index(case: Case, folder: Path, windows: Path) -> None:
@@ -174,7 +176,13 @@ def _read(case: Case, sequences: Path, windows: Path, packed: bool | None = None
 
 
 def _judge_rows(
-    sequences: Path, windows: Path, total: int, rows: dict[int, list[int]], tags: bool, packed: bool, choose: random.Random
+    sequences: Path,
+    windows: Path,
+    total: int,
+    rows: dict[int, list[int]],
+    tags: bool,
+    packed: bool,
+    choose: random.Random,
 ) -> None:
     try:
         with closing(sqlite3.connect(f"file:{windows}?mode=ro&immutable=1", uri=True)) as database:
@@ -262,7 +270,9 @@ def _rows_of(sequences: Path) -> dict[str, Any]:
     for path in sorted(sequences.glob("*/glm_dataset_*.sqlite")):
         try:
             with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
-                found[path.parent.name] = database.execute("SELECT contig_id, nt_sequence FROM sequences ORDER BY rowid").fetchall()
+                found[path.parent.name] = database.execute(
+                    "SELECT contig_id, nt_sequence FROM sequences ORDER BY rowid"
+                ).fetchall()
         except sqlite3.Error as error:
             found[path.parent.name] = str(error)
     return found
@@ -319,7 +329,9 @@ def _mappings(path: Path) -> list[Any]:
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
             database.text_factory = bytes
-            rows = database.execute("SELECT window_idx, sequence_id, window_in_seq_idx FROM window_mappings LIMIT 20000").fetchall()
+            rows = database.execute(
+                "SELECT window_idx, sequence_id, window_in_seq_idx FROM window_mappings LIMIT 20000"
+            ).fetchall()
             return sorted(rows, key=lambda row: (str(type(row[0])), row[0] if row[0] is not None else 0))
     except sqlite3.Error:
         return []
@@ -329,7 +341,10 @@ def _objects(path: Path) -> set[Any]:
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
             database.text_factory = bytes
-            return {os.fsdecode(name) if isinstance(name, bytes) else name for (name,) in database.execute("SELECT name FROM sqlite_schema")}
+            return {
+                os.fsdecode(name) if isinstance(name, bytes) else name
+                for (name,) in database.execute("SELECT name FROM sqlite_schema")
+            }
     except sqlite3.Error:
         return set()
 
@@ -340,7 +355,9 @@ def _changed_sequences(case: Case, folder: Path) -> Path:
     table = folder / "seqs" / "contigs.parquet"
     if choose.random() < 0.4:
         table.unlink()
-    path = table if table.exists() and choose.random() < 0.6 else folder / "seqs" / sample / f"glm_dataset_{sample}.sqlite"
+    path = (
+        table if table.exists() and choose.random() < 0.6 else folder / "seqs" / sample / f"glm_dataset_{sample}.sqlite"
+    )
     change_file(case, path)
     return path
 
@@ -356,7 +373,9 @@ def _split(case: Case, folder: Path) -> None:
         raise Wrong("split changed a file")
     if case.error is not None:
         return
-    found = sorted(row for path in out.glob("*.parquet") for row in pl.read_parquet(path).select("contig_id", "length").rows())
+    found = sorted(
+        row for path in out.glob("*.parquet") for row in pl.read_parquet(path).select("contig_id", "length").rows()
+    )
     expected = []
     for sample, rows in _rows_of(folder / "seqs").items():
         if isinstance(rows, str):
@@ -386,7 +405,9 @@ def _precompute(case: Case, folder: Path) -> None:
         path = folder / "seqs" / sample / f"glm_dataset_{sample}.sqlite"
         try:
             with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
-                ((bases,),) = database.execute("SELECT nt_sequence FROM sequences WHERE contig_id = ?", (contig_id,)).fetchall()
+                ((bases,),) = database.execute(
+                    "SELECT nt_sequence FROM sequences WHERE contig_id = ?", (contig_id,)
+                ).fetchall()
             if len(bases) != length:
                 raise Wrong(f"{contig_id} has {len(bases)} bases, the split says {length}")
             for k in oracle.windows_of(length, T, STRIDE):
@@ -414,7 +435,9 @@ def _run_index(case: Case, folder: Path) -> None:
 
 def _bench(case: Case, folder: Path) -> None:
     sample = case.choose.choice(SAMPLES)
-    change_file(case, case.choose.choice((folder / "train.db", folder / "seqs" / sample / f"glm_dataset_{sample}.sqlite")))
+    change_file(
+        case, case.choose.choice((folder / "train.db", folder / "seqs" / sample / f"glm_dataset_{sample}.sqlite"))
+    )
     before = _contents(folder)
     with case.package():
         sharded_eden.bench(folder / "seqs", folder / "train.db", batch_size=8, max_workers=0, seconds=0.02)

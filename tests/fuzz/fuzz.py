@@ -1,7 +1,7 @@
-"""Runs fuzz cases: `python tests/fuzz/fuzz.py --cases 20000`, or one again: `--target fasta --seed 17 --cases 1`.
+"""Runs fuzz cases: `python tests/fuzz/fuzz.py --cases 20000`; one case again: `--target fasta --seed 17 --cases 1`.
 
-Each batch of cases runs in a process of its own, which the parent watches: a crash, a hang or too much memory ends that process,
-is reported with the seed that it came from, and the next process goes on after it.
+Each batch of cases runs in its own process, which the parent watches. A crash or a hang ends that process and is reported
+with its seed; the next process continues with the next case.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Report(NamedTuple):
 
 def replay_command(target: str, seed: int) -> str:
     """Return the command that runs one case again."""
-    return f"python tests/fuzz/fuzz.py --target {target} --seed {seed} --cases 1"
+    return f"PYTHONPATH=src python tests/fuzz/fuzz.py --target {target} --seed {seed} --cases 1"
 
 
 def run(
@@ -72,7 +72,10 @@ def run(
                 outcomes[report["outcome"]] += 1
                 if report["outcome"] not in {"error", "data", "undecided"}:
                     findings.append(report)
-                    print(f"{report['outcome']}: {replay_command(report['target'], report['seed'])}\n{report['what']}\n", flush=True)
+                    print(
+                        f"{report['outcome']}: {replay_command(report['target'], report['seed'])}\n{report['what']}\n",
+                        flush=True,
+                    )
     return Report(sum(outcomes.values()), outcomes, findings)
 
 
@@ -91,8 +94,25 @@ def _run_batch(target: str, first: int, count: int) -> list[dict[str, Any]]:
 def _run_child(target: str, first: int, count: int, folder: Path) -> tuple[list[dict[str, Any]], int]:
     log, errors = folder / "log", folder / "stderr"
     log.touch()
-    command = [sys.executable, __file__, "--child", str(folder), "--target", target, "--seed", str(first), "--cases", str(count)]
-    environment = {**os.environ, "TMPDIR": str(folder), "POLARS_MAX_THREADS": "2", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "2"}
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        str(folder),
+        "--target",
+        target,
+        "--seed",
+        str(first),
+        "--cases",
+        str(count),
+    ]
+    environment = {
+        **os.environ,
+        "TMPDIR": str(folder),
+        "POLARS_MAX_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
+        "RAYON_NUM_THREADS": "2",
+    }
     with errors.open("wb") as stderr:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
         from case import SECONDS
@@ -213,6 +233,7 @@ def main() -> None:
         child(arguments.child, arguments.target[0], arguments.seed, arguments.cases)
         return
     targets = None if arguments.target is None else {name: WEIGHTS.get(name, 1) for name in arguments.target}
+    print(f"the first seed is {arguments.seed}; again: make test-fuzz SEED={arguments.seed}", flush=True)
     started = time.monotonic()
     report = run(arguments.cases, first_seed=arguments.seed, targets=targets, jobs=arguments.jobs)
     print(f"{report.cases:,} cases in {time.monotonic() - started:.0f} s: {dict(report.outcomes)}")

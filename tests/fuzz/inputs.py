@@ -221,7 +221,9 @@ def built(out: Path) -> dict[str, list[tuple[str, str]]]:
     found = {}
     for path in sorted(out.glob("*/glm_dataset_*.sqlite")):
         with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
-            found[path.parent.name] = database.execute("SELECT contig_id, nt_sequence FROM sequences ORDER BY rowid").fetchall()
+            found[path.parent.name] = database.execute(
+                "SELECT contig_id, nt_sequence FROM sequences ORDER BY rowid"
+            ).fetchall()
     return found
 
 

@@ -41,8 +41,13 @@ def main() -> None:
     CORPUS.mkdir(exist_ok=True)
     texts = {
         "plain.fa": "".join(f">c{i} contig {i}\n{wrapped(bases(90 + 7 * i, i), 60, chr(10))}" for i in range(3)),
-        "ids.fa": "".join(f">BCR__ECT-{s}__CT1-{i}\n{bases(40, i)}\n" for s, i in (("S", 1), ("S", 2), ("T", 1), ("U.V", 1))),
-        "odd.fa": "# comment\n\n>a\tdescription é\n" + bases(30, 5, "ACGTNacgtn") + "\n \n>b > c\n" + bases(20, 6, "ACGTRYKMSWBDHVNU"),
+        "ids.fa": "".join(
+            f">BCR__ECT-{s}__CT1-{i}\n{bases(40, i)}\n" for s, i in (("S", 1), ("S", 2), ("T", 1), ("U.V", 1))
+        ),
+        "odd.fa": "# comment\n\n>a\tdescription é\n"
+        + bases(30, 5, "ACGTNacgtn")
+        + "\n \n>b > c\n"
+        + bases(20, 6, "ACGTRYKMSWBDHVNU"),
         "crlf.fa": "".join(f">c{i}\r\n{wrapped(bases(50, i), 20, chr(13) + chr(10))}" for i in range(3)),
         "records.jsonl": "".join(
             json.dumps({"record": f"c{i}", "text": bases(30 + i, i), "more": [i, {"a": None}]}) + "\n" for i in range(4)
@@ -53,12 +58,17 @@ def main() -> None:
     }
     for name, text in texts.items():
         (CORPUS / name).write_bytes(text.encode())
-    records = pa.table({"id": [f"c{i}" for i in range(5)], "sequence": [bases(20 + i, i) for i in range(5)], "n": list(range(5))})
+    records = pa.table(
+        {"id": [f"c{i}" for i in range(5)], "sequence": [bases(20 + i, i) for i in range(5)], "n": list(range(5))}
+    )
     for kind in ("parquet", "arrow", "stream", "feather", "feather1"):
         name = "records.parquet" if kind == "parquet" else f"records-{kind}.arrow"
         (CORPUS / name).write_bytes(table_bytes(records, kind))
     (CORPUS / "records-named.parquet").write_bytes(
-        table_bytes(pa.table({"contig_id": [f"BCR__ECT-{s}__1" for s in "STU"], "seq": [bases(25, i) for i in range(3)]}), "parquet")
+        table_bytes(
+            pa.table({"contig_id": [f"BCR__ECT-{s}__1" for s in "STU"], "seq": [bases(25, i) for i in range(3)]}),
+            "parquet",
+        )
     )
     lengths = [200, 0, 164, 63, 165, 64]
     split = pa.table({"contig_id": [f"BCR__ECT-S{i % 3}__CT1-{i}" for i in range(6)], "length": lengths})

@@ -1,4 +1,4 @@
-"""Mutations: a random generator and a file's bytes in, other bytes out. Each knows one structure: bytes, lines, JSON, tables."""
+"""Mutations: a random generator and the bytes of a file in, other bytes out. Of bytes, lines, JSON and tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 ODD_BYTES = (
     b"\x00", b"\xff", b"\r", b"\n", b"\r\n", b"\t", b" ", b">", b"#", b";", b"@", b"//", b"-", b"*", b"\x0b", b"\x0c", b"\x1c",
-    b"\x85", b"\xc2\x85", b"\xc2\xa0", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xc3", b"\x1a", b"\x1b[2J",
+    b"\x85", b"\xc2\x85", b"\xc2\xa0", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xc3", b"\x1a",
+    b"\x1b[2J",
     b"N", b"n", b"U", b"X", b"|", b'"', b"{", b"}", b"[", b"0", b"__", b"A" * 300, b">BCR__ECT-T__CT1-1\nACGT\n", b"ORIGIN\n",
 )  # fmt: skip
 
@@ -100,7 +101,15 @@ def change_lines(choose: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-TEXT_MUTATIONS: tuple[Mutation, ...] = (change_bytes, change_bytes, truncate, append, change_lines, change_lines, change_lines)
+TEXT_MUTATIONS: tuple[Mutation, ...] = (
+    change_bytes,
+    change_bytes,
+    truncate,
+    append,
+    change_lines,
+    change_lines,
+    change_lines,
+)
 BINARY_MUTATIONS: tuple[Mutation, ...] = (change_bytes, change_bytes, change_bytes, truncate, append)
 
 
@@ -125,7 +134,9 @@ def bgzip(data: bytes) -> bytes:
         part = b"" if start is None else data[start : start + 100]
         raw = gzip.compress(part, mtime=0)[10:]
         size = 18 + len(raw) - 1
-        blocks.append(bytes.fromhex("1f8b08040000000000ff0600424302 00".replace(" ", "")) + struct.pack("<H", size) + raw)
+        blocks.append(
+            bytes.fromhex("1f8b08040000000000ff0600424302 00".replace(" ", "")) + struct.pack("<H", size) + raw
+        )
     return b"".join(blocks)
 
 
@@ -157,8 +168,8 @@ def compressed(choose: random.Random, data: bytes, kind: str) -> bytes:
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 5, 10**30, 1.5, float("nan"), float("inf"), "", " ", "a b", "\ud800", "a \ud800", "é", "A\0B",
-    "=1+1", "BCR__ECT-T__CT1-1", "BCR__ECT-../x__CT1-1", "x" * 300, [], ["a"], {}, {"a": 1}, "ACGT", "ACXGT", "acgt\n", "\x1b[31m",
-    "BCR__ECT-" + "y" * 250 + "__1", "BCR__ECT-" + "é" * 120 + "__1", "BCR__ECT-.h__1", "BCR__ECT-contigs.parquet__1", "\u2028",
+    "=1+1", "BCR__ECT-T__CT1-1", "BCR__ECT-../x__CT1-1", "x" * 300, [], ["a"], {}, {"a": 1}, "ACGT", "ACXGT", "acgt\n",
+    "\x1b[31m", "BCR__ECT-" + "y" * 250 + "__1", "BCR__ECT-" + "é" * 120 + "__1", "BCR__ECT-.h__1", "BCR__ECT-contigs.parquet__1", "\u2028",
 )  # fmt: skip
 
 
@@ -168,7 +179,8 @@ def change_json(choose: random.Random, data: bytes) -> bytes:
     at = choose.randrange(len(lines))
     try:
         fields = json.loads(lines[at])
-        assert isinstance(fields, dict) and fields
+        assert isinstance(fields, dict)
+        assert fields
     except (ValueError, AssertionError):
         return change_lines(choose, data)
     key = choose.choice(sorted(fields))
@@ -209,7 +221,9 @@ def table_bytes(table: pa.Table, kind: str, choose: random.Random | None = None)
             }
         pa.parquet.write_table(table, out, **options)
     elif kind in {"feather", "feather1"}:
-        pa.feather.write_feather(table, out, version=1 if kind == "feather1" else 2, compression=None if kind == "feather1" else "lz4")
+        pa.feather.write_feather(
+            table, out, version=1 if kind == "feather1" else 2, compression=None if kind == "feather1" else "lz4"
+        )
     else:
         new = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
         with new(out, table.schema) as writer:
@@ -250,9 +264,13 @@ def odd_column(choose: random.Random, column: pa.ChunkedArray) -> pa.Array:
         text[at] = choose.choice([value for value in ODD_VALUES if isinstance(value, str) and "\ud800" not in value])
         return pa.array(text)
     if what == 11 and values:
-        return pa.array([value.encode() for value in text[:at]] + [b"\xff\xfe"] + [b"x"] * (len(values) - at - 1)).view(pa.string())
+        return pa.array([value.encode() for value in text[:at]] + [b"\xff\xfe"] + [b"x"] * (len(values) - at - 1)).view(
+            pa.string()
+        )
     if pa.types.is_integer(column.type) and values:
-        kind = choose.choice((pa.int8(), pa.uint64(), pa.int32(), pa.float32(), pa.string(), pa.decimal128(12, 2), pa.bool_()))
+        kind = choose.choice(
+            (pa.int8(), pa.uint64(), pa.int32(), pa.float32(), pa.string(), pa.decimal128(12, 2), pa.bool_())
+        )
         changed = [0, 1, 63, 64, 65, 127, 100]
         return pa.array([choose.choice(changed) for _ in values]).cast(kind)
     return pa.array(values[:-1] + values[:1], column.type)
@@ -285,7 +303,9 @@ def change_table(choose: random.Random, data: bytes, kind: str) -> bytes:
             names[at] = choose.choice(("seq", "id", "name", "", "é", "contig_id", "length", names[at].upper()))
         elif what == 5:
             order = choose.choices(range(table.num_rows), k=table.num_rows) if table.num_rows else []
-            columns = [pa.chunked_array([pa.concat_arrays(c.chunks) if isinstance(c, pa.ChunkedArray) else c]) for c in columns]
+            columns = [
+                pa.chunked_array([pa.concat_arrays(c.chunks) if isinstance(c, pa.ChunkedArray) else c]) for c in columns
+            ]
             columns = [column.take(order) for column in columns]
         elif what == 6 and len(columns) > 1:
             del names[at], columns[at]

@@ -1,18 +1,21 @@
-"""Changed inputs and databases: the outcome is an EdenError or right data. See `fuzz.py`, and "Fuzzing" in docs/reliability.md."""
+"""Changed inputs and databases: the outcome is an EdenError or right data. See "Fuzzing" in docs/reliability.md."""
 
 from __future__ import annotations
 
 import random
 
-import fuzz
 import pytest
 from inputs import CORPUS, fasta_records, genbank_records, json_records, placed
 
+import fuzz
 from sharded_eden import build_sequence_dbs
 
 
 def failed(report: fuzz.Report) -> str:
-    return "\n".join(f"{each['outcome']}: {fuzz.replay_command(each['target'], each['seed'])}\n{each['what']}" for each in report.findings)
+    return "\n".join(
+        f"{each['outcome']}: {fuzz.replay_command(each['target'], each['seed'])}\n{each['what']}"
+        for each in report.findings
+    )
 
 
 def test_a_few_hundred_cases():

@@ -8,6 +8,7 @@ An uncompressed `.npz` archive, which `numpy.load` opens and every process maps 
     top.npy      (ceil(R / 64),) int64: the first window of every 64th run
     firsts.npy   (R,) int64: the first window of every run
     runs.npy     (R,) `RUN`: consecutive windows of one contig, sorted by window
+    checks.npy   (ceil(R / 64),) int64: the checksum of every 64 runs, see `checksum`
 
 Base b of a contig whose run has an address (`at >= 0`) lies
 
@@ -24,6 +25,7 @@ import json
 import mmap
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, printable
+from sharded_eden.format.commands import index_command
 
 VERSION = 1
 RUNS_PER_BLOCK = 64
@@ -97,23 +100,38 @@ def write_index(
         samples: (S,) `SAMPLE`.
         runs: parts of (R,) `RUN`, in the order of the windows.
     """
-    firsts = [np.ascontiguousarray(part["first_window"]) for part in runs]
-    top = np.concatenate([np.empty(0, "<i8"), *firsts])[::RUNS_PER_BLOCK]
+    all_runs = runs[0] if len(runs) == 1 else np.concatenate([np.empty(0, RUN), *runs])
+    firsts = np.ascontiguousarray(all_runs["first_window"])
+    top = firsts[::RUNS_PER_BLOCK]
+    checks = np.fromiter((checksum(all_runs, firsts, block) for block in range(len(top))), "<i8", len(top))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr("meta.json", json.dumps({"version": VERSION, **meta}))
         members = (
-            ("samples", SAMPLE, [samples]), ("top", top.dtype, [top]), ("firsts", top.dtype, firsts), ("runs", RUN, runs)
+            ("samples", SAMPLE, samples), ("top", top.dtype, top), ("firsts", top.dtype, firsts), ("runs", RUN, all_runs),
+            ("checks", checks.dtype, checks),
         )  # fmt: skip
-        for name, dtype, parts in members:
-            length = sum(map(len, parts))
+        for name, dtype, values in members:
             info = zipfile.ZipInfo(f"{name}.npy")
             info.extra = _padding(archive, info)
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_2_0(
-                    member, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+                    member,
+                    {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (len(values),)},
                 )
-                for part in parts:
-                    member.write(np.ascontiguousarray(part).view(np.uint8).data)
+                member.write(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+def checksum(runs: NDArray[np.void], firsts: NDArray[np.int64], block: int) -> int:
+    """Return the CRC-32 of the 64 runs of a block, of their first windows and of the first window of the next block.
+
+    Args:
+        runs: (R,) `RUN`.
+        firsts: (R,) int64.
+        block: in [0, ceil(R / 64)).
+    """
+    start = block * RUNS_PER_BLOCK
+    of_runs = zlib.crc32(np.ascontiguousarray(runs[start : start + RUNS_PER_BLOCK]).view(np.uint8).data)
+    return zlib.crc32(np.ascontiguousarray(firsts[start : start + RUNS_PER_BLOCK + 1]).view(np.uint8).data, of_runs)
 
 
 def _padding(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -124,6 +142,10 @@ def _padding(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     fill = -start % ALIGNMENT_BYTES
     # Source: APPNOTE.TXT of the ZIP format, section 4.5; 0xD935 is the identifier that Android's zipalign uses for padding.
     return (0xD935).to_bytes(2, "little") + fill.to_bytes(2, "little") + bytes(fill)
+
+
+_INTEGERS = np.dtype("<i8")
+_MEMBERS = (("samples", SAMPLE), ("top", _INTEGERS), ("firsts", _INTEGERS), ("checks", _INTEGERS), ("runs", RUN))
 
 
 class IndexFile:
@@ -138,6 +160,7 @@ class IndexFile:
         top: (ceil(R / 64),) int64.
         firsts: (R,) int64.
         runs: (R,) `RUN`.
+        checks: (ceil(R / 64),) int64.
 
     Raises:
         DatabaseError: it is not an index, is cut short, or has another version.
@@ -151,17 +174,38 @@ class IndexFile:
                 if self.meta["version"] != VERSION:
                     raise ValueError(f"version {self.meta['version']!r}, this program reads version {VERSION}")
                 self.memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-                integers = np.dtype("<i8")
-                self.samples, self.top, self.firsts, self.runs = (
-                    self._array(archive, file, f"{name}.npy", dtype)
-                    for name, dtype in (("samples", SAMPLE), ("top", integers), ("firsts", integers), ("runs", RUN))
+                archive.read("samples.npy")  # checks its CRC; what is too long for that has checksums of its parts
+                self.samples, self.top, self.firsts, self.checks, self.runs = (
+                    self._array(archive, file, f"{name}.npy", dtype) for name, dtype in _MEMBERS
                 )
-                if len(self.top) != -(-len(self.runs) // RUNS_PER_BLOCK) or len(self.firsts) != len(self.runs):
+                if (
+                    len(self.checks) != len(self.top)
+                    or len(self.top) != -(-len(self.runs) // RUNS_PER_BLOCK)
+                    or len(self.firsts) != len(self.runs)
+                ):
                     raise ValueError(
                         f"{len(self.runs)} runs, {len(self.firsts)} firsts, {len(self.top)} entries of top"
                     )
         except Exception as error:  # the readers of ZIP, JSON and NumPy headers raise many kinds
             raise DatabaseError(f"{path}: not a whole index of windows ({printable(str(error), 200)})") from error
+
+    def check(self, block: int) -> None:
+        """Refuse a block of 64 runs that is not as it was written, or that `top` does not agree with.
+
+        Raises:
+            DatabaseError: the file is damaged.
+        """
+        start, end = block * RUNS_PER_BLOCK, (block + 1) * RUNS_PER_BLOCK
+        is_sound = (
+            checksum(self.runs, self.firsts, block) == self.checks[block]
+            and self.top[block] == self.firsts[start]
+            and (end >= len(self.firsts) or self.top[block + 1] == self.firsts[end])
+        )
+        if not is_sound:
+            raise DatabaseError(
+                f"{printable(self.path)}: is damaged in its runs {start:,} to {end - 1:,}. Remove it, or write it again: "
+                f"{index_command('SEQDB', self.path.with_suffix(''))}"
+            )
 
     def _array(self, archive: zipfile.ZipFile, file: Any, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         info = archive.getinfo(name)

@@ -114,6 +114,8 @@ class WindowAddresses:
         self._words = file.runs.view("<i8").reshape(len(file.runs), RUN.itemsize // 8)  # (R, 5)
         self._first = file.firsts
         self._first_view = memoryview(self._first)  # type: ignore[arg-type]
+        self._checked = np.zeros(len(file.top), dtype=np.bool_)
+        self._checked_view = memoryview(self._checked)  # type: ignore[arg-type]
         self._runs_offset = file.runs.ctypes.data - np.frombuffer(file.memory, np.uint8).ctypes.data
 
     def _is_as_indexed(self, number: int, name: str) -> bool:
@@ -133,7 +135,12 @@ class WindowAddresses:
         if len(windows) <= FEW:
             return [self._find_one(window) for window in windows]
         wanted = np.array(windows, dtype=np.int64)  # (n,)
-        words = self._words.take(self._runs_of(wanted), axis=0, mode="clip")  # (n, 5) int64
+        runs = np.maximum(self._runs_of(wanted), 0)
+        blocks = runs // RUNS_PER_BLOCK
+        if not (known := self._checked.take(blocks)).all():
+            for block in set(blocks[~known].tolist()):
+                self._check(block)
+        words = self._words.take(runs, axis=0, mode="clip")  # (n, 5) int64
         sample, first_in_contig, length, local, overflow, tag = words.view("<u4")[:, 4:].T.astype(np.int64, order="C")
         at = words[:, 1] if self._usable is None else np.where(self._usable[sample], words[:, 1], -1)
         sample = np.where(at < 0, -1, sample)
@@ -157,13 +164,21 @@ class WindowAddresses:
     def _find_one(self, window: int) -> Address:
         """Return where one window lies, by plain integers: as `find` does for many."""
         top, total = self._top_view, len(self._runs)
-        block = (bisect_right(top, window) - 1) * RUNS_PER_BLOCK
+        number = max(bisect_right(top, window) - 1, 0)
+        if not self._checked_view[number]:
+            self._check(number)
+        block = number * RUNS_PER_BLOCK
         run = bisect_right(self._first_view, window, block, min(block + RUNS_PER_BLOCK, total)) - 1
         offset = self._runs_offset + run * RUN.itemsize
         first, at, sample, first_in_contig, length, local, overflow, tag = _RUN.unpack_from(self._file.memory, offset)
         if at < 0 or (self._usable is not None and not self._usable[sample]):
             sample = -1
         return sample, at, local, overflow, (window - first + first_in_contig) * self._stride, length, tag
+
+    def _check(self, block: int) -> None:
+        """Compare a block of runs with its checksum when it is first used."""
+        self._file.check(block)
+        self._checked[block] = True
 
     def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read windows into memory; see `PositionedReader.read`."""
@@ -174,7 +189,17 @@ class WindowAddresses:
         self._readers.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {"_file", "_top", "_top_view", "_runs", "_words", "_first", "_first_view"}
+        dropped = {
+            "_file",
+            "_top",
+            "_top_view",
+            "_runs",
+            "_words",
+            "_first",
+            "_first_view",
+            "_checked",
+            "_checked_view",
+        }
         return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -202,7 +227,7 @@ def open_addresses(window_db: Path, *, sequence_db_dir: Path, **options: Any) ->
         return None
     try:
         addresses = WindowAddresses(window_db, **options)
-    except DatabaseError as error:
+    except (DatabaseError, KeyError, TypeError, ValueError) as error:  # its meta.json may hold anything
         logger.warning("%s is not used: %s. Write it again: %s", index_path(window_db), error, command)
         return None
     if addresses.changed_samples:

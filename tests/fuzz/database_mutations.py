@@ -12,7 +12,8 @@ from mutations import BINARY_MUTATIONS, mutate
 
 VALUES = (
     "NULL", "''", "'x'", "'5'", "5", "0", "-1", "1.5", "1e300", "9223372036854775807", "-9223372036854775808", "2147483648",
-    "x''", "x'ff80'", "x'41434754'", "zeroblob(9)", "CAST(x'ff80' AS TEXT)", "'a' || char(0) || 'b'", "'ACGT'", "'acgtN'", "'é'",
+    "x''", "x'ff80'", "x'41434754'",
+    "zeroblob(9)", "CAST(x'ff80' AS TEXT)", "'a' || char(0) || 'b'", "'ACGT'", "'acgtN'", "'é'",
     "'='", "hex(zeroblob(5000))", "'BCR__ECT-S0__CT1-1'", "'BCR__ECT-S9__CT1-1'", "'a__'", "'Meta'", "64", "50", "7", "1", "2",
     "'ACG-T'",
 )  # fmt: skip

@@ -169,7 +169,8 @@ def compressed(choose: random.Random, data: bytes, kind: str) -> bytes:
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 5, 10**30, 1.5, float("nan"), float("inf"), "", " ", "a b", "\ud800", "a \ud800", "é", "A\0B",
     "=1+1", "BCR__ECT-T__CT1-1", "BCR__ECT-../x__CT1-1", "x" * 300, [], ["a"], {}, {"a": 1}, "ACGT", "ACXGT", "acgt\n",
-    "\x1b[31m", "BCR__ECT-" + "y" * 250 + "__1", "BCR__ECT-" + "é" * 120 + "__1", "BCR__ECT-.h__1", "BCR__ECT-contigs.parquet__1", "\u2028",
+    "\x1b[31m", "BCR__ECT-" + "y" * 250 + "__1", "BCR__ECT-" + "é" * 120 + "__1", "BCR__ECT-.h__1",
+    "BCR__ECT-contigs.parquet__1", "\u2028",
 )  # fmt: skip
 
 

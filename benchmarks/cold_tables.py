@@ -62,7 +62,9 @@ def kilobytes(answer: dict[str, Any]) -> float:
 
 def tables(measured: Mapping[Case, Measured], gigabytes: float, peer_gigabytes: float) -> list[Table]:
     """Return all tables."""
-    found = [_goals({case: m for case, m in measured.items() if case.part == "disk"})]
+    found = []
+    if on_disk := {case: m for case, m in measured.items() if case.part == "disk"}:
+        found.append(_goals(on_disk))
     if delayed := {case: m for case, m in measured.items() if case.part == "delay"}:
         found.append(_delayed_goals(delayed))
     titles = {
@@ -75,7 +77,7 @@ def tables(measured: Mapping[Case, Measured], gigabytes: float, peer_gigabytes: 
         "disk": "Windows/s with opening; KB that the process read and requests of the device, for one window. `ahead`: the "
         "windows of a batch are announced before the first is read.",
         "peers": "LitData shuffles inside chunks and has no global shuffle; all others read windows at random places. All give "
-        "bases; ours also frames them with special tokens.",
+        "bases; ours also frames them with special tokens. Megatron stores two bytes a base.",
         "limit": "cgroup v1, `blkio.throttle.read_iops_device`. A global shuffle needs a request for each window, a loader "
         "that shuffles inside chunks does not.",
         "delay": "`slow_reads.c`, a FUSE file system that waits before each read; requests and KB are those that it got.",

@@ -114,9 +114,9 @@ def peer(kind: str, folder: Path) -> Reader:
 
     dataset = make(kind.removesuffix("Stream"), Files(str(folder), warm=False))
     if not kind.endswith("Stream"):
-        return lambda batch: [dataset.bases(window) for window in batch]
+        return lambda batch: [np.array(dataset.bases(window)) for window in batch]  # a view of a map would read nothing
     rows = dataset.bases_stream()
-    return lambda batch: [next(rows) for _ in batch]
+    return lambda batch: [np.array(next(rows)) for _ in batch]
 
 
 def opener(request: dict[str, Any], folder: Path, windows: Windows) -> Opener:

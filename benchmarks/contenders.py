@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from benchmarks.data import STRIDE, WINDOW_SIZE, World
-from sharded_eden.load.batch import Example, Rows, collate
-from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
-from sharded_eden.load.codes import CodeEncoder, CodeTables
 from sharded_eden.load.dataset import ShardedEdenDataset
-from sharded_eden.load.example import RowEncoder, RowFormat
-from sharded_eden.load.tokenizer import encoding_of
+from sharded_eden.load.encode.batch import Example, Rows, collate
+from sharded_eden.load.encode.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.encode.codes import CodeEncoder, CodeTables
+from sharded_eden.load.encode.example import RowEncoder, RowFormat
+from sharded_eden.load.encode.tokenizer import encoding_of
 
 PAD, BOS, EOS, SEP = 0, 1, 2, 3
 BATCH = 32

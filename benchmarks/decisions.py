@@ -21,7 +21,7 @@ import numpy as np
 
 from sharded_eden.format.schema import CREATE_SEQUENCES, sample_database_path
 from sharded_eden.format.sqlite import attach_read_only, create_database, open_read_only
-from sharded_eden.load.read import SequenceReader
+from sharded_eden.load.read.databases import SequenceReader
 from sharded_eden.windows.precompute import precompute_window_database
 
 PAGE_BYTES = (1024, 4096, 8192, 16_384, 32_768, 65_536)

@@ -120,7 +120,7 @@ PURE = [
     "sharded_eden.shuffle",
     "sharded_eden.shuffle",
     "sharded_eden.train.order",
-    "sharded_eden.load.example",
+    "sharded_eden.load.encode.example",
 ]
 
 

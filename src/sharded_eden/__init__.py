@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sharded_eden.format.geometry import WindowGeometry, compute_num_windows
     from sharded_eden.format.schema import extract_sample_id
     from sharded_eden.load.dataset import ShardedEdenDataset
-    from sharded_eden.load.packs import flatten_rows
-    from sharded_eden.load.tokenizer import NucleotideTokenizer
+    from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
+    from sharded_eden.load.locate.packs import flatten_rows
     from sharded_eden.split import write_splits
     from sharded_eden.throughput import bench
     from sharded_eden.train.batch_formats import to_hugging_face, to_megatron
@@ -54,7 +54,7 @@ _HOME = {
     "MissingDatabase": "sharded_eden.errors",
     "MissingExtra": "sharded_eden.errors",
     "MissingSequence": "sharded_eden.errors",
-    "NucleotideTokenizer": "sharded_eden.load.tokenizer",
+    "NucleotideTokenizer": "sharded_eden.load.encode.tokenizer",
     "Position": "sharded_eden.train.hugging_face",
     "ShardedEdenDataModule": "sharded_eden.train.lightning.datamodule",
     "ShardedEdenDataset": "sharded_eden.load.dataset",
@@ -70,7 +70,7 @@ _HOME = {
     "compute_num_windows": "sharded_eden.format.geometry",
     "create_sample_database": "sharded_eden.build.build",
     "extract_sample_id": "sharded_eden.format.schema",
-    "flatten_rows": "sharded_eden.load.packs",
+    "flatten_rows": "sharded_eden.load.locate.packs",
     "pack_window_database": "sharded_eden.windows.pack",
     "precompute_window_database": "sharded_eden.windows.precompute",
     "to_hugging_face": "sharded_eden.train.batch_formats",

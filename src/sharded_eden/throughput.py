@@ -23,7 +23,7 @@ from sharded_eden.errors import UsageError
 from sharded_eden.format.kinds import WINDOW_DBS_PATTERN, expect, refuse_url
 from sharded_eden.jobs import Progress
 from sharded_eden.load.dataset import ShardedEdenDataset
-from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.train.stream import Stream
 
 STAGES = ("locate", "read", "encode", "collate", "transfer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sharded_eden.load.buffers import LOOKS, RowBuffers
+from sharded_eden.load.encode.buffers import LOOKS, RowBuffers
 
 
 @pytest.mark.parametrize("rows", [None, 1, 3])

@@ -20,8 +20,8 @@ from worlds import STRIDE, T, as_lists, expected
 import oracle
 from sharded_eden import ShardedEdenDataset
 from sharded_eden.errors import DatabaseError, EdenWarning, GeometryMismatch, MissingSequence, UsageError
-from sharded_eden.load.batch import Rows
-from sharded_eden.load.example import is_reversed
+from sharded_eden.load.encode.batch import Rows
+from sharded_eden.load.encode.example import is_reversed
 from sharded_eden.shuffle import derive_keys
 
 KEYS = {"tokens", "labels", "position_ids", "loss_mask"}
@@ -312,7 +312,7 @@ def test_leaving_a_dataset_open_at_exit_is_quiet(folder):
 def test_stats_are_logged_when_asked_for(folder, caplog):
     caplog.set_level("INFO", logger="sharded_eden")
     worlds.dataset(folder).close()
-    assert [record.name for record in caplog.records] == ["sharded_eden.load.addresses"]
+    assert [record.name for record in caplog.records] == ["sharded_eden.load.locate.addresses"]
     assert f"has no index: windows are located and read by SQLite. Write it: sharded-eden index {folder}" in caplog.text
     worlds.dataset(folder, skip_stats=False, split="test").close()
     assert "test: 11 windows of 5 contigs in 3 samples" in caplog.text

@@ -17,7 +17,7 @@ from sharded_eden import cli, precompute_window_database
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sqlite import open_read_only
-from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.locate.windows import WindowIndex
 
 IDS = st.lists(st.text("aB_é-", min_size=1, max_size=7), min_size=1, max_size=20)
 INDEX = "CREATE INDEX idx_sequence_id ON window_mappings(sequence_id)"
@@ -78,7 +78,7 @@ def test_without_an_index_the_table_is_read_once(tmp_path: Path, monkeypatch: py
         connection.set_progress_handler(lambda: bool(steps.append(1)), 100)
         return connection
 
-    monkeypatch.setattr("sharded_eden.load.locate.open_read_only", counting)
+    monkeypatch.setattr("sharded_eden.load.locate.windows.open_read_only", counting)
     with closing(WindowIndex(path)) as index:
         steps.clear()
         assert len(list(index.sequence_ids_by_prefix(1))) == 300

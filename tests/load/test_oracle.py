@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import oracle
 from sharded_eden import ShardedEdenDataset, precompute_window_database
 from sharded_eden.errors import EdenWarning
-from sharded_eden.load.example import is_reversed
+from sharded_eden.load.encode.example import is_reversed
 
 LETTERS = "ACGTacgtNnRYKMSWBDHVU"
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharded_eden.errors import DatabaseError, UsageError
-from sharded_eden.load import rows as rows_module
-from sharded_eden.load.codes import CodeTables
-from sharded_eden.load.example import RowEncoder, RowFormat
-from sharded_eden.load.fetch import Placed, Window
-from sharded_eden.load.rows import RowMaker
-from sharded_eden.load.tokenizer import encoding_of
+from sharded_eden.load.encode import rows as rows_module
+from sharded_eden.load.encode.codes import CodeTables
+from sharded_eden.load.encode.example import RowEncoder, RowFormat
+from sharded_eden.load.encode.rows import RowMaker
+from sharded_eden.load.encode.tokenizer import encoding_of
+from sharded_eden.load.read.fetch import Placed, Window
 
 T = 40
 BASES = 30

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sharded_eden.load import sent
-from sharded_eden.load.sent import SentBatch
+from sharded_eden.load.encode import sent
+from sharded_eden.load.encode.sent import SentBatch
 
 BATCH = {
     "tokens": torch.arange(12).view(3, 4),

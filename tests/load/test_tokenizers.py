@@ -21,8 +21,8 @@ import oracle
 from sharded_eden import NucleotideTokenizer
 from sharded_eden.errors import EdenWarning, UsageError
 from sharded_eden.format.schema import NUCLEOTIDES
-from sharded_eden.load.example import is_reversed
-from sharded_eden.load.tokenizer import UNKNOWN, encoding_of
+from sharded_eden.load.encode.example import is_reversed
+from sharded_eden.load.encode.tokenizer import UNKNOWN, encoding_of
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 import oracle
 from sharded_eden import Stream
 from sharded_eden.errors import UsageError
-from sharded_eden.load.batch import collate
-from sharded_eden.load.example import is_reversed
+from sharded_eden.load.encode.batch import collate
+from sharded_eden.load.encode.example import is_reversed
 from sharded_eden.train.order import Order
 from sharded_eden.train.stream import EvaluationStream, RepeatedEvaluation
 

@@ -28,7 +28,7 @@ from sharded_eden import (
     precompute_window_database,
 )
 from sharded_eden.errors import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError
-from sharded_eden.load.packs import flatten_rows
+from sharded_eden.load.locate.packs import flatten_rows
 from sharded_eden.windows.pack import best_fit
 
 CONTIGS = {

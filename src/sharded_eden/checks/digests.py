@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.load.example import COMPLEMENT
-from sharded_eden.load.sequences import Contig
+from sharded_eden.load.encode.example import COMPLEMENT
+from sharded_eden.load.read.sequences import Contig
 
 PIECE_BASES = 1 << 24
 """Bases of a long contig that are in memory at once, twice."""

@@ -17,11 +17,11 @@ from sharded_eden.checks.findings import UNREADABLE, Findings, Tally, build_comm
 from sharded_eden.checks.sample import strange_letter
 from sharded_eden.checks.windows import WindowsReport
 from sharded_eden.errors import InputError, MissingSequence
-from sharded_eden.load.example import RowFormat
-from sharded_eden.load.fetch import WindowFetcher
-from sharded_eden.load.locate import Row, WindowIndex
-from sharded_eden.load.read import SequenceReader
-from sharded_eden.load.tokenizer import encoding_of
+from sharded_eden.load.encode.example import RowFormat
+from sharded_eden.load.encode.tokenizer import encoding_of
+from sharded_eden.load.locate.windows import Row, WindowIndex
+from sharded_eden.load.read.databases import SequenceReader
+from sharded_eden.load.read.fetch import WindowFetcher
 
 
 def read_windows(

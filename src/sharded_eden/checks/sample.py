@@ -28,7 +28,7 @@ from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTID
 from sharded_eden.format.sequence_db import blob_obstacle, sequence_db_problems
 from sharded_eden.format.sqlite import attach_read_only, open_read_only
 from sharded_eden.jobs import Say
-from sharded_eden.load.read import SequenceReader
+from sharded_eden.load.read.databases import SequenceReader
 
 LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
 WHOLE_BYTES = 1 << 24

@@ -25,7 +25,7 @@ from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Say
-from sharded_eden.load.locate import pack_options, rebuild_command
+from sharded_eden.load.locate.windows import pack_options, rebuild_command
 
 PLACES = 64
 """Places at which a quick look reads neighbouring windows."""

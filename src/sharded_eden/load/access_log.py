@@ -22,8 +22,8 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from sharded_eden.errors import UsageError
-from sharded_eden.load.fetch import Wanted
-from sharded_eden.load.locate import Row
+from sharded_eden.load.locate.windows import Row
+from sharded_eden.load.read.fetch import Wanted
 
 COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
 

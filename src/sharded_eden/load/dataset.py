@@ -25,18 +25,18 @@ from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases, extract_sample_id
 from sharded_eden.load.access_log import AccessLog
-from sharded_eden.load.addresses import open_addresses
-from sharded_eden.load.batch import Example, Rows, collate
-from sharded_eden.load.compact import Expander
-from sharded_eden.load.example import RowFormat, reverse_complement
-from sharded_eden.load.fetch import Wanted, Window, WindowFetcher
-from sharded_eden.load.locate import WindowIndex, check_only_sample
+from sharded_eden.load.encode.batch import Example, Rows, collate
+from sharded_eden.load.encode.compact import Expander
+from sharded_eden.load.encode.example import RowFormat, reverse_complement
+from sharded_eden.load.encode.rows import RowMaker
+from sharded_eden.load.encode.tags import ControlTags
+from sharded_eden.load.encode.tokenizer import encoding_of
+from sharded_eden.load.locate.addresses import open_addresses
+from sharded_eden.load.locate.packs import PackIndex
+from sharded_eden.load.locate.windows import WindowIndex, check_only_sample
 from sharded_eden.load.options import ExampleOptions, absolute_path, integer, takes_options
-from sharded_eden.load.packs import PackIndex
-from sharded_eden.load.read import Connections, SequenceReader
-from sharded_eden.load.rows import RowMaker
-from sharded_eden.load.tags import ControlTags
-from sharded_eden.load.tokenizer import encoding_of
+from sharded_eden.load.read.databases import Connections, SequenceReader
+from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ShardedEdenDataset(Dataset[Example]):
     Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
 
     Args:
-        tokenizer: see `sharded_eden.load.tokenizer.encoding_of`; None is the built-in `NucleotideTokenizer`.
+        tokenizer: see `sharded_eden.load.encode.tokenizer.encoding_of`; None is the built-in `NucleotideTokenizer`.
         sequence_db_dir: the folder of per-sample sequence databases.
         window_db_path: the window database of the split.
         seq_length: tokens of a row; must be the window size of the window database.
@@ -385,7 +385,7 @@ class ShardedEdenDataset(Dataset[Example]):
 
     @staticmethod
     def collate_fn(batch: Any) -> Any:
-        """Collate items into a batch; see `sharded_eden.load.batch.collate`."""
+        """Collate items into a batch; see `sharded_eden.load.encode.batch.collate`."""
         return collate(batch)
 
     # ---- the end ----

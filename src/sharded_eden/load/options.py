@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
-from sharded_eden.load.sequences import ReadMode
+from sharded_eden.load.read.sequences import ReadMode
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
@@ -47,7 +47,7 @@ class ExampleOptions:
     compact: bool = False
     """Send uint8 codes from workers to the device, where `expander()` makes the tensors."""
     packed: bool = False
-    """Fill each row with several windows; see `sharded_eden.load.packs`."""
+    """Fill each row with several windows; see `sharded_eden.load.locate.packs`."""
     log_windows: bool = False
     """Write a CSV of the windows visited; see `sharded_eden.load.access_log`."""
     log_dir: PathLike | None = None

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sharded_eden.errors import UsageError
-from sharded_eden.load.packs import flatten_rows
+from sharded_eden.load.locate.packs import flatten_rows
 from sharded_eden.train.megatron import packed_seq_params
 
 IGNORED_LABEL = -100
@@ -73,7 +73,7 @@ def to_flash_attention(batch: Mapping[str, Any]) -> dict[str, Any]:
     window; `cu_seq_lens_q` and `cu_seq_lens_k` (segments + 1,) int32, `max_length_q` and `max_length_k` int, `use_cache` False.
 
     Args:
-        batch: a batch of packed rows, see `sharded_eden.load.packs`.
+        batch: a batch of packed rows, see `sharded_eden.load.locate.packs`.
 
     Raises:
         UsageError: it is no such batch, a compact one, or one with other weights.

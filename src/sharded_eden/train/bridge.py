@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
 from sharded_eden.load.options import ExampleOptions, absolute_path, with_option_fields
-from sharded_eden.load.tokenizer import NucleotideTokenizer
 from sharded_eden.train.stream import RepeatedEvaluation, Stream
 
 try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sharded_eden.errors import MissingExtra, StateError
-from sharded_eden.load.batch import collate
+from sharded_eden.load.encode.batch import collate
 from sharded_eden.train.batch_formats import to_hugging_face
 
 if TYPE_CHECKING:

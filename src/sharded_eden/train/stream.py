@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from sharded_eden.errors import UsageError, shown, warn
-from sharded_eden.load.batch import Example, Rows
 from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.encode.batch import Example, Rows
 from sharded_eden.load.options import integer
 from sharded_eden.train.order import Order
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from sharded_eden.load.batch import Example
+from sharded_eden.load.encode.batch import Example
 from sharded_eden.train.megatron import DataParallel
 from sharded_eden.train.sampler import BatchPlan, MicroBatches, evaluation_positions
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.load.example import COMPLEMENT, RowFormat, letters_within
-from sharded_eden.load.tokenizer import UNKNOWN, Encoding
+from sharded_eden.load.encode.example import COMPLEMENT, RowFormat, letters_within
+from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 
 LEAST_LETTER = 32
 """The first byte that can be a letter in a tokenizer's table."""

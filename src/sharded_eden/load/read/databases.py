@@ -24,9 +24,9 @@ import apsw
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.schema import extract_sample_id
 from sharded_eden.format.sqlite import READ_ERRORS, IOMode, attach_read_only, descriptors_are_exhausted, unreadable
-from sharded_eden.load.connections import PerThread, alive, connection_budget
-from sharded_eden.load.sequences import Contig, ReadMode, SampleDatabase
-from sharded_eden.load.unchanged import Unchanged
+from sharded_eden.load.read.connections import PerThread, alive, connection_budget
+from sharded_eden.load.read.sequences import Contig, ReadMode, SampleDatabase
+from sharded_eden.load.read.unchanged import Unchanged
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Compact batches: 8 KB a window on its way to the device instead of 229, and the tensors made there. Bit-identical.
 
-A compact row is T codes, see `sharded_eden.load.codes`. Control tags, whose ids are arbitrary, travel beside them.
+A compact row is T codes, see `sharded_eden.load.encode.codes`. Control tags, whose ids are arbitrary, travel beside them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 
 from sharded_eden.errors import UsageError
-from sharded_eden.load.buffers import RowBuffers
-from sharded_eden.load.codes import BLOCK_BYTES, CodeTables
-from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import RowFormat
+from sharded_eden.load.encode.buffers import RowBuffers
+from sharded_eden.load.encode.codes import BLOCK_BYTES, CodeTables
+from sharded_eden.load.encode.example import RowFormat
+from sharded_eden.load.read.connections import PerThread
 
 CompactBatch = Mapping[str, torch.Tensor]
 """`codes` (B, T) uint8; with control tags `tags` (B, G) int64, -1 behind shorter ones; whatever else is passed on.

@@ -1,7 +1,7 @@
 """(epoch, window index) -> the letters of windows in rows of memory: locate, read, and refuse what does not fit.
 
 Enters: pairs of integers. Leaves: letters as bytes, each window where its header ends. Windows with an address are read by
-positioned reads (`sharded_eden.load.addresses`), all others through SQLite: two index lookups and one BLOB read each.
+positioned reads (`sharded_eden.load.locate.addresses`), all others through SQLite: two index lookups and one BLOB read each.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.format.commands import pack_command, precompute_command, split_command
 from sharded_eden.format.sqlite import READ_ERRORS, unreadable
-from sharded_eden.load.addresses import Address, WindowAddresses
-from sharded_eden.load.example import RowFormat, strands
-from sharded_eden.load.locate import WindowIndex
-from sharded_eden.load.positioned import Request
-from sharded_eden.load.read import SequenceReader
-from sharded_eden.load.sequences import Contig
-from sharded_eden.load.tags import ControlTags
+from sharded_eden.load.encode.example import RowFormat, strands
+from sharded_eden.load.encode.tags import ControlTags
+from sharded_eden.load.locate.addresses import Address, WindowAddresses
+from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.read.databases import SequenceReader
+from sharded_eden.load.read.positioned import Request
+from sharded_eden.load.read.sequences import Contig
 
 Wanted = tuple[int, int]
 """(epoch, window index)."""

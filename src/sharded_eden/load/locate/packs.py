@@ -18,8 +18,8 @@ import torch
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
-from sharded_eden.load.batch import Example
-from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.encode.batch import Example
+from sharded_eden.load.locate.windows import WindowIndex
 
 _LOOKUP = "SELECT windows FROM carray(?) AS wanted LEFT JOIN packs ON pack_idx = wanted.value"
 

@@ -8,7 +8,7 @@ what it does not hold is announced to the kernel (`posix_fadvise`, `POSIX_FADV_W
 data therefore cost no further call. Source: preadv2(2), posix_fadvise(2).
 
 A file that is changed while it is read raises `DatabaseError`: size and mtime are compared after each batch, and the page
-pointers must name the pages that the index proved. See `sharded_eden.load.unchanged` for what remains.
+pointers must name the pages that the index proved. See `sharded_eden.load.read.unchanged` for what remains.
 
 SQLite's locks: closing a descriptor drops the POSIX locks that this process holds on the file (howtocorrupt.html, section 2.2).
 Only databases without -wal and -journal have addresses, and SQLite opens those as immutable, without locks.
@@ -28,8 +28,8 @@ from typing import Any
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.commands import verify_command
 from sharded_eden.format.index import FileIdentity
-from sharded_eden.load.connections import connection_budget
-from sharded_eden.load.unchanged import changed_error
+from sharded_eden.load.read.connections import connection_budget
+from sharded_eden.load.read.unchanged import changed_error
 
 POINTER_BYTES = 4
 """An overflow page begins with the number of the next one."""
@@ -45,7 +45,7 @@ Part = tuple[int, int, int, Sequence[Any]]
 """One read: descriptor, file offset, bytes, and the buffers that take them."""
 
 Request = tuple[int, int, int, int, int, int, int, int]
-"""The first six of an address (see `sharded_eden.load.addresses`), bases to read, and where the first one goes."""
+"""The first six of an address (see `sharded_eden.load.locate.addresses`), bases to read, and where the first one goes."""
 
 
 class PositionedReader:

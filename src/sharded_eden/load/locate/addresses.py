@@ -1,7 +1,7 @@
 """window index -> where its bytes lie in the sequence databases: the index beside the window database, mapped into memory.
 
 Enters: window indices. Leaves: addresses (`sharded_eden.format.index` explains them), and bases, which
-`sharded_eden.load.positioned` reads. Costs one binary search over a sampled list and one page of the index a window.
+`sharded_eden.load.read.positioned` reads. Costs one binary search over a sampled list and one page of the index a window.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from sharded_eden.format.index import (
     index_path,
 )
 from sharded_eden.format.sqlite import is_mutable_now
-from sharded_eden.load.connections import PerThread
-from sharded_eden.load.positioned import PositionedReader, Request
+from sharded_eden.load.read.connections import PerThread
+from sharded_eden.load.read.positioned import PositionedReader, Request
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
 from sharded_eden.format.schema import NUCLEOTIDES
-from sharded_eden.load.tokenizer import UNKNOWN, Encoding
+from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
 
 _PAIRS = dict(zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True))

@@ -26,8 +26,8 @@ from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.schema import extract_sample_id, has_sequence_id_form
 from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unreadable
 from sharded_eden.format.window_db import WindowDatabase, has_id_index, row_problem
-from sharded_eden.load.connections import PerThread
-from sharded_eden.load.unchanged import Unchanged
+from sharded_eden.load.read.connections import PerThread
+from sharded_eden.load.read.unchanged import Unchanged
 
 logger = logging.getLogger(__name__)
 

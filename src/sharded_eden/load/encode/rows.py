@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sharded_eden.load.batch import Example, Rows
-from sharded_eden.load.buffers import BATCH_DTYPES, RowBuffers
-from sharded_eden.load.codes import (
+from sharded_eden.load.encode.batch import Example, Rows
+from sharded_eden.load.encode.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.encode.codes import (
     BLOCK_BYTES,
     SENT,
     CodeEncoder,
@@ -26,10 +26,10 @@ from sharded_eden.load.codes import (
     reverse_complement_in_place,
     specials_as_ids,
 )
-from sharded_eden.load.compact import across_windows, check_compact
-from sharded_eden.load.connections import PerThread
-from sharded_eden.load.example import RowEncoder, RowFormat
-from sharded_eden.load.fetch import Placed, Wanted, WindowFetcher
+from sharded_eden.load.encode.compact import across_windows, check_compact
+from sharded_eden.load.encode.example import RowEncoder, RowFormat
+from sharded_eden.load.read.connections import PerThread
+from sharded_eden.load.read.fetch import Placed, Wanted, WindowFetcher
 
 Ends = list[list[int]]
 """Where each window of each row ends."""

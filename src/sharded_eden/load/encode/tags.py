@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, warn
 from sharded_eden.format.schema import control_name, control_tag
-from sharded_eden.load.example import RowFormat, tag_ids_are_bases
-from sharded_eden.load.locate import WindowIndex
+from sharded_eden.load.encode.example import RowFormat, tag_ids_are_bases
+from sharded_eden.load.locate.windows import WindowIndex
 
 NAMES_CHECKED_AT_START = 256
 MAX_CACHED_NAMES = 65_536

@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
-from sharded_eden.load.sent import SentBatch
+from sharded_eden.load.encode.sent import SentBatch
 
 Example = dict[str, torch.Tensor]
 """`tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32, perhaps `attention_mask` (1, T, T) bool."""
@@ -62,7 +62,7 @@ def collate(batch: Any) -> Any:
     """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`.
 
     Packed rows that come as a list get `cu_seqlens` of one length, filled up with T, and `tags` of one shape.
-    In a worker the batch is made to travel, see `sharded_eden.load.sent`.
+    In a worker the batch is made to travel, see `sharded_eden.load.encode.sent`.
     """
     if isinstance(batch, Rows):
         collated: Any = batch.collate()

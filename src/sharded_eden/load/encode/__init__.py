@@ -1,0 +1,1 @@
+"""Letters -> rows of tensors."""

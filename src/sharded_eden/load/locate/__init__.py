@@ -1,0 +1,1 @@
+"""Window or pack index -> where the window is."""

@@ -1,0 +1,1 @@
+"""Where a window is -> its letters."""

@@ -238,6 +238,7 @@ class _Joined:
         self._frame = frame.select(CONTIG_ID, LAST, LENGTH, SAMPLE_NUMBER)
         self._bounds = np.searchsorted(frame[SAMPLE_NUMBER].to_numpy(), np.arange(len(samples) + 1))
         self._waiting: list[_Found] = []
+        self._waiting_contigs = 0
 
     def add(self, found: _Found) -> None:
         """Take in the addresses of a sequence database."""
@@ -246,12 +247,13 @@ class _Joined:
         digest = np.frombuffer(found.addresses.digest.ljust(16, b"\0"), dtype="V16")[0]
         self.samples[number] = (found.addresses.page_bytes, *identity, digest)
         self._waiting.append(found)
-        if sum(len(each.addresses.contigs) for each in self._waiting) >= CONTIGS_AT_ONCE:
+        self._waiting_contigs += len(found.addresses.contigs)  # a sum at each call is quadratic in the samples
+        if self._waiting_contigs >= CONTIGS_AT_ONCE:
             self.finish()
 
     def finish(self) -> None:
         """Join what waits."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._waiting_contigs = self._waiting, [], 0
         by_number = {self._numbers[each.name]: each.addresses for each in waiting}
         for number, addresses in by_number.items():
             if addresses.without:

@@ -275,6 +275,11 @@ def _rows_of(sequences: Path) -> dict[str, Any]:
                 ).fetchall()
         except sqlite3.Error as error:
             found[path.parent.name] = str(error)
+            continue
+        # A BLOB of the same bytes is read as the same bases.
+        found[path.parent.name] = [
+            (name, bases.decode("latin-1") if isinstance(bases, bytes) else bases) for name, bases in found[path.parent.name]
+        ]
     return found
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 
-import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, UsageError
+from sharded_eden.errors import DatabaseError, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.sqlite import open_read_only, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
 
 _AMBIGUOUS = np.ones(256, dtype=np.bool_)
 _AMBIGUOUS[list(b"ACGTacgt")] = False
@@ -77,9 +76,11 @@ class AmbiguityFilter:
             self._connection, self._sample = open_read_only(path), sample
         try:
             found = self._connection.execute("SELECT nt_sequence FROM sequences WHERE contig_id = ?", (contig_id,)).get
-        except apsw.Error as error:
+        except READ_ERRORS as error:
             raise unreadable(path, error) from error
         letters = found.encode("ascii", "replace") if isinstance(found, str) else found
+        if isinstance(letters, (int, float)):
+            raise DatabaseError(f"{printable(path)}: the sequence of contig {shown(contig_id)} is a number")
         if letters is None or len(letters) != length:
             raise DatabaseError(
                 f"{path}: contig {contig_id!r} has {'no sequence' if letters is None else f'{len(letters)} bases'}, the split "

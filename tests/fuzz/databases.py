@@ -202,6 +202,8 @@ def _judge_rows(
                 item = oracle.item(sequences, windows, index, seq_length=T, stride=STRIDE, control_tags=tags)
                 expected = [int(token) for token in item["tokens"]]
         except (sqlite3.Error, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            if "decode" in str(error):
+                raise Undecided(f"sqlite3 cannot decode the whole sequence: {error!r:.200}") from error
             raise Wrong(f"item {index} is {rows[index][:24]}..., but an independent reader fails: {error!r}") from error
         if rows[index] != expected:
             raise Wrong(f"item {index} is {_letters(rows[index])}, expected {_letters(expected)}")
@@ -258,6 +260,8 @@ def fuzz_verify(case: Case) -> None:
                 dataset[index]
         except sharded_eden.errors.EdenError as error:
             errors.append(str(error))
+    if isinstance(case.error, sharded_eden.errors.GeometryMismatch):
+        return  # another window size that fits the rows is not damage
     if case.error is not None or errors:
         raise Wrong(f"verify found nothing, but reading fails: {case.error or errors[0]}")
     if full and changed.name.startswith("glm_dataset") and (found := _rows_of(folder / "seqs")) != original:
@@ -278,7 +282,8 @@ def _rows_of(sequences: Path) -> dict[str, Any]:
             continue
         # A BLOB of the same bytes is read as the same bases.
         found[path.parent.name] = [
-            (name, bases.decode("latin-1") if isinstance(bases, bytes) else bases) for name, bases in found[path.parent.name]
+            (name, bases.decode("latin-1") if isinstance(bases, bytes) else bases)
+            for name, bases in found[path.parent.name]
         ]
     return found
 
@@ -338,7 +343,7 @@ def _mappings(path: Path) -> list[Any]:
                 "SELECT window_idx, sequence_id, window_in_seq_idx FROM window_mappings LIMIT 20000"
             ).fetchall()
             return sorted(rows, key=lambda row: (str(type(row[0])), row[0] if row[0] is not None else 0))
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return []
 
 
@@ -350,7 +355,7 @@ def _objects(path: Path) -> set[Any]:
                 os.fsdecode(name) if isinstance(name, bytes) else name
                 for (name,) in database.execute("SELECT name FROM sqlite_schema")
             }
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return set()
 
 
@@ -368,7 +373,8 @@ def _changed_sequences(case: Case, folder: Path) -> Path:
 
 
 def _split(case: Case, folder: Path) -> None:
-    _changed_sequences(case, folder)
+    original = _rows_of(folder / "seqs")
+    changed = _changed_sequences(case, folder)
     before = _contents(folder)
     out = case.folder / "new"
     with case.package():
@@ -382,7 +388,9 @@ def _split(case: Case, folder: Path) -> None:
         row for path in out.glob("*.parquet") for row in pl.read_parquet(path).select("contig_id", "length").rows()
     )
     expected = []
-    for sample, rows in _rows_of(folder / "seqs").items():
+    has_table = (folder / "seqs" / "contigs.parquet").exists() and changed.suffix == ".sqlite"
+    rows_now = original if has_table else _rows_of(folder / "seqs")  # `split` takes the table that `build` wrote
+    for sample, rows in rows_now.items():
         if isinstance(rows, str):
             raise Undecided(f"sqlite3 {sqlite3.sqlite_version} cannot read {sample}: {rows}")
         if any(not isinstance(i, str) or not isinstance(s, str) for i, s in rows):

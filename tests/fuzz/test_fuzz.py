@@ -19,10 +19,10 @@ def failed(report: fuzz.Report) -> str:
 
 
 def test_a_few_hundred_cases():
-    report = fuzz.run(360, targets={fuzz.ALL: 1}, batch=180, jobs=2)
+    report = fuzz.run(240, targets={fuzz.ALL: 1}, batch=120, jobs=2)
     assert not report.findings, failed(report)
-    assert report.cases == 360
-    assert min(report.outcomes["data"], report.outcomes["error"]) >= 60
+    assert report.cases == 240
+    assert min(report.outcomes["data"], report.outcomes["error"]) >= 40
 
 
 @pytest.mark.slow

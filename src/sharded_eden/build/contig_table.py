@@ -60,7 +60,7 @@ def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], fol
     """
     try:
         _merge(out / schema.CONTIGS_FILE, receipts, folder)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DatabaseError(
             f"{printable(out / schema.CONTIGS_FILE)}, or a receipt in {printable(folder)}, is damaged "
             f"({printable(str(error), 300)}). Remove both; samples that are there are then built again only with --force"

@@ -105,7 +105,7 @@ def extract_sample_id(sequence_id: str) -> str:
     parts = sequence_id.split("__", 2)
     if len(parts) < 2:
         raise InputError(
-            f"sequence ID {sequence_id!r} names no sample: expected the form BCR__ECT-SAMPLE1__CT1-1. "
+            f"sequence ID {shown(sequence_id)} names no sample: expected the form BCR__ECT-SAMPLE1__CT1-1. "
             "Several sequence databases need such IDs; a single one does not."
         )
     return ".".join(parts[1].split("-")[1:])

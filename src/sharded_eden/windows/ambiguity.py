@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 
+import apsw
 import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.sequence_db import sequence_db_problems
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
 
 _AMBIGUOUS = np.ones(256, dtype=np.bool_)
@@ -71,10 +73,14 @@ class AmbiguityFilter:
         if sample not in self._paths:
             raise DatabaseError(f"{self._folder}: contig {contig_id!r} names sample {sample!r}, which has no database")
         path = self._paths[sample]
-        if self._connection is None or sample != self._sample:
+        is_new = self._connection is None or sample != self._sample
+        if self._connection is None or is_new:
             self.close()
             self._connection, self._sample = open_read_only(path), sample
         try:
+            if is_new:
+                for problem in sequence_db_problems(self._connection, path):
+                    raise problem.error(path)
             found = self._connection.execute("SELECT nt_sequence FROM sequences WHERE contig_id = ?", (contig_id,)).get
         except READ_ERRORS as error:
             raise unreadable(path, error) from error

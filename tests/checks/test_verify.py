@@ -69,7 +69,7 @@ def test_a_fault_makes_one_finding(world, plant, check, file, quick):
     "plant", [utf16, without_rowid, no_primary_key, leftover_wal, unfinished_wal, window_index_dropped]
 )
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="there is no sqlite3 to type these commands into")
-def test_what_is_said_to_mend_it_does(world, plant):
+def test_the_proposed_command_fixes_it(world, plant):
     plant(world)
     result = world.verify(full=True)
     (fix,) = {finding.fix for finding in result.findings if finding.severity == "warning"}
@@ -81,7 +81,7 @@ def test_what_is_said_to_mend_it_does(world, plant):
 
 @pytest.mark.parametrize("seed", [42, 7])
 @pytest.mark.parametrize("has_lengths", [True, False])
-def test_packing_again_mends_packs(world, monkeypatch, seed, has_lengths):
+def test_packing_again_fixes_packs(world, monkeypatch, seed, has_lengths):
     monkeypatch.setattr("sharded_eden.checks.packs.PACKS_AT_ONCE", 3)
     monkeypatch.setattr("sharded_eden.checks.packs.WINDOWS_AT_ONCE", 5)
     pack_window_database(world.train, seed=seed)
@@ -105,7 +105,7 @@ def test_packing_again_mends_packs(world, monkeypatch, seed, has_lengths):
     assert world.verify(full=True).findings == []
 
 
-def test_what_is_said_of_packs(world):
+def test_findings_about_packs(world):
     total = dict(query(world.train, "SELECT key, value FROM metadata"))["total_packs"]
     last_two = query(world.train, f"SELECT windows FROM packs WHERE pack_idx >= {total - 2}")
     lost = sorted(int.from_bytes(blob[i : i + 8], "little") for (blob,) in last_two for i in range(0, len(blob), 8))
@@ -124,7 +124,7 @@ def test_the_command_for_windows_keeps_their_packs(world, seed, options):
     pack_window_database(world.train, seed=seed)
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_windows'")
     assert {finding.fix for finding in world.verify().findings} == {
-        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 --force {options}"
+        f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 {options} --force"
     }
 
 

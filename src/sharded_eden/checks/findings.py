@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Literal
 
 import apsw
@@ -17,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sharded_eden.errors import EdenError, MissingDatabase
+from sharded_eden.format.commands import quoted
 from sharded_eden.format.sqlite import is_mutable_now, open_read_only, unreadable
 
 Severity = Literal["error", "warning"]
@@ -115,8 +115,8 @@ class Findings:
                     path,
                     f"{beside} ({beside.stat().st_size:,} bytes) stands beside it: a program has it open or was stopped "
                     "while writing it. Every reader must lock the file, and a copy of it without this one is another",
-                    f"close that program, then: sqlite3 {quote(str(path))} 'PRAGMA journal_mode = DELETE' && "
-                    f"rm -f {quote(str(beside))}",
+                    f"close that program, then: sqlite3 {quoted(path)} 'PRAGMA journal_mode = DELETE' && "
+                    f"rm -f {quoted(beside)}",
                 )
         with self.checking("file", path, fix):
             if path.is_file() and path.stat().st_size == 0 and not is_mutable_now(path):
@@ -186,8 +186,3 @@ def scans(connection: apsw.Connection, query: str) -> bool:
     """Tell whether SQLite would walk a whole table to answer a query with one parameter."""
     plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", (0,))
     return any(str(row[3]).startswith("SCAN") for row in plan)
-
-
-def build_command(folder: str | Path) -> str:
-    """Return the command that makes a sample's database again."""
-    return f"sharded-eden build INPUT --out {quote(str(folder))} --force"

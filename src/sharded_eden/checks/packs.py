@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from shlex import quote
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.checks.findings import Findings, Tally, scans
+from sharded_eden.format.commands import pack_command
 from sharded_eden.format.fingerprint import PackFingerprint
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.lengths import window_lengths
@@ -89,12 +89,8 @@ class PacksCheck:
     @property
     def fix(self) -> str:
         """The command that packs its windows again."""
-        seed = self._metadata.get("pack_seed", 42)
-        return (
-            f"sharded-eden pack {quote(str(self._path))}"
-            + (f" --seed {seed}" if isinstance(seed, int) and seed != 42 else "")
-            + ("" if self._has_lengths else f" --sequences {quote(str(self._sequences))}")
-        )
+        sequences = None if self._has_lengths else self._sequences
+        return pack_command(self._path, seed=self._metadata.get("pack_seed", 42), sequences=sequences)
 
     def run(self, *, full: bool, seed: int, lengths_are_sound: bool) -> None:
         """Check them; nothing is wrong where there are no packs at all.

@@ -9,14 +9,14 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
-from sharded_eden.checks.findings import UNREADABLE, Findings, Tally, build_command
+from sharded_eden.checks.findings import UNREADABLE, Findings, Tally
 from sharded_eden.checks.sample import strange_letter
 from sharded_eden.checks.windows import WindowsReport
 from sharded_eden.errors import InputError, MissingSequence
+from sharded_eden.format.commands import build_command, split_command
 from sharded_eden.load.encode.example import RowFormat
 from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.windows import Row, WindowIndex
@@ -87,6 +87,7 @@ class _Reading:
                 wrong.setdefault((check, self._reader.paths[sample]), Tally()).add(f"{where}, which {what}")
         for (check, path), tally in wrong.items():
             folder = path.parent.parent
-            again = f"sharded-eden split {quote(str(folder))} --out DIR, then {self._report.fix}"
-            findings.error(check, path, str(tally), again if check in {"contig", "length"} else build_command(folder))
+            again = f"{split_command(folder)}, then {self._report.fix}"
+            rebuild = build_command(folder, force=True)
+            findings.error(check, path, str(tally), again if check in {"contig", "length"} else rebuild)
         return read

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal, TypeVar, get_args
 
 import polars as pl
@@ -28,7 +27,7 @@ import polars as pl
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.checks.arguments import sequence_folder, window_databases
 from sharded_eden.checks.digests import find_copies
-from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally, build_command
+from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally
 from sharded_eden.checks.reading import read_windows
 from sharded_eden.checks.sample import (
     SampleReport,
@@ -38,6 +37,7 @@ from sharded_eden.checks.sample import (
 )
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
 from sharded_eden.errors import DatabaseError, EdenError, UsageError
+from sharded_eden.format.commands import build_command, quoted, split_command, verify_command
 from sharded_eden.format.parquet import parquet_source
 from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
 from sharded_eden.format.sqlite import open_read_only
@@ -155,7 +155,7 @@ class _Run:
     def __post_init__(self) -> None:
         self._findings = Findings()
         self._paths: dict[str, Path] = {}
-        with self._findings.checking("file", self.folder, build_command(self.folder)):
+        with self._findings.checking("file", self.folder, build_command(self.folder, force=True)):
             self._paths = discover_sample_databases(self.folder)
         self._done = 0
         self._meter = Meter(self.progress, sum(map(_size, [*self.splits, *self._paths.values()])))
@@ -175,7 +175,7 @@ class _Run:
             self._shared_samples(windows)
         if self.full and len(windows) > 1:
             with self._findings.checking("copied-contig", self.folder, "give --scratch a folder with room"):
-                self._copied_contigs(samples)
+                self._copied_contigs(windows, samples)
         self._meter.finish()
         return VerifyResult(
             full=self.full,
@@ -193,15 +193,18 @@ class _Run:
     ) -> Iterator[Report]:
         """Run tasks, in this process or in several, and count them as done."""
         running: dict[int, int] = {}
+        ended = 0
 
         def heard(message: tuple[int, float]) -> None:
             number, share = message
-            running[number] = int(share * _size(path_of(tasks[number])))
-            self._meter.reach(self._done, sum(running.values()))
+            if number >= ended:  # a worker's message may arrive after its result
+                running[number] = int(share * _size(path_of(tasks[number])))
+                self._meter.reach(self._done, sum(running.values()))
 
         reports = _each(check, tasks, self.engine, 1 if self.full else TASKS_AT_ONCE, heard)
         for number, (task, report) in enumerate(zip(tasks, reports, strict=True)):
             yield report
+            ended = number + 1
             running.pop(number, None)
             self._done += _size(path_of(task))
             self._meter.reach(self._done, sum(running.values()))
@@ -232,8 +235,8 @@ class _Run:
                         severity="error",
                         file=str(report.path),
                         what=f"{missing.count} samples that it names have no sequence database in {self.folder}: {missing}",
-                        fix=f"sharded-eden build INPUT --out {quote(str(self.folder))}, or make splits and windows without "
-                        f"them: sharded-eden split {quote(str(self.folder))} --out DIR, then {report.fix}",
+                        fix=f"{build_command(self.folder)}, or make splits and windows without them: "
+                        f"{split_command(self.folder)}, then {report.fix}",
                     )
                 )
             self._findings.found += report.findings
@@ -263,7 +266,7 @@ class _Run:
     def _recorded_hashes(self) -> dict[str, str]:
         """Return {sample: the hash of its rows} as the manifest has them."""
         path = self.folder / MANIFEST_FILE
-        with self._findings.checking("file", path, f"rm {quote(str(path))}, then {build_command(self.folder)}"):
+        with self._findings.checking("file", path, f"rm {quoted(path)}, then {build_command(self.folder, force=True)}"):
             with Manifest(self.folder) as manifest:
                 found = {sample: manifest.sample(sample) for sample in self._paths}
             return {sample: recorded.rows_hash for sample, recorded in found.items() if recorded is not None}
@@ -274,14 +277,14 @@ class _Run:
         table = self.folder / CONTIGS_FILE
         if not table.exists() or not self._paths:
             return {}
-        fix = f"rm {quote(str(table))}, which only split reads, to save time"
+        fix = f"rm {quoted(table)}, which only split reads, to save time"
         with self._findings.checking("table", table, fix):
             with parquet_source(table, fix, DatabaseError) as source:
                 sums = pl.scan_parquet(source, glob=False).group_by("sample").agg(pl.len(), pl.col("length").sum())
                 listed = {sample: (n, bases) for sample, n, bases in sums.collect(engine="streaming").rows()}
             if missing := sorted(map(str, listed.keys() - self._paths.keys())):
                 what = f"it lists {len(missing)} samples that have no sequence database, such as {missing[0]!r}"
-                self._findings.error("table", table, what, f"{build_command(self.folder)}; or {fix}")
+                self._findings.error("table", table, what, f"{build_command(self.folder, force=True)}; or {fix}")
             return listed
         return {}
 
@@ -307,11 +310,11 @@ class _Run:
                     "shared-sample",
                     other.path,
                     f"{shared.count} samples are in {one.path} as well: {shared}",
-                    f"sharded-eden split {quote(str(self.folder))} --out DIR, then {other.fix} and the same for the others; "
-                    "where contigs were divided on purpose (split --by contig): sharded-eden verify --by contig",
+                    f"{split_command(self.folder)}, then {other.fix} and the same for the others; where contigs were divided "
+                    f"on purpose (split --by contig): {verify_command(self.folder, *self.splits)} --by contig",
                 )
 
-    def _copied_contigs(self, samples: Sequence[SampleReport]) -> None:
+    def _copied_contigs(self, windows: Sequence[WindowsReport], samples: Sequence[SampleReport]) -> None:
         paths = list(self._paths.values())
         files = [report.task.digests for report in samples if report.task.digests is not None]
         for (one, other), copies in sorted(find_copies(files, self.scratch, EXAMPLES).items()):
@@ -323,8 +326,7 @@ class _Run:
                 "copied-contig",
                 self.splits[other],
                 f"{copies.count} contigs, or their other strands, are in {self.splits[one]} as well: {tally}",
-                f"leave them out of one of the two split files, then sharded-eden precompute SPLIT.parquet "
-                f"{quote(str(self.splits[other]))}",
+                f"leave them out of one of the two split files, then {windows[other].fix}",
             )
 
 

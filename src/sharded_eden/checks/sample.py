@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from sharded_eden.build.manifest import rows_hash
 from sharded_eden.checks.digests import PIECE_BASES, Bases, DigestFile, Pieces, canonical_digest
-from sharded_eden.checks.findings import Finding, Findings, Tally, build_command, scans
+from sharded_eden.checks.findings import Finding, Findings, Tally, scans
 from sharded_eden.checks.window_ranges import Range
 from sharded_eden.errors import shown
+from sharded_eden.format.commands import build_command, quoted, split_command
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES
 from sharded_eden.format.sequence_db import blob_obstacle, sequence_db_problems
@@ -106,7 +107,7 @@ def verify_sample(task: SampleTask, say: Say) -> SampleReport:
     """Check one sequence database; `say` is called with the share that is done."""
     report = SampleReport(task=task)
     findings = Findings(report.findings)
-    fix = build_command(task.path.parent.parent)
+    fix = build_command(task.path.parent.parent, force=True)
     connection = findings.opened(task.path, fix)
     if connection is not None:
         with closing(connection), findings.checking("file", task.path, fix):
@@ -171,7 +172,7 @@ class _Check:
 
     def _copy_command(self) -> str:
         """Return the command that writes the rows into a table as specified, in a new file, and puts it in place."""
-        old, new = quote(str(self._path)), quote(f"{self._path}.new")
+        old, new = quoted(self._path), quoted(f"{self._path}.new")
         if self._unit == 2:
             return f"sqlite3 {old} .dump | sqlite3 {new} && mv {new} {old}"
         rows = (
@@ -187,7 +188,7 @@ class _Check:
         absent, short, other = Tally(), Tally(), Tally()
         for ids, columns in self._joined(windows):
             _compare(windows, ids, columns, absent, short, other)
-        fix = f"sharded-eden split {quote(str(self._path.parent.parent))} --out DIR, then {windows.fix}"
+        fix = f"{split_command(self._path.parent.parent)}, then {windows.fix}"
         for check, tally, what in (
             ("contig", absent, f"contigs that have windows in {windows.path} are not here"),
             ("length", short, f"contigs are not as long as their windows in {windows.path} say"),
@@ -271,7 +272,7 @@ class _Check:
                 "table",
                 self._path,
                 f"{CONTIGS_FILE} lists {listed[0]} contigs of {listed[1]} bases, here are {counted[0]} of {counted[1]}",
-                f"{self._fix}; or rm {quote(str(self._path.parent.parent / CONTIGS_FILE))}, which only split reads",
+                f"{self._fix}; or rm {quoted(self._path.parent.parent / CONTIGS_FILE)}, which only split reads",
             )
 
     def _compare_hash(self) -> None:

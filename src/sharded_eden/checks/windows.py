@@ -11,7 +11,6 @@ from collections.abc import Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 
 import apsw
 
@@ -21,11 +20,11 @@ from sharded_eden.checks.packs import PacksCheck
 from sharded_eden.checks.window_ranges import EVERYTHING, Range, copy_with_index, prefixes
 from sharded_eden.errors import InputError
 from sharded_eden.format import schema
+from sharded_eden.format.commands import quoted
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sqlite import open_read_only
-from sharded_eden.format.window_db import WindowDatabase
+from sharded_eden.format.window_db import WindowDatabase, rebuild_command
 from sharded_eden.jobs import Say
-from sharded_eden.load.locate.windows import pack_options, rebuild_command
 
 PLACES = 64
 """Places at which a quick look reads neighbouring windows."""
@@ -66,10 +65,10 @@ class WindowsReport:
     findings: list[Finding] = field(default_factory=list)
     geometry: WindowGeometry | None = None
     """None where nothing says how its windows were cut."""
-    max_ambiguous: object = None
+    max_ambiguous: float | None = None
     """The share of ambiguous letters from which on windows were left out; None where none were."""
-    packed: str = ""
-    """Options of the command that makes it which make packs."""
+    metadata: dict[str, int] = field(default_factory=dict)
+    """The metadata that are integers."""
     windows: int = 0
     is_open: bool = False
     """Whether the loader opens it, as far as was seen."""
@@ -80,15 +79,7 @@ class WindowsReport:
     @property
     def fix(self) -> str:
         """The command that makes it again."""
-        again = _rebuild(self.path, self.geometry) + self.packed
-        return (
-            again if self.max_ambiguous is None else f"{again} --max-ambiguous {self.max_ambiguous} --sequences SEQDB"
-        )
-
-
-def _rebuild(path: Path, geometry: WindowGeometry | None) -> str:
-    plain = f"sharded-eden precompute SPLIT.parquet {quote(str(path))}"
-    return plain if geometry is None else rebuild_command(quote(str(path)), geometry)
+        return rebuild_command(self.path, self.geometry, self.metadata, self.max_ambiguous)
 
 
 def verify_windows(task: WindowsTask, say: Say) -> WindowsReport:
@@ -110,7 +101,6 @@ class _Check:
     ) -> None:
         self._task, self._report, self._findings, self._db = task, report, findings, connection
         self._path = task.path
-        self._metadata: dict[str, int] = {}
         self._follows = _FOLLOWS
 
     def run(self, say: Say) -> None:
@@ -119,13 +109,13 @@ class _Check:
             say(0.3)
         stated = WindowDatabase(self._db, self._path)
         problems = list(stated.problems())
-        self._metadata, self._report.has_lengths = stated.metadata, stated.has_lengths
+        self._report.has_lengths = stated.has_lengths
         self._report.geometry = geometry = stated.geometry
-        self._report.packed = pack_options(stated.metadata)
+        self._report.metadata = stated.metadata
         if stated.max_ambiguous is not None:
             self._report.max_ambiguous, self._follows = stated.max_ambiguous, _FOLLOWS_WITH_HOLES
         for problem in problems:
-            self._error(problem.check, problem.what)
+            self._findings.error(problem.check, self._path, problem.what, problem.fix or self._report.fix)
         if geometry is None:
             return
         self._warn_of_encoding()
@@ -179,7 +169,7 @@ class _Check:
             "index",
             self._path,
             "sequence_id has no index: all windows are walked through for each sample and each control tag",
-            f"sqlite3 {quote(str(self._path))} '{schema.CREATE_SEQUENCE_ID_INDEX}'",
+            f"sqlite3 {quoted(self._path)} '{schema.CREATE_SEQUENCE_ID_INDEX}'",
         )
         return False
 
@@ -241,7 +231,7 @@ class _Check:
 
     def _is_ordered(self) -> bool:
         """Tell whether this database promises an order: precompute does, and `contig_lengths` is of no use without."""
-        return self._report.has_lengths or "fingerprint" in self._metadata
+        return self._report.has_lengths or "fingerprint" in self._report.metadata
 
     def _order(self) -> None:
         strange = self._one(
@@ -270,7 +260,7 @@ class _Check:
         )
 
     def _distinct(self) -> None:
-        stated = self._metadata.get("distinct_sequences")
+        stated = self._report.metadata.get("distinct_sequences")
         if stated is not None:
             counted = self._one("SELECT count(*) FROM (SELECT DISTINCT sequence_id FROM window_mappings)")
             if stated != counted:
@@ -279,7 +269,7 @@ class _Check:
                 )
 
     def _recorded_lengths(self, geometry: WindowGeometry) -> None:
-        stated = self._metadata.get("fingerprint")
+        stated = self._report.metadata.get("fingerprint")
         if self._report.has_lengths:
             check_lengths(
                 self._findings,

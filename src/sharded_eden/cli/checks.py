@@ -10,7 +10,7 @@ import typer
 
 import sharded_eden
 from sharded_eden.cli.show import progress_bar
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, printable
 
 
 def bench(
@@ -120,7 +120,8 @@ def verify(
             print(f"contigs  {result.contigs:>15,}  read whole")
             print(f"bases    {result.bases:>15,}")
         for finding in result.findings:
-            print(f"\n{finding.severity} ({finding.check}) in {finding.file}\n  {finding.what}\n  fix: {finding.fix}")
+            print(f"\n{finding.severity} ({finding.check}) in {printable(finding.file)}")
+            print(f"  {printable(finding.what)}\n  fix: {finding.fix}")
         looked = "everything was checked" if full else "a quick look; --full checks everything"
         count = len(result.findings)
         print(f"\n{'clean' if result.is_clean else f'{count} finding' + 's' * (count > 1)} ({looked})")

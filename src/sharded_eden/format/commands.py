@@ -76,9 +76,20 @@ def precompute_command(
     return " ".join(words)
 
 
-def pack_command(window_db: PathLike) -> str:
-    """Return the command that packs the windows of a window database."""
-    return f"sharded-eden pack {quoted(window_db)}"
+def pack_command(window_db: PathLike, *, seed: object = 42, sequences: PathLike | None = None) -> str:
+    """Return the command that packs the windows of a window database.
+
+    Args:
+        window_db: the window database.
+        seed: the seed of the packs; ignored unless it is an integer.
+        sequences: the folder of sequence databases, needed where the window database has no table `contig_lengths`.
+    """
+    words = ["sharded-eden pack", quoted(window_db)]
+    if isinstance(seed, int) and seed != 42:
+        words.append(f"--seed {seed}")
+    if sequences is not None:
+        words.append(f"--sequences {quoted(sequences)}")
+    return " ".join(words)
 
 
 def verify_command(sequence_db_dir: PathLike = "SEQDB", *window_dbs: PathLike, full: bool = False) -> str:

@@ -292,7 +292,7 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is the split file itself"):
         precompute_window_database(path, tmp_path / "." / "s.parquet")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="a folder stands where"):
+    with pytest.raises(UsageError, match="a folder has this name"):
         precompute_window_database(path, tmp_path / "folder")
     with pytest.raises(UsageError, match="cannot be written"):
         precompute_window_database(path, path / "w.db")

@@ -40,6 +40,7 @@ def test_each_split_becomes_what_it_becomes_by_itself(tmp_path: Path, jobs: int)
     splits = splits_of_worlds(tmp_path / "splits")
     options = {"max_ambiguous": 0.4, "sequences": folder / "seqs", "pack": True, "keep_tail": True, "pack_seed": 3}
     told: list[tuple[int, int]] = []
+    notes: list[str] = []
     with pytest.warns(EdenWarning, match="test_windows.db holds no window"):
         results = precompute_window_databases(
             splits,
@@ -48,12 +49,16 @@ def test_each_split_becomes_what_it_becomes_by_itself(tmp_path: Path, jobs: int)
             window_size=64,
             stride=50,
             progress=lambda *at: told.append(at),
+            note=notes.append,
             **options,
         )
     assert list(results) == ["test", "train", "val"]
     written = [f"{name}_windows.db{suffix}" for name in results for suffix in ("", ".index")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
-    assert told
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (3000, 3000) or told[-1][0] >= 2500
+    assert {total for _, total in told} == {3000}
+    assert set(notes) >= {f"{name}: {step}" for name in ("train", "val") for step in ("contigs", "packing")}
     for name, result in results.items():
         if result.windows:
             alone = precompute_window_database(
@@ -71,6 +76,8 @@ def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in ("train", "val"):
         assert f"{name}_window_db_path='{tmp_path}/out/{name}_windows.db'" in out
         path = tmp_path / "out" / f"{name}_windows.db"
+        assert cli.main(["pack", str(tmp_path / "out")]) == 0
+        assert worlds.query(path, "SELECT count(*) FROM packs") > [(0,)]
         assert worlds.query(path, "SELECT max(window_idx) + 1 FROM window_mappings") == [(4 if name == "train" else 1,)]
 
 

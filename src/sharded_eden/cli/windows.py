@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from sharded_eden.cli.show import progress_bar, rate, say_next, size
+from sharded_eden.errors import MissingDatabase, printable
 from sharded_eden.format.schema import SPLITS
-from sharded_eden.windows.folder import precompute_window_databases
+from sharded_eden.windows.folder import WINDOWS_SUFFIX, precompute_window_databases
 from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
 
@@ -78,9 +79,13 @@ def precompute(
     }
     with progress_bar("contigs") as progress:
         if split_file.is_dir():
-            results = precompute_window_databases(split_file, windows_db, jobs=jobs, progress=progress, **options)
+            results = precompute_window_databases(
+                split_file, windows_db, jobs=jobs, progress=progress, note=progress.note, **options
+            )
         else:
-            result = precompute_window_database(split_file, windows_db, progress=progress, **options)
+            result = precompute_window_database(
+                split_file, windows_db, progress=progress, note=progress.note, **options
+            )
             results = {_split_name(split_file, windows_db): result}
     seconds = time.monotonic() - started
     for result in results.values():
@@ -114,7 +119,7 @@ def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> Non
     print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
     if result.packs is not None:
         _print_packs(result.packs)
-    print(f"on disk  {size(result.path.stat().st_size):>15}  {result.path}")
+    print(f"on disk  {size(result.path.stat().st_size):>15}  {printable(result.path)}")
     if result.index is not None:
         print(f"index    {result.index.addressed_windows:>15,}  windows can be read in one request")
         for reason, contigs in result.index.without_address.items():
@@ -124,7 +129,10 @@ def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> Non
 
 
 def pack(
-    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="A window database; packs are added to it.")],
+    windows_db: Annotated[
+        Path,
+        typer.Argument(metavar="WINDOWS.db", help="A window database, to which packs are added; or a folder."),
+    ],
     seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
     lengths: Annotated[
         Path | None,
@@ -135,13 +143,20 @@ def pack(
     ] = None,
 ) -> None:
     """Fill rows with several whole windows each, so that short contigs waste nothing."""
-    started = time.monotonic()
-    with progress_bar("windows") as progress:
-        result = pack_window_database(windows_db, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
-    print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
-    _print_packs(result)
-    print(f"on disk  {size(windows_db.stat().st_size):>15}  {windows_db}")
-    _say_data_module({_split_name(windows_db): windows_db}, f"seq_length={result.window_size}", packed=True)
+    if windows_db.is_dir():
+        paths = sorted(path for path in windows_db.glob(f"*{WINDOWS_SUFFIX}") if not path.name.startswith("."))
+        if not paths:
+            raise MissingDatabase(f"{printable(windows_db)}: holds no window database: looked for *{WINDOWS_SUFFIX}")
+    else:
+        paths = [windows_db]
+    for path in paths:
+        started = time.monotonic()
+        with progress_bar(f"packing {path.name}") as progress:
+            result = pack_window_database(path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+        print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
+        _print_packs(result)
+        print(f"on disk  {size(path.stat().st_size):>15}  {printable(path)}")
+    _say_data_module({_split_name(path): path for path in paths}, f"seq_length={result.window_size}", packed=True)
 
 
 def _print_packs(result: PackResult) -> None:

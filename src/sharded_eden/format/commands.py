@@ -16,9 +16,22 @@ PathLike = str | os.PathLike[str]
 
 
 def quoted(path: PathLike) -> str:
-    """Return a path as a shell takes it: quoted where it needs to be, and never taken for an option."""
+    """Return a path as a shell takes it: quoted where it needs to be, and never taken for an option.
+
+    Names with control characters or bytes that are not UTF-8 are quoted as `$'...'`, which Bash and Zsh read.
+    """
     text = os.fspath(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    text = f"./{text}" if text.startswith("-") else text
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(_escaped(each) for each in text)}'"
+
+
+def _escaped(character: str) -> str:
+    """Return a character as it is written inside `$'...'`."""
+    if character.isprintable():
+        return f"\\{character}" if character in "\\'" else character
+    return "".join(f"\\x{each:02x}" for each in os.fsencode(character))
 
 
 def build_command(out: PathLike, *, force: bool = False) -> str:

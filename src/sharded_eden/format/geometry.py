@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, shown
+
+MOST = (1 << 31) - 1
+"""No contig has more bases: SQLite holds no longer value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class WindowGeometry:
     def __post_init__(self) -> None:
         for name, least in (("window_size", 1), ("stride", 1), ("min_length", 0), ("special_tokens", 0)):
             value = getattr(self, name)
+            if value > MOST:
+                raise UsageError(f"{name} must be at most {MOST:,}, not {shown(value)}")
             if value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
         if self.keep_tail and self.usable < 1:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharded_eden.errors import EdenWarning, InputError, warn
+from sharded_eden.errors import EdenWarning, InputError, printable, warn
+from sharded_eden.format.commands import split_command
 from sharded_eden.jobs import Engine, Progress, Say, run_tasks
-from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
+from sharded_eden.windows.precompute import CONTIGS, PACKING, PrecomputeResult, precompute_window_database
 
 SPLIT_SUFFIX, WINDOWS_SUFFIX = "_split.parquet", "_windows.db"
 
@@ -38,7 +40,7 @@ def splits_of_folder(folder: str | os.PathLike[str]) -> dict[str, Path]:
     files = sorted(path for path in Path(folder).glob(f"*{SPLIT_SUFFIX}") if not path.name.startswith("."))
     if not files:
         raise InputError(
-            f"{folder}: holds no split: looked for *{SPLIT_SUFFIX}. Make them: sharded-eden split SEQDB --out {folder}"
+            f"{printable(folder)}: holds no split: looked for *{SPLIT_SUFFIX}. Make them: {split_command(out=folder)}"
         )
     return {path.name.removesuffix(SPLIT_SUFFIX): path for path in files}
 
@@ -49,6 +51,7 @@ def precompute_window_databases(
     *,
     jobs: int = 1,
     progress: Progress | None = None,
+    note: Callable[[str], object] | None = None,
     **options: Any,
 ) -> dict[str, PrecomputeResult]:
     """Write the window database of every split in a folder.
@@ -59,7 +62,8 @@ def precompute_window_databases(
         splits_folder: holds `<split>_split.parquet` for each split.
         output_folder: gets `<split>_windows.db` for each.
         jobs: processes that work at once; 1 works in this one.
-        progress: called with the contigs done and their total, of all splits that have begun.
+        progress: called with the thousandths of the work that are done, of all splits together, and 1,000 for each split.
+        note: called with the split and the step that was last heard of: `val: packing`.
         options: of `precompute_window_database`, the same for all.
 
     Returns:
@@ -67,7 +71,7 @@ def precompute_window_databases(
 
     Raises:
         InputError: there is no split, or one of them is refused.
-        UsageError: `jobs` below 1, or an option that cannot be meant.
+        UsageError: `jobs` below 1, or an option that is invalid.
         EdenError: a process was killed.
 
     Warns:
@@ -78,13 +82,16 @@ def precompute_window_databases(
         _Task(name, split, output / f"{name}{WINDOWS_SUFFIX}", options)
         for name, split in splits_of_folder(splits_folder).items()
     ]
-    contigs: dict[str, tuple[int, int]] = {}  # of each split: those done, and their total
+    steps = [CONTIGS, PACKING] if options.get("pack") else [CONTIGS]
+    done_of = {task.name: 0 for task in tasks}  # in thousandths
 
-    def hear(message: tuple[str, int, int]) -> None:
-        name, done, total = message
-        contigs[name] = done, total
+    def hear(message: tuple[str, str, int, int]) -> None:
+        name, step, done, total = message
+        if note is not None:
+            note(f"{name}: {step}")
+        done_of[name] = int(1000 * (steps.index(step) + done / max(1, total)) / len(steps))
         if progress is not None:
-            progress(sum(done for done, _ in contigs.values()), sum(total for _, total in contigs.values()))
+            progress(sum(done_of.values()), 1000 * len(tasks))
 
     results: dict[str, PrecomputeResult] = {}
     errors: dict[str, BaseException] = {}
@@ -102,11 +109,19 @@ def precompute_window_databases(
 
 def _run(task: _Task, say: Say) -> tuple[PrecomputeResult, list[str]]:
     """Write one window database; return what it holds and what there is to say about it."""
+    step = CONTIGS
 
-    def tell(done: int, total: int) -> None:
-        say((task.name, done, total))
+    def begin(name: str) -> None:
+        nonlocal step
+        step = name
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EdenWarning)
-        result = precompute_window_database(task.split, task.output, progress=tell, **task.options)
+        result = precompute_window_database(
+            task.split,
+            task.output,
+            note=begin,
+            progress=lambda done, total: say((task.name, step, done, total)),
+            **task.options,
+        )
     return result, [str(each.message) for each in caught if issubclass(each.category, EdenWarning)]

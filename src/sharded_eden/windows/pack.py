@@ -25,8 +25,9 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import MissingDatabase, UsageError
+from sharded_eden.errors import MissingDatabase, UsageError, printable, shown
 from sharded_eden.format import schema
+from sharded_eden.format.commands import precompute_command
 from sharded_eden.format.fingerprint import PackFingerprint
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
@@ -39,6 +40,7 @@ from sharded_eden.format.sqlite import (
     publishing,
     trust_nothing,
     unreadable,
+    writing,
 )
 from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Meter, Progress
@@ -100,25 +102,21 @@ def pack_window_database(
     path = Path(window_db)
     if not path.is_file():
         raise MissingDatabase(
-            f"{path}: no such window database. Make it: sharded-eden precompute SPLIT.parquet {path} --pack"
+            f"{printable(path)}: no such window database. Make it: {precompute_command(path, pack=True)}"
         )
     with closing(open_read_only(path)) as database:
-        try:
-            for problem in WindowDatabase(database, path).problems():
-                raise problem.error(path)
-        except READ_ERRORS as error:
-            raise unreadable(path, error) from error
+        _checked(database, path)
     before = FileIdentity.of(path.stat())
     with publishing(path) as unfinished:
         copy_database(path, unfinished)
-        with closing(create_database(unfinished)) as database:
-            try:
+        try:
+            with writing(path), closing(create_database(unfinished)) as database:
                 trust_nothing(database)  # above all, it runs no trigger of the window database
                 database.execute("BEGIN")
                 result = write_packs(database, path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
                 database.execute("COMMIT")
-            except READ_ERRORS as error:
-                raise unreadable(path, error) from error
+        except READ_ERRORS as error:
+            raise unreadable(path, error) from error
     renew_index(path, before)
     return result
 
@@ -142,13 +140,14 @@ def write_packs(
         sequences: the folder of sequence databases.
         progress: called with the windows done, counted twice, and their total.
     """
-    geometry = WindowGeometry.from_metadata(dict(database.execute("SELECT key, value FROM metadata")))
+    if not -(2**63) <= seed < 2**63:
+        raise UsageError(f"the seed of packs {shown(seed)} is invalid: it must fit into 64 bits")
+    geometry, total = _checked(database, path)
     if geometry.usable < 1:
         raise UsageError(
-            f"{path}: its windows cannot be packed: window_size={geometry.window_size} leaves no room for a base beside "
-            f"special_tokens={geometry.special_tokens}. Precompute with fewer --special-tokens"
+            f"{printable(path)}: its windows cannot be packed: window_size={geometry.window_size} leaves no room for a base "
+            f"beside special_tokens={geometry.special_tokens}. Precompute with fewer --special-tokens"
         )
-    total = int(database.execute("SELECT count(*) FROM window_mappings").get)
     database.execute("DROP TABLE IF EXISTS packs")
     database.execute(schema.CREATE_PACKS)
     fingerprint = PackFingerprint(geometry)
@@ -182,8 +181,26 @@ def write_packs(
         "pack_useful_tokens": useful_tokens,
         "pack_fingerprint": fingerprint.value(),
     }
-    database.executemany("INSERT OR REPLACE INTO metadata VALUES (?, ?)", totals.items())
+    # Not INSERT OR REPLACE: a table from another program may have no key.
+    database.executemany("DELETE FROM metadata WHERE key = ?", ((key,) for key in totals))
+    database.executemany("INSERT INTO metadata (key, value) VALUES (?, ?)", totals.items())
     return PackResult(windows=total, packs=packs, window_size=geometry.window_size, useful_tokens=useful_tokens)
+
+
+def _checked(database: apsw.Connection, path: Path) -> tuple[WindowGeometry, int]:
+    """Return the geometry and the number of windows of a window database without problems.
+
+    Raises:
+        DatabaseError: the first problem.
+    """
+    state = WindowDatabase(database, path)
+    try:
+        for problem in state.problems():
+            raise problem.error(path)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
+    assert state.geometry is not None  # noqa: S101 - narrows the type
+    return state.geometry, state.total_windows
 
 
 def _buffers(total: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -11,6 +11,7 @@ file that is not sorted) and some hundred megabytes, however long the file is.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,9 @@ from sharded_eden.windows.index import IndexResult, index_or_reason
 from sharded_eden.windows.pack import PackResult, write_packs
 from sharded_eden.windows.split_files import contigs_in_order, open_split, sequence_db_dir_of, survey
 from sharded_eden.windows.write import WindowWriter
+
+CONTIGS, PACKING = "contigs", "packing"
+"""The steps."""
 
 PAGE_BYTES = 16_384
 """Pages four times the usual size: fewer of them to fill, and as fast to read from."""
@@ -71,6 +75,7 @@ def precompute_window_database(
     pack_seed: int = 42,
     overwrite: bool = False,
     progress: Progress | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> PrecomputeResult:
     """Write the window database of a split.
 
@@ -90,7 +95,8 @@ def precompute_window_database(
         pack_seed: another seed mixes other windows in a pack.
         overwrite: replace a file of this name whatever it holds. Checkpoints are tied to the windows that they were trained on,
             so they cannot be resumed on other windows.
-        progress: called with the contigs done and their total.
+        progress: called with the contigs done and their total; then, while windows are packed, with twice the windows.
+        note: called with the name of each step as it begins: `contigs`, `packing`.
 
     Raises:
         UsageError: an invalid size, an output that cannot be written, or one that exists with another geometry or other
@@ -123,6 +129,8 @@ def precompute_window_database(
         if existing is not None:
             existing.check_geometry(geometry)
         unfinished = stack.enter_context(publishing(output))
+        if note is not None:
+            note(CONTIGS)
         roots = _create_tables(unfinished)
         with (
             PageFile(unfinished, PAGE_BYTES) as file,
@@ -145,6 +153,8 @@ def precompute_window_database(
             database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
             if existing is not None:
                 existing.check_contigs(database, writer.fingerprint.value(), writer.windows)
+            if pack and note is not None:
+                note(PACKING)
             packs = write_packs(database, output, seed=pack_seed, progress=progress) if pack else None
             database.execute("COMMIT")
     index, no_index = index_or_reason(sequences or sequence_db_dir_of(split), output)

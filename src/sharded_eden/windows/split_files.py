@@ -72,11 +72,26 @@ def open_split(split: Path) -> Iterator[pl.LazyFrame]:
                     f"{printable(split)}: column {column!r} {what}; expected {expected}. {split_command()} writes such files"
                 )
         yield table.select(
-            pl.col(CONTIG_ID).cast(pl.String, strict=False),
+            pl.col(CONTIG_ID).map_batches(_decoded, pl.String) if found[CONTIG_ID] == pl.Binary else CONTIG_ID,
             pl.col(LENGTH).cast(pl.Int64, strict=False),
             pl.col(CONTIG_ID).alias(STORED_ID),
             pl.col(LENGTH).alias(STORED_LENGTH),
         )
+
+
+def _decoded(ids: pl.Series) -> pl.Series:
+    """Return bytes as text, null where they are not UTF-8."""
+    try:
+        return ids.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        return pl.Series(ids.name, [_decoded_one(each) for each in ids], dtype=pl.String)
+
+
+def _decoded_one(stored: bytes | None) -> str | None:
+    try:
+        return None if stored is None else stored.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def survey(contigs: pl.LazyFrame, split: Path) -> Survey:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, UsageError, printable, shown
 from sharded_eden.format import schema
+from sharded_eden.format.commands import split_command
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sequence_db import sequence_db_problems
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
@@ -90,7 +91,7 @@ class AmbiguityFilter:
         if letters is None or len(letters) != length:
             raise DatabaseError(
                 f"{path}: contig {contig_id!r} has {'no sequence' if letters is None else f'{len(letters)} bases'}, the split "
-                f"says {length}. Make the split anew: sharded-eden split {self._folder} --out DIR"
+                f"says {length}. Make the split again: {split_command(self._folder)}"
             )
         return np.frombuffer(letters, dtype=np.uint8)
 

@@ -5,10 +5,10 @@ file, each as full as it gets, and the tree above them under the root page that 
 Costs the bytes once, and in memory one page and some 100 bytes for each page that was written.
 
     leaf       type, number of cells | place of each cell | free | cells
-    interior   the same, each cell behind the number of its child page; the last child stands in the header
+    interior   the same, each cell after the number of its child page; the last child is in the header
 
-In the tree of a table, the largest rowid of a page stands above it as well; in that of an index, each cell stands once, and
-the one between two pages stands above them. No cell may be so long that SQLite would spill it to other pages: in an index
+In the tree of a table, the largest rowid of a page is above it as well; in that of an index, each cell is there once, and
+the one between two pages is above them. No cell may be so long that SQLite would spill it to other pages: in an index
 (page_bytes - 12) * 64 // 255 - 23 bytes of record.
 
 Source: "Database File Format", https://www.sqlite.org/fileformat2.html, sections 1.3 (header), 1.5 and 1.6.
@@ -32,7 +32,7 @@ POINTER = 2
 LOCK_BYTE = 1 << 30
 """The page with this byte holds nothing: SQLite locks it."""
 PAGES_AT = 28
-"""Where in the file its number of pages stands."""
+"""The offset of the number of pages in the file."""
 
 
 class PageFile:
@@ -98,7 +98,7 @@ class BTree:
         self._dividers: list[bytes] = []  # one after each child
 
     def add(self, cells: Bytes, lengths: Ints, rowids: Ints) -> None:
-        """Add cells behind those that are there, and write the pages that they fill.
+        """Add cells after those that are there, and write the pages that they fill.
 
         Args:
             cells: (b,) uint8, one after another.
@@ -115,7 +115,7 @@ class BTree:
         if len(self._lengths) == 0:
             return  # the root page is an empty leaf already
         ends = np.cumsum(self._lengths + POINTER)
-        if ends[-1] > self._file.page_bytes - LEAF_HEADER:  # an index by one cell: another page needs a cell of its own
+        if ends[-1] > self._file.page_bytes - LEAF_HEADER:  # an index by one cell: another page needs a cell
             self._write_leaves([(0, len(ends) - 2)])
         last = self._leaves([(0, len(self._lengths))])
         if not self._children:
@@ -138,7 +138,7 @@ class BTree:
         while first < len(ends):
             before = int(ends[first - 1]) if first else 0
             stop = int(np.searchsorted(ends, before + room, side="right"))
-            if stop + self._moves_up >= len(ends):  # not full, or nothing would stand behind what moves up
+            if stop + self._moves_up >= len(ends):  # not full, or no cell would follow the one that moves up
                 break
             cuts.append((first, stop))
             first = stop + self._moves_up
@@ -185,7 +185,7 @@ class BTree:
                 bounds.append(k + 1)
                 used = 0
         if len(bounds) > 1 and bounds[-1] == len(self._children) - 1:
-            bounds[-1] -= 1  # a page needs a divider of its own: two children
+            bounds[-1] -= 1  # a page needs a divider, that is two children
         bounds.append(len(self._children))
         return [(self._children[a:b], self._dividers[a : b - 1]) for a, b in pairwise(bounds)]
 
@@ -203,6 +203,6 @@ class BTree:
 
 
 def _header(kind: int, cells: int, content: int) -> Bytes:
-    """Return the first bytes of a page, (8,) uint8: no free blocks, no fragments; 0 stands for 65536."""
+    """Return the first bytes of a page, (8,) uint8: no free blocks, no fragments; 0 means 65536."""
     fields = bytes([kind]) + bytes(2) + cells.to_bytes(2, "big") + (content & 0xFFFF).to_bytes(2, "big") + bytes(1)
     return np.frombuffer(fields, dtype=np.uint8)

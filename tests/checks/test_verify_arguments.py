@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import worlds
 from faults import World
-from worlds import execute, random_sequence, sample_db
+from worlds import execute, query, random_sequence, sample_db
 
 from sharded_eden import ShardedEdenDataset, bench, build_sequence_dbs, cli, verify
 from sharded_eden.errors import UsageError
@@ -82,6 +82,24 @@ def test_a_changed_base_is_found_by_the_hash_of_the_manifest(tmp_path):
     assert verify(tmp_path / "seqs", full=True).findings == []
     other = sequence[:5000] + ("A" if sequence[5000] != "A" else "C") + sequence[5001:]
     execute(sample_db(tmp_path, "s"), ("UPDATE sequences SET nt_sequence = ? WHERE rowid = 1", (other,)))
+    assert [finding.check for finding in verify(tmp_path / "seqs", full=True).findings] == ["content"]
+
+
+def test_two_swapped_overflow_pages_are_found(tmp_path):
+    (tmp_path / "in").mkdir()
+    sequence = random_sequence(60_000, 1)
+    (tmp_path / "in/s.fa").write_text(f">a\n{sequence}\n")
+    build_sequence_dbs([tmp_path / "in"], tmp_path / "seqs")
+    path = sample_db(tmp_path, "s")
+    data = bytearray(path.read_bytes())
+    ((size,),) = query(path, "PRAGMA page_size")
+    # An overflow page holds the number of the next one (4 bytes), then letters.
+    pages = [at for at in range(size, len(data), size) if data[at + 4 : at + size].isalpha()]
+    first, second = pages[0], pages[1]
+    one, other = data[first + 4 : first + size], data[second + 4 : second + size]
+    data[first + 4 : first + size], data[second + 4 : second + size] = other, one
+    path.write_bytes(data)
+    assert query(path, "PRAGMA integrity_check") == [("ok",)]
     assert [finding.check for finding in verify(tmp_path / "seqs", full=True).findings] == ["content"]
 
 

@@ -5,6 +5,8 @@ Enters: whatever a check noticed or SQLite raised. Leaves: `Finding`s, one for e
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sharded_eden.errors import EdenError, MissingDatabase
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase
 from sharded_eden.format.commands import quoted
 from sharded_eden.format.sqlite import is_mutable_now, open_read_only, unreadable
 
@@ -83,6 +85,7 @@ class Findings:
     """A list of findings that grows."""
 
     found: list[Finding] = field(default_factory=list)
+    _disk_fails: dict[str, bool] = field(default_factory=dict, repr=False)
 
     def error(self, check: str, file: str | Path, what: str, fix: str) -> None:
         """Add what would stop training, or change what it trains on."""
@@ -104,6 +107,19 @@ class Findings:
     def checking(self, check: str, file: str | Path, fix: str) -> Checking:
         """Turn whatever a file raises while it is read into an error of this check, and go on after the block."""
         return Checking(self, check, file, fix)
+
+    def disk_fails(self, file: str | Path) -> bool:
+        """Tell whether the disk fails to read a file, which SQLite reports as damage of the file; it is then a finding.
+
+        Reads the whole file, once: call it only after an error.
+        """
+        if str(file) not in self._disk_fails:
+            what = disk_failure(file)
+            self._disk_fails[str(file)] = bool(what)
+            if what:
+                fix = "check the disk and the log of the system; then verify again, or restore the file from a copy"
+                self.error("file", file, what, fix)
+        return self._disk_fails[str(file)]
 
     def opened(self, path: Path, fix: str) -> apsw.Connection | None:
         """Open a database for reading, without mapping it; None where it cannot be opened, which is then a finding."""
@@ -128,12 +144,15 @@ class Findings:
         """Let SQLite look at every page and every row of an index."""
         with self.checking("integrity", path, fix):
             said = [row[0] for row in connection.execute(f"PRAGMA integrity_check({EXAMPLES})")]
-            if said != ["ok"]:
+            if said != ["ok"] and not self.disk_fails(path):
                 self.error("integrity", path, f"integrity_check says {'; '.join(said)!r} instead of 'ok'", fix)
 
 
 EXAMPLES = 3
 """So many of the things that a finding is about are named."""
+
+PIECE_BYTES = 1 << 16
+"""Bytes read at once to find where a disk fails."""
 
 CACHE_KIB = 8192
 """Page cache of one connection."""
@@ -151,6 +170,8 @@ class Checking:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         if not isinstance(error, UNREADABLE):
             return False
+        if isinstance(error, (apsw.Error, DatabaseError, OSError)) and self._findings.disk_fails(self._file):
+            return True
         what = str(unreadable(self._file, error) if isinstance(error, apsw.Error) else error)
         self._findings.error(
             self._check, self._file, what.removeprefix(f"{self._file}: ") or type(error).__name__, self._fix
@@ -180,6 +201,19 @@ class Tally:
     def __str__(self) -> str:
         more = self.count - len(self.examples)
         return "; ".join(self.examples) + (f" and {more:,} more" if more else "")
+
+
+def disk_failure(path: str | Path) -> str:
+    """Return where the disk fails to read a file; nothing where it reads it, or where there is no such file."""
+    position = 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while piece := os.pread(file.fileno(), PIECE_BYTES, position):
+                position += len(piece)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return f"the disk fails to read it after byte {position:,} ({error.strerror}); the database itself may be whole"
+    return ""
 
 
 def scans(connection: apsw.Connection, query: str) -> bool:

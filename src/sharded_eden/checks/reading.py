@@ -49,7 +49,7 @@ class _Reading:
     def __init__(
         self, index: WindowIndex, reader: SequenceReader, broken: Collection[str], report: WindowsReport
     ) -> None:
-        self._index, self._reader, self._broken, self._report = index, reader, broken, report
+        self._index, self._reader, self._broken, self._report = index, reader, set(broken), report
         # Without special tokens a row shows all bases of its window.
         row = RowFormat(
             index.geometry.window_size, encoding_of(None), include_bos=False, include_sep=False, include_eos=False
@@ -82,6 +82,9 @@ class _Reading:
                 check = "contig" if contig is None else "length"
                 what = "is not here" if contig is None else f"has only {contig.length} bases"
             except UNREADABLE as error:
+                self._broken.add(sample)  # the next window would fail in the same way
+                if findings.disk_fails(self._reader.paths[sample]):
+                    continue
                 check, what = "file", f"cannot be read: {error}"
             if what:
                 wrong.setdefault((check, self._reader.paths[sample]), Tally()).add(f"{where}, which {what}")

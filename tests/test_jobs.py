@@ -142,3 +142,16 @@ def test_a_cluster_loses_a_node_and_no_row(tmp_path: Path) -> None:
         timeout=250,
     )
     assert done.stdout.endswith("the same rows\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_named_as_a_cause(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from sharded_eden.jobs import Engine, run_tasks\n"
+        "def work(task, say):\n    return task\n"
+        "print(list(run_tasks(work, range(4), Engine('local', 2))))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "if __name__ == '__main__':" in done.stderr.split("a worker process died", 1)[1]

@@ -1,8 +1,8 @@
 """Where tasks run (in this process, in a pool of processes, or on a Ray cluster), and progress callbacks for long commands.
 
-Enter: a function, and tasks that can be pickled. Leaves: what became of each, in the order in which they end. A task's
-function is the same everywhere, `function(task, say)`: `say` takes a small message to whoever runs the tasks. No more tasks
-wait than keep everyone busy, so that a million of them may come from an iterator.
+Input: a function and tasks that can be pickled. Output: the result or the error of each task, in the order in which they end.
+The function is called as `function(task, say)`; `say` sends a small message to the process that runs the tasks. Tasks are read
+from their iterator as they are needed, so there may be millions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Ended(Generic[Task, Result]):
-    """What became of a task: a result, or an error."""
+    """The result of a task, or its error."""
 
     task: Task
     result: Result | None = None
@@ -72,22 +72,22 @@ class Ended(Generic[Task, Result]):
 
 
 class TaskStopped(Exception):
-    """Raised inside a task, by `say`, when whoever runs it wants it no longer."""
+    """Raised inside a task, by `say`, after the run was stopped."""
 
 
 def run_tasks(
     function: Work[Task, Result], tasks: Iterable[Task], engine: Engine, *, heard: Say | None = None
 ) -> Iterator[Ended[Task, Result]]:
-    """Run tasks and yield what became of each.
+    """Run tasks and yield the result or the error of each.
 
     Args:
         function: a function of a module, called with a task and `say`.
         tasks: read as they are needed.
         engine: where they run.
-        heard: called in this process with each message that a task says. On Ray nothing is heard.
+        heard: called in this process with each message of a task. On Ray messages are dropped.
 
     Raises:
-        EdenError: a worker process died; what other tasks wrote stands.
+        EdenError: a worker process died; what other tasks wrote is kept.
         MissingExtra: Ray is asked for and not installed.
     """
     heard = heard or (lambda message: None)
@@ -107,7 +107,7 @@ def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -
         yield ended
 
 
-# In a worker: how it is heard, and whether it shall go on.
+# In a worker process: the queue of its messages, and the event that stops it.
 _messages: Any = None
 _stop: Any = None
 
@@ -193,7 +193,7 @@ class _Inbox:
 
 
 def _listen(messages: Any, inbox: _Inbox) -> None:
-    """Empty the pipe at all times: a worker that writes to a full one would wait for ever."""
+    """Empty the pipe at all times: a worker that writes to a full one would wait forever."""
     while (message := messages.get()) is not None:
         inbox.put(message)
 
@@ -250,7 +250,7 @@ def _run_quietly(function: Work[Task, Result], task: Task) -> Result:
 # ---- progress ----
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Called with what is done and the total, in a unit of the step's own choice (bytes of input, contigs)."""
+"""Called with what is done and the total, in a unit that the step chooses (bytes of input, contigs)."""
 
 Note: TypeAlias = Callable[[str], object]
 """Called with what is being done, in a few words: `1,204 records, 5.2 Gb, 310 Mb/s, SAMPLE1`."""
@@ -268,13 +268,13 @@ class Meter:
         self._next_report = 0.0
 
     def reach(self, before: int, done: int) -> None:
-        """Say that `done` of the current part is done, and `before` of the total in the parts before it."""
+        """Report that `done` of the current part is done, and `before` in the parts before it."""
         if self._progress is not None and (now := time.monotonic()) >= self._next_report:
             self._next_report = now + REPORT_SECONDS
             self._progress(min(before + done, self._total), self._total)
 
     def finish(self) -> None:
-        """Say that everything is done."""
+        """Report that everything is done."""
         if self._progress is not None:
             self._progress(self._total, self._total)
 
@@ -292,11 +292,11 @@ class Tick(NamedTuple):
 
 
 class Ticker:
-    """Tells how far one task has come, five times a second at most.
+    """Reports how far one task has come, five times a second at most.
 
     Args:
         say: takes a `Tick`.
-        task: what tells the task from others.
+        task: the key of the task.
     """
 
     INTERVAL_SECONDS = 0.2
@@ -315,8 +315,8 @@ class Ticker:
             self._say(Tick(self._task, done, self.records, self.bases, sample))
 
 
-class Tally:
-    """Adds up the ticks of all tasks, and what is finished, and tells both callbacks."""
+class Totals:
+    """Adds up the ticks of all tasks and of those that have ended, and calls both callbacks."""
 
     def __init__(self, progress: Progress | None, note: Note | None, total: int) -> None:
         self._meter = Meter(progress, total)
@@ -339,7 +339,7 @@ class Tally:
         self._tell("")
 
     def finish(self) -> None:
-        """Say that everything is done."""
+        """Report that everything is done."""
         self._meter.finish()
 
     def _tell(self, sample: str) -> None:

@@ -1,7 +1,6 @@
 """How fast a user's own data loads from a user's own disk, where the time goes, and what to change.
 
-Enters: a folder of sequence databases and a window database. Leaves: rates and times. Costs some seconds for each line.
-Windows are visited in the order in which training would visit them.
+Takes some seconds for each line of the result. Windows are visited in the order in which training would visit them.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class BenchResult:
     warm_windows_per_second: float
     """The same windows again, in one process."""
     mean_bases: float
-    """Bases that a window shows, on average."""
+    """Mean number of bases in a window."""
     stage_microseconds: dict[str, float]
     """Time a window spends in each stage, one process, warm; no `transfer` without a GPU."""
     loaders: list[LoaderRate] = field(default_factory=list)
@@ -217,7 +216,7 @@ def _batches(stream: Stream, batch_size: int) -> Iterator[Any]:
 
 
 def _windows_per_second(batches: Iterable[Any], batch_size: int, seconds: float) -> float:
-    """Take batches for so many seconds, at least three of them."""
+    """Take batches for this many seconds, at least three of them."""
     count, begun = 0, time.perf_counter()
     for _ in batches:
         count += 1
@@ -227,7 +226,7 @@ def _windows_per_second(batches: Iterable[Any], batch_size: int, seconds: float)
 
 
 def _time_stages(stream: Stream, batch_size: int, seconds: float) -> tuple[dict[str, float], float]:
-    """Return the median microseconds a window of each stage, and the bases that a window shows on average."""
+    """Return the median microseconds a window of each stage, and the mean number of bases in a window."""
     dataset = stream.dataset
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     bases: list[int] = []

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from sharded_eden import bench, cli
 from sharded_eden.errors import DatabaseError, UsageError
+from sharded_eden.throughput import BenchResult, LoaderRate, _verdict
 
 
 def test_bench_measures_every_stage_and_loader(small, capsys):
@@ -41,3 +45,38 @@ def test_bench_refuses_what_it_cannot_measure(small, tmp_path):
         bench(small.sequence_db_dir, small.window_db, batch_size=0)
     with pytest.raises(DatabaseError, match="no such window database"):
         bench(small.sequence_db_dir, tmp_path / "nothing.db")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_bench_counts_the_processors_that_it_may_use():
+    one = min(os.sched_getaffinity(0))
+    count = "from sharded_eden.throughput import usable_processors; print(usable_processors())"
+    code = f"import os; os.sched_setaffinity(0, [{one}]); {count}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("rates", [(900.0, 400.0, 300.0), (100.0, 400.0, 300.0), (100.0, 200.0, 300.0)])
+@pytest.mark.parametrize("compact", [1.0, 3.0])
+def test_the_verdict_agrees_with_the_measured_rates(rates, compact):
+    loaders = [
+        LoaderRate(workers=workers, start_method="fork", compact=is_compact, windows_per_second=rate * factor)
+        for is_compact, factor in ((False, 1.0), (True, compact))
+        for workers, rate in zip((0, 1, 2), rates, strict=True)
+    ]
+    result = BenchResult(
+        windows=10,
+        seq_length=64,
+        batch_size=1,
+        cold_windows_per_second=None,
+        warm_windows_per_second=rates[0],
+        mean_bases=60.0,
+        stage_microseconds={"locate": 1.0, "read": 5.0},
+        loaders=loaders,
+    )
+    verdict = _verdict(result, is_table=True)
+    best = max(loaders, key=lambda loader: loader.windows_per_second)
+    assert f"num_workers={best.workers}), compact={best.compact}: {best.windows_per_second:,.0f} windows/s" in verdict
+    assert ("no workers are needed" in verdict) + ("more workers than" in verdict) <= 1
+    if best.workers == 0:
+        assert "more workers" not in verdict

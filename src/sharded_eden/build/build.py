@@ -36,7 +36,7 @@ from sharded_eden.build.staging import Place, workplace
 from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.sqlite import create_database, publishing, real_folder, writing
-from sharded_eden.jobs import Engine, EngineName, Note, Progress, Tally
+from sharded_eden.jobs import Engine, EngineName, Note, Progress, Totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ def build_sequence_dbs(
     with workplace(out, scratch) as place:
         check_contig_table(out)
         numbered = [_input(number, file, place) for number, file in enumerate(files)]
-        tally = Tally(progress, note, sum(each.size_bytes for each in numbered))
+        tally = Totals(progress, note, sum(each.size_bytes for each in numbered))
         job = Job(
             place=place,
             engine=where,

@@ -18,7 +18,7 @@ from sharded_eden.build.source import FileState
 from sharded_eden.build.staging import Place
 from sharded_eden.errors import EdenError, InputError, UsageError, WriteError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.jobs import Ended, Engine, Tally
+from sharded_eden.jobs import Ended, Engine, Totals
 
 FAILURES_SHOWN = 20
 
@@ -41,7 +41,7 @@ class Job:
     force: bool
     page_size: int | None
     """Bytes a page; None: by the size of each sample."""
-    tally: Tally
+    tally: Totals
 
     built: dict[str, SampleResult] = field(default_factory=dict)
     unchanged: set[str] = field(default_factory=set)

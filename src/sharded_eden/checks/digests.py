@@ -1,6 +1,6 @@
-"""Digests of contigs, on disk, and the copies that they give away. Memory is bounded whatever the number of contigs.
+"""Digests of contigs, in files, and the copies that they reveal. Memory does not grow with the number of contigs.
 
-Enters: contigs. Leaves: which are the same in two splits. A contig and its other strand are the same: windows show either. So
+Finds contigs that are the same in two splits. A contig and its other strand are the same: windows show either. So
 are upper and lower case, and U and T. Costs 30 bytes of scratch a contig, twice, and two copies and one SHA-256 of its bases.
 
     contigs ──canonical_digest──▶ a file of records for each sample ──by digest──▶ buckets ──sort──▶ copies
@@ -29,7 +29,7 @@ _BACKWARD = bytes(COMPLEMENT[np.frombuffer(_FORWARD, dtype=np.uint8)])
 
 _RECORD = struct.Struct("<16sQIH")
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("ordinal", "<u8"), ("sample", "<u4"), ("split", "<u2")])
-"""A digest, and whose it is: the contig's place in its database, the sample's number and the split's."""
+"""A digest, and the contig that it belongs to: its place in its database, the sample's number and the split's."""
 CHUNK_RECORDS = 1 << 18
 BUCKET_RECORDS = 1 << 20
 """Records that are sorted in memory at once, about."""
@@ -117,7 +117,7 @@ def find_copies(files: Iterable[Path], scratch: Path, examples: int) -> dict[tup
     Args:
         files: what `DigestFile` wrote; removed on the way.
         scratch: a folder for the buckets.
-        examples: so many contigs are named for each pair of splits.
+        examples: the number of contigs that are named for each pair of splits.
     """
     files = [path for path in files if path.exists()]
     buckets = -(-sum(path.stat().st_size for path in files) // (RECORD.itemsize * BUCKET_RECORDS))

@@ -1,6 +1,6 @@
-"""What `verify` says: findings, and how what goes wrong while a file is read becomes one.
+"""The findings of `verify`. An error while a file is read becomes a finding too.
 
-Enters: whatever a check noticed or SQLite raised. Leaves: `Finding`s, one for each file and check, however many rows are wrong.
+One `Finding` is made for each file and check, however many rows are wrong.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Severity = Literal["error", "warning"]
 
 CHECKS = {
     "file": "it is there, whole, and SQLite reads it",
-    "leftover": "no -wal or -journal stands beside it",
+    "leftover": "no -wal or -journal is beside it",
     "schema": "it has the specified tables and columns",
     "encoding": "its text is UTF-8",
     "layout": "its tables are ordinary ones: no view, not WITHOUT ROWID",
     "index": "rows are found by an index",
-    "integrity": "PRAGMA integrity_check says ok",
-    "metadata": "the metadata are integers and make sense together",
+    "integrity": "PRAGMA integrity_check reports ok",
+    "metadata": "the metadata are integers and do not contradict each other",
     "totals": "total_windows and distinct_sequences are what the table holds",
     "gap": "windows are numbered 0, 1, 2, ... without a gap",
-    "order": "windows stand in the order of their contigs' IDs, those of a contig one after the other",
+    "order": "windows are in the order of their contigs' IDs, and those of a contig in theirs",
     "fingerprint": "the fingerprint is that of these contigs and lengths",
     "packs": "every window is in one pack, each pack fits into a row, and total_packs, "
     "pack_useful_tokens and pack_fingerprint are theirs",
@@ -47,9 +47,9 @@ CHECKS = {
     "opening": "the loader opens the split",
     "table": "contigs.parquet lists what the sequence databases hold",
     "shared-sample": "no sample is in two splits",
-    "copied-contig": "no contig is in two splits, not as a copy and not as its other strand either",
+    "copied-contig": "no contig is in two splits, neither as a copy nor as its other strand",
 }
-"""{name of a check: what it holds to be true}."""
+"""{name of a check: the condition that it checks}."""
 
 UNREADABLE = (
     apsw.Error,
@@ -129,7 +129,7 @@ class Findings:
                 self.warning(
                     "leftover",
                     path,
-                    f"{beside} ({beside.stat().st_size:,} bytes) stands beside it: a program has it open or was stopped "
+                    f"{beside} ({beside.stat().st_size:,} bytes) is beside it: a program has it open or was stopped "
                     "while writing it. Every reader must lock the file, and a copy of it without this one is another",
                     f"close that program, then: sqlite3 {quoted(path)} 'PRAGMA journal_mode = DELETE' && "
                     f"rm -f {quoted(beside)}",
@@ -145,11 +145,11 @@ class Findings:
         with self.checking("integrity", path, fix):
             said = [row[0] for row in connection.execute(f"PRAGMA integrity_check({EXAMPLES})")]
             if said != ["ok"] and not self.disk_fails(path):
-                self.error("integrity", path, f"integrity_check says {'; '.join(said)!r} instead of 'ok'", fix)
+                self.error("integrity", path, f"integrity_check reports {'; '.join(said)!r} instead of 'ok'", fix)
 
 
 EXAMPLES = 3
-"""So many of the things that a finding is about are named."""
+"""The number of examples that a finding names."""
 
 PIECE_BYTES = 1 << 16
 """Bytes read at once to find where a disk fails."""

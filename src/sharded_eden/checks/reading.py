@@ -1,6 +1,6 @@
 """Random windows of a split, read the way training reads them.
 
-Enters: a window database and the sequence databases. Leaves: findings. Costs one read a window.
+Costs one read a window.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Reading:
             try:
                 sample = self._reader.sample_of(row[0])
             except InputError:
-                continue  # said already, as are samples that are not there or broken
+                continue  # reported before, as are samples that are missing or broken
             if sample in self._broken or sample not in self._reader.paths:
                 continue
             read += 1

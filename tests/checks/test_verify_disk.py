@@ -72,3 +72,33 @@ def test_a_disk_that_fails_is_not_called_damage(tmp_path, failing_disk, which, o
     assert {(finding["check"], finding["file"]) for finding in findings} == {("file", str(path))}
     assert all(f"the disk fails to read it after byte {bad // 65536 * 65536:,}" in f["what"] for f in findings)
     assert all(f["fix"].startswith("check the disk") for f in findings)
+
+
+READ_ALL = """
+import sys
+from collections import Counter
+from sharded_eden import ShardedEdenDataset
+dataset = ShardedEdenDataset.open(*sys.argv[1:])
+found = Counter()
+for i in range(len(dataset)):
+    try:
+        dataset[i]
+        found["read"] += 1
+    except Exception as error:
+        found[type(error).__name__] += 1
+print(*sorted(found))
+"""
+
+
+def test_other_windows_are_read_after_a_disk_error(tmp_path, failing_disk):
+    """A handle that an error has closed is not used for the next contig."""
+    contigs = {f"BCR__ECT-S1__CT1-{i}": random_sequence(3000, i) for i in range(40)}
+    world = World(tmp_path)
+    oracle.write_sequence_dbs(world.seqs, contigs)
+    write_windows(world.train, contigs)
+    path = sample_db(tmp_path, "S1")
+    bad = 4096 * (path.stat().st_size // 4096 // 2)
+    environment = os.environ | {"LD_PRELOAD": str(failing_disk), "BAD_FILE": path.name, "BAD_BYTE": str(bad)}
+    command = [sys.executable, "-c", READ_ALL, str(world.seqs), str(world.train)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "DatabaseError read\n"

@@ -41,7 +41,7 @@ class Contig(Protocol):
 
 
 class BlobContig:
-    """A contig behind an open BLOB handle."""
+    """A contig that is read through an open BLOB handle."""
 
     __slots__ = ("_blob", "length", "page_list_bytes", "sample_id")
 
@@ -124,19 +124,19 @@ class SampleDatabase:
         rowid = self._cursor.execute(self._find_row, (contig_id,)).get
         if rowid is None:
             return None
-        contig = self._scratch
+        contig, self._scratch = self._scratch, None  # an error closes the handle, which must not be used again
         try:
             if contig is None:
                 blob = self.connection.blob_open("main", "sequences", "nt_sequence", rowid, False)
-                contig = self._scratch = BlobContig(blob, self.sample_id)
+                contig = BlobContig(blob, self.sample_id)
             else:
                 contig.reopen(rowid)
         except apsw.SQLError as error:  # the value is NULL or a number
-            self._scratch = None
             raise self._no_text(contig_id, str(error)) from error
         if contig.length >= LONG_CONTIG_BASES:
             contig.page_list_bytes = 4 * (contig.length // self._page_bytes)
-            self._scratch = None
+        else:
+            self._scratch = contig
         return contig
 
     def _contig_by_substr(self, contig_id: str) -> Contig | None:

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from sharded_eden.format.publish import create_database
 from sharded_eden.format.schema import CREATE_SEQUENCES, sample_database_path
-from sharded_eden.format.sqlite import attach_read_only, create_database, open_read_only
+from sharded_eden.format.sqlite import attach_read_only, open_read_only
 from sharded_eden.load.read.databases import SequenceReader
 from sharded_eden.windows.precompute import precompute_window_database
 

@@ -25,8 +25,8 @@ from benchmarks.data import ROOT, SEED
 from benchmarks.report import Result, Table, rate, ratio
 from sharded_eden import build_sequence_dbs
 from sharded_eden.build.records import read_records
+from sharded_eden.format.publish import create_database
 from sharded_eden.format.schema import CREATE_SEQUENCES, make_sequence_id
-from sharded_eden.format.sqlite import create_database
 
 REPEATS = 5
 LINE = 60

@@ -28,8 +28,8 @@ from sharded_eden.format import schema
 from sharded_eden.format.commands import quoted, split_command
 from sharded_eden.format.lengths import contigs_of_database
 from sharded_eden.format.parquet import SEQUENCE_DB_DIR, is_text, parquet_errors, parquet_source, write_parquet
+from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import publishing
 
 SAMPLE = "sample"
 SPLIT = "split"

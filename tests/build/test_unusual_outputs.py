@@ -20,7 +20,8 @@ from sharded_eden import build_sequence_dbs, cli, create_sample_database
 from sharded_eden.build.manifest import Manifest, rows_hash
 from sharded_eden.build.staging import STAGING, Place
 from sharded_eden.errors import EdenError, EdenWarning, InputError, UsageError, WriteError
-from sharded_eden.format.sqlite import open_read_only, publishing
+from sharded_eden.format.publish import publishing
+from sharded_eden.format.sqlite import open_read_only
 
 ODD_NAMES = ["a[1]", "a*", "a?b", "{x}", "~x", "~", "$HOME", "a b", "a%20b", "a#b", "a?mode=rw", "é", "-x", "s3:"]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from sharded_eden.errors import UsageError
-from sharded_eden.format import sqlite
-from sharded_eden.format.sqlite import create_database, open_read_only, publishing
+from sharded_eden.format import publish, sqlite
+from sharded_eden.format.publish import create_database, publishing
+from sharded_eden.format.sqlite import open_read_only
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -32,7 +33,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_what_a_killed_process_left_is_taken_over(tmp_path):
     path = tmp_path / "file.db"
     code = (
-        "import os, signal, sys; from sharded_eden.format.sqlite import publishing\n"
+        "import os, signal, sys; from sharded_eden.format.publish import publishing\n"
         "with publishing(sys.argv[1]) as partial:\n"
         "    partial.write_text('x' * 1000); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -61,7 +62,7 @@ def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, 
     path.write_text("old")
     first = publishing(path)
     first.__enter__().write_text("first")
-    lock, late = sqlite.lock, [True]
+    lock, late = publish.lock, [True]
 
     def lock_late(descriptor: int, target: Path) -> None:
         if late.pop() if late else False:

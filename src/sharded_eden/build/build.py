@@ -35,7 +35,7 @@ from sharded_eden.build.source import BLOCK_BYTES, MAX_CONTIG_BASES, STANDARD_IN
 from sharded_eden.build.staging import Place, workplace
 from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database, publishing, real_folder, writing
+from sharded_eden.format.publish import create_database, publishing, real_folder, writing
 from sharded_eden.jobs import Engine, EngineName, Note, Progress, Totals
 
 

@@ -16,7 +16,7 @@ from sharded_eden.build.manifest import Receipt
 from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.errors import DatabaseError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import publishing
+from sharded_eden.format.publish import publishing
 
 FILES_AT_ONCE = 500
 """Receipts that are read together."""

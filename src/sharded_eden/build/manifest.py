@@ -28,14 +28,8 @@ from sharded_eden.build.sample import SampleResult
 from sharded_eden.build.source import FileState
 from sharded_eden.errors import DatabaseError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import (
-    READ_ERRORS,
-    copy_database,
-    create_database,
-    open_read_only,
-    publishing,
-    unreadable,
-)
+from sharded_eden.format.publish import copy_database, create_database, publishing
+from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
 
 VERSION = 1
 

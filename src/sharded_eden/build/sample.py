@@ -23,7 +23,7 @@ from sharded_eden.build.records import Record
 from sharded_eden.build.source import MAX_CONTIG_BASES, describe
 from sharded_eden.errors import InputError, shown
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database, writing
+from sharded_eden.format.publish import create_database, writing
 
 CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
     "contig_id": pl.String,

@@ -32,7 +32,8 @@ from sharded_eden.build.source import FileState, Source, describe
 from sharded_eden.build.staging import Place
 from sharded_eden.errors import InputError, UsageError
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import create_database, open_read_only, writing
+from sharded_eden.format.publish import create_database, writing
+from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.jobs import Say, Tick, Ticker
 
 MOST_RUNS = 96

@@ -32,15 +32,8 @@ from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.pages.recorded import move_record, record_addresses, record_path
-from sharded_eden.format.sqlite import (
-    check_path_length,
-    is_mutable_now,
-    lock,
-    real_folder,
-    sync_folder,
-    write_error,
-    writing,
-)
+from sharded_eden.format.publish import check_path_length, lock, real_folder, sync_folder, write_error, writing
+from sharded_eden.format.sqlite import is_mutable_now
 
 STAGING = ".partial-build"
 """The folder inside the output folder in which everything is built; it is gone when the build ends."""

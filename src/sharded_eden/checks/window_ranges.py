@@ -13,7 +13,8 @@ import apsw
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format import schema
-from sharded_eden.format.sqlite import attach_read_only, create_database
+from sharded_eden.format.publish import create_database
+from sharded_eden.format.sqlite import attach_read_only
 
 Range = tuple[str, str | None]
 """IDs from the first (included) to the second (not included; None for no end)."""

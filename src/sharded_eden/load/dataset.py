@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, warn
+from sharded_eden.errors import warn
 from sharded_eden.format.kinds import expect
-from sharded_eden.format.schema import discover_sample_databases, extract_sample_id
+from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.encode.batch import Example, Rows, collate
 from sharded_eden.load.encode.compact import Expander
@@ -33,10 +33,11 @@ from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.addresses import open_addresses
 from sharded_eden.load.locate.packs import PackIndex
-from sharded_eden.load.locate.windows import WindowIndex, check_only_sample
+from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions, absolute_path, integer, takes_options
 from sharded_eden.load.read.databases import Connections, SequenceReader
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
+from sharded_eden.load.read.samples import check_samples
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class ShardedEdenDataset(Dataset[Example]):
             self.window_min_length_threshold = self._index.geometry.min_length
             self._packs = PackIndex(self._index) if opts.packed else None
             self._length = self._index.total_windows if self._packs is None else self._packs.total
-            self._check_samples_exist()
+            check_samples(self._index, self._reader, self.sequence_db_dir)
             self._reader.open_all()
             self.db_connections = Connections(self._reader, self.window_db_path)
 
@@ -345,28 +346,6 @@ class ShardedEdenDataset(Dataset[Example]):
         return epoch, window_idx % length
 
     # ---- checks at the start ----
-
-    def _check_samples_exist(self) -> None:
-        if len(self.sample_db_mapping) == 1:
-            check_only_sample(
-                next(iter(self.sample_db_mapping)),
-                self._index,
-                self.sequence_db_dir,
-                lambda sequence_id: self._reader.contig(sequence_id) is not None,
-            )
-            return
-        for sequence_id in self._index.sequence_ids_by_prefix(2):
-            try:
-                sample_id = extract_sample_id(sequence_id)
-            except InputError as error:
-                raise DatabaseError(f"{self.window_db_path}: {error}") from error
-            if sample_id not in self.sample_db_mapping:
-                raise MissingDatabase(
-                    f"{self.window_db_path} names contig {sequence_id!r} of sample {sample_id!r}, but "
-                    f"{Path(self.sequence_db_dir) / sample_id} holds no glm_dataset_{sample_id}.sqlite. Build that sample "
-                    f"(sharded-eden build INPUT --out {self.sequence_db_dir}), or make splits without it "
-                    f"(sharded-eden split {self.sequence_db_dir} --out DIR)"
-                )
 
     def _warn_of_gaps(self, room: int) -> None:
         """Say so where this dataset's header hides bases that the window database counts on being shown."""

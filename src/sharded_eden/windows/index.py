@@ -28,8 +28,9 @@ from sharded_eden.format.commands import index_command
 from sharded_eden.format.index import RUN, SAMPLE, FileIdentity, IndexFile, index_path, write_index
 from sharded_eden.format.pages.addresses import AT, LOCAL, OVERFLOW, REASON, REASONS, Addresses
 from sharded_eden.format.pages.recorded import addresses_of
+from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import open_read_only, publishing, unreadable
+from sharded_eden.format.sqlite import open_read_only, unreadable
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
 from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG, WindowRuns
 

@@ -32,16 +32,8 @@ from sharded_eden.format.fingerprint import PackFingerprint
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.lengths import window_lengths
-from sharded_eden.format.sqlite import (
-    READ_ERRORS,
-    copy_database,
-    create_database,
-    open_read_only,
-    publishing,
-    trust_nothing,
-    unreadable,
-    writing,
-)
+from sharded_eden.format.publish import copy_database, create_database, publishing, writing
+from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, trust_nothing, unreadable
 from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Meter, Progress
 from sharded_eden.shuffle import Permutation

@@ -20,7 +20,7 @@ from sharded_eden.errors import UsageError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.pages.btree import PageFile
-from sharded_eden.format.sqlite import create_database, publishing
+from sharded_eden.format.publish import create_database, publishing
 from sharded_eden.jobs import Progress
 from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.existing import existing_windows

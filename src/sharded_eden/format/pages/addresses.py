@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +29,10 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, printable
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.pages.btree import INTERIOR_HEADER, INTERIOR_OF, LEAF_HEADER, LOCK_BYTE, TABLE_LEAF
+from sharded_eden.format.pages.table import BESIDE, SequencesTable, sequences_table, unusable
+from sharded_eden.format.pages.values import is_ascii, texts, varints
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import is_mutable_now, open_read_only
+from sharded_eden.format.sqlite import is_mutable_now
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -41,8 +41,6 @@ BLOCK_BYTES = 1 << 21
 """Bytes that are read at once: few enough to stay in the cache of a processor while they are checked."""
 MAX_DEPTH = 20
 """Levels of a b-tree. SQLite allows as many (BTCURSOR_MAX_DEPTH)."""
-MAX_COLUMNS = 100
-"""A column further back is not looked for."""
 PADDING = 32
 """Zeros after a block, so that reading a varint near its end stays inside the memory."""
 
@@ -90,18 +88,6 @@ class Addresses:
     """Why the database as a whole has no addresses; `contigs` is empty then."""
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The table `sequences`, as its schema and the header of the file describe it."""
-
-    root: int
-    contig_column: int
-    sequence_column: int
-    page_bytes: int
-    is_unique: bool
-    """Whether a unique index keeps a contig_id from appearing twice."""
-
-
 def read_addresses(path: Path, *, progress: Callable[[int], object] = lambda size_bytes: None) -> Addresses:
     """Read the addresses of all contigs of a sequence database.
 
@@ -117,14 +103,14 @@ def read_addresses(path: Path, *, progress: Callable[[int], object] = lambda siz
         >>> read_addresses(Path("SEQDB/S1/glm_dataset_S1.sqlite")).contigs.columns
         ['contig_id', 'length', 'at', 'local', 'overflow', 'reason']
     """
-    table = _table(path)
+    table = sequences_table(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         before = FileIdentity.of(os.fstat(descriptor))
         header = os.pread(descriptor, 100, 0)
         page_bytes = int.from_bytes(header[16:18], "big")
         page_bytes = 65_536 if page_bytes == 1 else page_bytes
-        without = table if isinstance(table, str) else _unusable(header, before.size_bytes, page_bytes)
+        without = table if isinstance(table, str) else unusable(header, before.size_bytes, page_bytes)
         if without or isinstance(table, str):
             found = Addresses(
                 page_bytes=page_bytes, identity=before, digest=b"", contigs=pl.DataFrame(schema=ADDRESS_SCHEMA),
@@ -146,77 +132,10 @@ def read_addresses(path: Path, *, progress: Callable[[int], object] = lambda siz
         os.close(descriptor)
 
 
-BESIDE = "a -wal or -journal file is beside it"
-
-
-_UNIQUE = """
-SELECT count(*) FROM pragma_index_list(?) AS i WHERE i."unique" AND NOT i.partial
-AND (SELECT group_concat(lower(name) || ' ' || coll) FROM pragma_index_xinfo(i.name) WHERE key) = 'contig_id BINARY'"""
-
-
-def _table(path: Path) -> _Table | str:
-    """Return the table, or why its pages cannot be used."""
-    if is_mutable_now(path):
-        return BESIDE
-    with closing(open_read_only(path, io="read")) as database:
-        encoding, page_bytes = database.pragma("encoding"), int(database.pragma("page_size"))
-        found = database.execute(
-            "SELECT type, rootpage, name FROM sqlite_schema WHERE name = 'sequences' COLLATE NOCASE "
-            "AND type IN ('table', 'view')"
-        ).fetchone()
-        if found is None:
-            raise DatabaseError(f"{printable(path)}: it has no table sequences")
-        kind, root, name = found
-        if encoding != "UTF-8":
-            return f"its encoding is {encoding}"
-        if kind != "table" or not root:
-            return "sequences is a view or a virtual table"
-        if database.execute("SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?", (name,)).get:
-            return "its table is WITHOUT ROWID"
-        columns = database.execute("SELECT lower(name), hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
-        if any(hidden for _, hidden in columns):
-            return "its table has generated columns"
-        names = [column for column, _ in columns]
-        if not {CONTIG_ID, "nt_sequence"} <= set(names):
-            raise DatabaseError(
-                f"{printable(path)}: expected a table sequences(contig_id, nt_sequence), found columns {names}"
-            )
-        declared, collation, *_ = database.column_metadata("main", name, CONTIG_ID)
-        if (collation or "BINARY").upper() != "BINARY":
-            return f"its contig_id has the collation {collation}"
-        if not _keeps_text(declared or ""):
-            return f"its contig_id has the type {declared}"
-        is_unique = database.execute(_UNIQUE, (name,)).get > 0
-    table = _Table(int(root), names.index(CONTIG_ID), names.index("nt_sequence"), page_bytes, is_unique)
-    if max(table.contig_column, table.sequence_column) >= MAX_COLUMNS:
-        return "its table has too many columns"
-    return table
-
-
-def _keeps_text(declared: str) -> bool:
-    """Tell whether a column of this type stores texts as they are. Source: https://www.sqlite.org/datatype3.html, 3.1."""
-    declared = declared.upper()
-    if "INT" in declared:
-        return False
-    return not declared or any(word in declared for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
-
-
-def _unusable(header: bytes, size_bytes: int, page_bytes: int) -> str:
-    """Return why the pages of a file do not lie as `sharded_eden.format.index` says; empty where they do."""
-    if header[18:20] != b"\1\1":
-        return "it is in WAL mode (PRAGMA journal_mode = DELETE ends that)"
-    if header[20]:
-        return "its pages have reserved bytes"
-    stated = int.from_bytes(header[28:32], "big")
-    if stated and header[24:28] == header[92:96] and stated * page_bytes != size_bytes:
-        return "its size is not the one in its header"
-    return ""
-
-
 class _Scan:
     """One pass over a file."""
 
-    def __init__(self, path: Path, descriptor: int, size_bytes: int, table: _Table) -> None:
+    def __init__(self, path: Path, descriptor: int, size_bytes: int, table: SequencesTable) -> None:
         self._path, self._descriptor, self._table = path, descriptor, table
         self._page_bytes = table.page_bytes
         self._pages = size_bytes // table.page_bytes
@@ -394,8 +313,8 @@ class _Scan:
             block_at: where the block lies in the file.
         """
         usable = self._page_bytes
-        payload, width = _varints(memory, cell)
-        _, rowid_width = _varints(memory, cell + width)
+        payload, width = varints(memory, cell)
+        _, rowid_width = varints(memory, cell + width)
         start = cell + width + rowid_width  # of the payload
         most, least = usable - 35, (usable - 12) * 32 // 255 - 23
         spilled = least + (payload - least) % (usable - 4)
@@ -404,7 +323,7 @@ class _Scan:
         reason = np.zeros(len(cell), dtype=np.uint8)
         reason[(payload < 1) | (end + np.where(payload > local, 4, 0) > page_end)] = DAMAGED
         start = np.where(reason == DAMAGED, cell, start)
-        header, width = _varints(memory, start)
+        header, width = varints(memory, start)
         header_end = start + header
         reason[(reason == PROVEN) & ((header < width) | (header > payload))] = DAMAGED
         reason[(reason == PROVEN) & (header_end > end)] = LONG_HEAD
@@ -427,7 +346,7 @@ class _Scan:
         chain = -(-(payload - local) // self._room)
         reason[(reason == PROVEN) & (rest > 0) & (-(-rest // self._room) != chain)] = COLUMNS_AFTER
         is_proven = reason == PROVEN
-        reason[is_proven & ~_is_ascii(memory, np.where(is_proven, text_at, 0), np.where(is_proven, bases, 0))] = (
+        reason[is_proven & ~is_ascii(memory, np.where(is_proven, text_at, 0), np.where(is_proven, bases, 0))] = (
             NOT_ASCII
         )
         goes_on = np.flatnonzero(is_proven & (rest > 0))
@@ -435,7 +354,7 @@ class _Scan:
         overflow[goes_on] = memory[end[goes_on, None] + np.arange(4)].reshape(-1).view(">u4")
         kept = np.flatnonzero(id_fits)
         self._has_unread_ids |= bool((~id_fits & (is_text_id | (reason != PROVEN))).any())
-        ids = _texts(memory, id_at[kept], id_bytes[kept])
+        ids = texts(memory, id_at[kept], id_bytes[kept])
         found = pl.DataFrame(
             {
                 CONTIG_ID: ids,
@@ -458,7 +377,7 @@ class _Scan:
         at, offset = start + width, np.zeros(len(start), dtype=np.int64)
         for column in range(max(wanted) + 1):
             inside = at < header_end
-            kind, kind_width = _varints(memory, np.where(inside, at, 0))
+            kind, kind_width = varints(memory, np.where(inside, at, 0))
             kind = np.where(inside & (at + kind_width <= header_end), kind, -1)
             at = np.where(kind >= 0, at + kind_width, header_end)
             for k, number in enumerate(wanted):
@@ -466,41 +385,3 @@ class _Scan:
                     types[k], offsets[k] = kind, offset.copy()
             offset += np.where(kind >= 12, (kind - 12) >> 1, INTEGER_BYTES[np.clip(kind, 0, 11)])
         return types, offsets
-
-
-def _varints(memory: Bytes, at: Ints) -> tuple[Ints, Ints]:
-    """Return the varints at these places and how many bytes each has, (n,) int64; those above 2**56 as 2**56."""
-    value = memory[at].astype(np.int64)
-    width = np.ones(len(at), dtype=np.int64)
-    longer = np.flatnonzero(value & 0x80)
-    value &= 0x7F
-    for k in range(1, 9):
-        if not len(longer):
-            break
-        byte = memory[at[longer] + k].astype(np.int64)
-        width[longer] += 1
-        if k == 8:
-            value[longer] = 1 << 56
-            break
-        value[longer] = (value[longer] << 7) | (byte & 0x7F)
-        longer = longer[byte >= 0x80]
-    return value, width
-
-
-def _is_ascii(memory: Bytes, at: Ints, size: Ints) -> NDArray[np.bool_]:
-    """Tell for each of these pieces of memory whether all its bytes are in [1, 127]."""
-    filled = np.flatnonzero(size > 0)
-    result = np.ones(len(at), dtype=np.bool_)
-    if len(filled):
-        bounds = np.stack([at[filled], at[filled] + size[filled]], axis=1).reshape(-1)
-        result[filled] = np.minimum.reduceat(memory.view(np.int8), bounds)[::2] > 0
-    return result
-
-
-def _texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
-    """Return pieces of memory as text; null where they are not UTF-8."""
-    ends = np.cumsum(size)
-    place = np.repeat(at - (ends - size), size) + np.arange(int(ends[-1]) if len(ends) else 0)
-    joined = memory[place].tobytes()
-    texts = pl.Series(CONTIG_ID, [joined[a:b] for a, b in pairwise([0, *ends.tolist()])], dtype=pl.Binary)
-    return texts.cast(pl.String, strict=False)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -19,11 +18,10 @@ import apsw
 import numpy as np
 
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, shown
-from sharded_eden.format.commands import build_command, sibling, split_command
+from sharded_eden.format.commands import sibling
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
-from sharded_eden.format.schema import extract_sample_id, has_sequence_id_form
 from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unreadable
 from sharded_eden.format.window_db import WindowDatabase, has_id_index, row_problem
 from sharded_eden.load.read.connections import PerThread
@@ -271,41 +269,6 @@ class WindowIndex:
     def close(self) -> None:
         """Close every connection of this process."""
         self._connections.close()
-
-
-SEEKS_OF_ONLY_SAMPLE = 4096
-"""IDs that are looked at where there is just one sequence database, which needs no sample IDs."""
-
-
-def check_only_sample(
-    only_sample: str, index: WindowIndex, sequence_db_dir: str | os.PathLike[str], holds: Callable[[str], bool]
-) -> None:
-    """Refuse windows of other samples where just one sample has a sequence database.
-
-    IDs that name no sample are accepted, and so are those of contigs that the database holds, whatever sample they name.
-
-    Args:
-        only_sample: the sample of the database.
-        index: the windows.
-        sequence_db_dir: the folder of the database.
-        holds: tells whether the database holds a contig.
-
-    Raises:
-        MissingDatabase: an ID names another sample, and the database does not hold its contig.
-    """
-    if not has_id_index(index.connection):
-        return
-    for sequence_id in islice(index.sequence_ids_by_prefix(2), SEEKS_OF_ONLY_SAMPLE):
-        if (
-            has_sequence_id_form(sequence_id)
-            and (sample_id := extract_sample_id(sequence_id)) != only_sample
-            and not holds(sequence_id)
-        ):
-            raise MissingDatabase(
-                f"{index.path} names contig {shown(sequence_id)} of sample {shown(sample_id)}, but {sequence_db_dir} holds the "
-                f"sequence database of {shown(only_sample)} only. Build that sample ({build_command(sequence_db_dir)}), or "
-                f"make splits without it ({split_command(sequence_db_dir)})"
-            )
 
 
 def rebuild_command(

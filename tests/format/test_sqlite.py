@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sharded_eden.errors import UsageError
-from sharded_eden.format import publish, sqlite
+from sharded_eden.format import publish
 from sharded_eden.format.publish import create_database, publishing
 from sharded_eden.format.sqlite import open_read_only
 
@@ -72,7 +72,7 @@ def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, 
                 assert not first.__exit__(KeyError, KeyError("failed"), None)
         lock(descriptor, target)
 
-    monkeypatch.setattr(sqlite, "lock", lock_late)
+    monkeypatch.setattr(publish, "lock", lock_late)
     kept = "first" if ending == "published" else "old"
     with publishing(path) as partial:
         assert path.read_text() == kept

@@ -212,6 +212,11 @@ class _GenBankLines:
                 self._declared.append(int(found[1]) if found else None)
             elif line.startswith("//"):
                 self._is_open = False
+            elif not self._is_open and not line.isspace():
+                raise InputError(
+                    f"{self._called}: is damaged: after record {len(self._declared)} comes {shown(line.rstrip(), 40)}, which "
+                    "belongs to no record: its LOCUS line is missing or damaged"
+                )
             self._size += len(line)
             if self._size > 2 * MAX_LINE:
                 raise InputError(

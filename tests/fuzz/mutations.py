@@ -182,7 +182,7 @@ def change_json(choose: random.Random, data: bytes) -> bytes:
         fields = json.loads(lines[at])
         assert isinstance(fields, dict)
         assert fields
-    except (ValueError, AssertionError):
+    except (ValueError, AssertionError, RecursionError):
         return change_lines(choose, data)
     key = choose.choice(sorted(fields))
     what = choose.randrange(7)

@@ -243,7 +243,7 @@ def test_closing_again_is_harmless(folder):
     assert open_files_below(folder) == []
     with dataset as entered:
         assert entered is dataset
-        assert as_lists(dataset[1]) == expected(folder, 1)  # opened anew where it is used again
+        assert as_lists(dataset[1]) == expected(folder, 1)  # opened again where it is used again
     assert open_files_below(folder) == []
 
 

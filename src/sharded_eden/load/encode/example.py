@@ -71,7 +71,7 @@ class RowFormat:
     packed_bases: int | None = None
     """Bases that a window shows at most in a packed row, where the packs say so; None: as many as fit."""
     rebuild: str = "sharded-eden precompute SPLIT.parquet WINDOWS.db --pack"
-    """The command, but for `--special-tokens`, that packs the windows anew."""
+    """The command, but for `--special-tokens`, that packs the windows again."""
     mask_ambiguous: bool = False
     """No loss on labels other than A, C, G and T."""
     soft_mask_weight: float = 1.0

@@ -42,7 +42,7 @@ class ControlTags(Mapping[str, list[int]]):
         """The fewest bases that a row shows, over the first names."""
 
     def header(self, sequence_id: str) -> tuple[NDArray[np.int64], int]:
-        """Return the header of a row, (H,) int64, and how many bases fit behind it."""
+        """Return the header of a row, (H,) int64, and how many bases fit after it."""
         name = control_name(sequence_id)
         known = self._headers.get(name)
         if known is None:

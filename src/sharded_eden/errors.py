@@ -11,7 +11,7 @@
     └── MissingExtra        an optional dependency is not installed                     (ImportError)
 
 A message names the file, the two values that disagree and the command that fixes it. Every class also derives from the
-built-in exception that callers of comparable libraries catch, so that `except ValueError` goes on working.
+built-in exception that callers of comparable libraries catch, so that `except ValueError` keeps working.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN_CHARACTERS = 80
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN_CHARACTERS
 _BOUNDED = (list, tuple, dict, set, frozenset, int)
-"""Types whose `repr` has no bound, which `_SHORT` cuts while it is made."""
+"""Types whose `repr` may be very long: `_SHORT` cuts it while it is made."""
 
 
 class EdenError(Exception):
@@ -74,7 +74,7 @@ class MissingExtra(EdenError, ImportError):
         self._arguments = (what, extra)
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
-        """Return what recreates it in another process."""
+        """Return what pickle needs to create the error again in another process."""
         return MissingExtra, self._arguments
 
 
@@ -91,13 +91,14 @@ def warn(message: str) -> None:
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return a value as messages quote it: its `repr`, on one line, cut, with control characters and surrogates escaped.
+    """Return a value for a message: its `repr` on one line, cut to `limit`.
 
-    `shown("c1")` is `"'c1'"`; of a text of 1,000 letters the first 80 remain, followed by `...`. A path is quoted as text.
+    Control characters and lone surrogates are escaped.
+    `shown("c1")` is `"'c1'"`; a text of 1,000 letters is cut after 80, followed by `...`. A path is quoted as text.
     Never raises.
 
     Args:
-        value: any object; of text and bytes only the beginning is read.
+        value: any object; only the beginning of text and bytes is read.
         limit: characters kept, at most.
     """
     try:

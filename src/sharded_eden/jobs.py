@@ -34,7 +34,7 @@ WAIT_SECONDS = 0.2
 
 
 MOST_JOBS = 1024
-"""Processes at a time, at most: each takes memory and file descriptors, also while it waits."""
+"""The largest number of processes: each takes memory and file descriptors, even while it is idle."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Engine:
 
     Args:
         name: `local` or `ray`.
-        jobs: how many at a time; 1 on `local` is this process. None on `ray`: as many as the cluster has processors.
+        jobs: number of tasks that run at the same time; 1 with `local` uses this process. None with `ray`: one for each
+            processor of the cluster.
         address: of a Ray cluster (`auto` for the one this machine belongs to).
     """
 
@@ -72,7 +73,7 @@ class Ended(Generic[Task, Result]):
 
 
 class TaskStopped(Exception):
-    """Raised inside a task, by `say`, after the run was stopped."""
+    """Raised by `say` inside a task after the run was stopped."""
 
 
 def run_tasks(
@@ -84,11 +85,11 @@ def run_tasks(
         function: a function of a module, called with a task and `say`.
         tasks: read as they are needed.
         engine: where they run.
-        heard: called in this process with each message of a task. On Ray messages are dropped.
+        heard: called in this process with each message of a task. With Ray, messages are dropped.
 
     Raises:
         EdenError: a worker process died; what other tasks wrote is kept.
-        MissingExtra: Ray is asked for and not installed.
+        MissingExtra: Ray is requested and not installed.
     """
     heard = heard or (lambda message: None)
     if engine.name == "ray":
@@ -117,7 +118,8 @@ def _begin_worker(messages: Any, stop: Any) -> None:
     _messages, _stop = messages, stop
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver then stops its workers
+    # Ctrl-C reaches the whole process group; the parent process then stops its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -193,13 +195,13 @@ class _Inbox:
 
 
 def _listen(messages: Any, inbox: _Inbox) -> None:
-    """Empty the pipe at all times: a worker that writes to a full one would wait forever."""
+    """Read the pipe all the time: a worker that writes to a full pipe would wait forever."""
     while (message := messages.get()) is not None:
         inbox.put(message)
 
 
 RAY_RETRIES = 5
-"""How often a task is run again whose node or process died."""
+"""How often a task is run again after its node or process died."""
 
 
 def _run_on_ray(function: Work[Task, Result], tasks: Iterator[Task], engine: Engine) -> Iterator[Ended[Task, Result]]:
@@ -250,17 +252,17 @@ def _run_quietly(function: Work[Task, Result], task: Task) -> Result:
 # ---- progress ----
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Called with what is done and the total, in a unit that the step chooses (bytes of input, contigs)."""
+"""Called with the amount done and the total, in a unit that the step chooses (bytes of input, contigs)."""
 
 Note: TypeAlias = Callable[[str], object]
-"""Called with what is being done, in a few words: `1,204 records, 5.2 Gb, 310 Mb/s, SAMPLE1`."""
+"""Called with a short text about the current work: `1,204 records, 5.2 Gb, 310 Mb/s, SAMPLE1`."""
 
 REPORT_SECONDS = 0.1
 """The least time between two reports of one `Meter`."""
 
 
 class Meter:
-    """Adds up what is done and reports it, ten times a second at most."""
+    """Adds up the amount done and reports it, at most ten times a second."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -268,7 +270,7 @@ class Meter:
         self._next_report = 0.0
 
     def reach(self, before: int, done: int) -> None:
-        """Report that `done` of the current part is done, and `before` in the parts before it."""
+        """Report `done` of the current part, and `before` of the parts before it."""
         if self._progress is not None and (now := time.monotonic()) >= self._next_report:
             self._next_report = now + REPORT_SECONDS
             self._progress(min(before + done, self._total), self._total)
@@ -280,7 +282,7 @@ class Meter:
 
 
 class Tick(NamedTuple):
-    """How far one of many tasks has come since it began."""
+    """The progress of one task since it began."""
 
     task: Hashable
     done: int
@@ -288,11 +290,11 @@ class Tick(NamedTuple):
     records: int
     bases: int
     sample: str
-    """What it works on."""
+    """What the task works on, such as the name of a sample."""
 
 
 class Ticker:
-    """Reports how far one task has come, five times a second at most.
+    """Reports the progress of one task, at most five times a second.
 
     Args:
         say: takes a `Tick`.
@@ -307,7 +309,7 @@ class Ticker:
         self.records = self.bases = 0
 
     def count(self, records: int, bases: int, done: int, sample: str) -> None:
-        """Count more records and bases; `done` is what is done of the whole task."""
+        """Count more records and bases; `done` is the amount done of the whole task."""
         self.records += records
         self.bases += bases
         if (now := time.monotonic()) >= self._next:
@@ -326,12 +328,12 @@ class Totals:
         self._started = time.monotonic()
 
     def hear(self, tick: Tick) -> None:
-        """Take in how far a task has come."""
+        """Add the progress of a task."""
         self._running[tick.task] = tick
         self._tell(tick.sample)
 
     def end(self, task: Hashable, done: int, records: int, bases: int) -> None:
-        """Take in that a task has ended, with all it has done."""
+        """Add the totals of a task that has ended."""
         self._running.pop(task, None)
         self._done += done
         self._records += records

@@ -3,13 +3,14 @@
 Seeds are never added to one another: a key is BLAKE2b (RFC 7693) over the whole tuple, so neighbouring seeds, epochs and
 purposes are independent.
 
-An unbalanced Feistel network over the smallest 2**bits >= N, walked along its cycle until the value falls below N again: since
-the network is a bijection of [0, 2**bits), the walk is one of [0, N). Fewer than two steps are needed on average.
+The permutation is an unbalanced Feistel network over the smallest 2**bits >= N, applied repeatedly until the value is
+below N ("cycle walking"): since the network is a bijection of [0, 2**bits), the result is a bijection of [0, N). Fewer
+than two steps are needed on average.
 
 Sources: Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", SIAM J. Comput. 17, 1988
 (Feistel networks); Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002 (cycle walking); Steele, Lea and
-Flood, OOPSLA 2014 (the mixing inside a round). Not cryptography: there are as many rounds as it takes for statistics to be
-unable to tell the result from a uniform permutation, see tests/test_order.py.
+Flood, OOPSLA 2014 (the mixing inside a round). This is not cryptography: the number of rounds is the smallest for which
+statistical tests cannot tell the result from a uniform permutation, see tests/train/test_order.py.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ MAX_LENGTH = 1 << 62
 ROUNDS = 12
 
 FEW = 6
-"""So few values are faster in plain integers: numpy calls cost the same for one value as for a hundred."""
+"""Up to this many values, Python integers are faster: a NumPy call costs the same for one value as for a hundred."""
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _SECOND = 0xD6E8FEB86659FD93
@@ -68,7 +69,7 @@ _WORD = (1 << 64) - 1
 
 
 def _u64(value: int) -> NDArray[np.uint64]:
-    """Return a constant as numpy takes it fastest, an array without dimensions."""
+    """Return a constant as an array without dimensions, which NumPy handles fastest."""
     return np.array(value, dtype=np.uint64)
 
 
@@ -80,7 +81,7 @@ class Permutation:
 
     Args:
         length: N, 0 to 2**62.
-        key: what decides which one: a purpose and numbers, hashed together with the length.
+        key: selects the bijection: a purpose and numbers, hashed together with the length.
 
     Raises:
         UsageError: a length outside that range.
@@ -91,7 +92,7 @@ class Permutation:
             raise UsageError(f"an order needs 0 to 2**62 windows, not {length}")
         self.length = length
         bits = max(2, (length - 1).bit_length())
-        # The value is (left, right): a round mixes one side into the other, by turns.
+        # The value is (left, right): rounds mix one side into the other, alternately.
         self._right_bits = bits // 2
         self._left_shift = 64 - (bits - bits // 2)
         self._right_shift = 64 - bits // 2
@@ -113,7 +114,7 @@ class Permutation:
         values = np.array(positions, dtype=np.uint64)
         if values.size and int(values.max()) >= self.length:
             raise IndexError(f"position {int(values.max())} is outside an order of {self.length} windows")
-        outside: NDArray[np.int64] | None = None  # where the walk is not over yet; None: everywhere
+        outside: NDArray[np.int64] | None = None  # values that are still outside [0, length); None: all of them
         while values.size > FEW and (outside is None or outside.size > FEW):
             walked = self._network(values if outside is None else values[outside])
             if outside is None:
@@ -138,7 +139,7 @@ class Permutation:
         return (left << right_bits) | right
 
     def _walk(self, value: int) -> int:
-        """Return where the walk of one value ends: the same network in plain integers."""
+        """Return the image of one value: the same network in Python integers."""
         right_bits, left_shift, right_shift = self._right_bits, self._left_shift, self._right_shift
         mask = (1 << right_bits) - 1
         while True:

@@ -1,7 +1,7 @@
 """From sequence databases to one Parquet file per split: which contigs are for training, validation and test.
 
-Enter: a folder of sequence databases, with `contigs.parquet` or without. Leave: `train_split.parquet`, `val_split.parquet`
-and `test_split.parquet`, each with the columns `contig_id` and `length`, sorted by contig_id.
+Input: a folder of sequence databases, with or without `contigs.parquet`. Output: `train_split.parquet`,
+`val_split.parquet` and `test_split.parquet`, each with the columns `contig_id` and `length`, sorted by contig_id.
 
     samples (or contigs) in the order of a keyed hash of their names
     │ validation │     test    │     train     │
@@ -35,7 +35,7 @@ SAMPLE = "sample"
 SPLIT = "split"
 
 MOST_OF_SHARE = 1.5
-"""A sample that would bring a split to more than this multiple of its share is passed over for a smaller one."""
+"""A sample that would take a split above this multiple of its share is skipped while a smaller one is left."""
 
 By = Literal["sample", "contig"]
 Lists: TypeAlias = Mapping[str, str | os.PathLike[str] | None]
@@ -77,8 +77,8 @@ def write_splits(
     """Divide all contigs among training, validation and test.
 
     A keyed hash of the names gives the order in which samples are taken into validation, then into test, until the share of
-    bases is met; each split gets at least one sample. A sample that would bring a split beyond 1.5 times its share is
-    passed over if a smaller one is left. Training gets the rest.
+    bases is met; each split gets at least one sample. A sample that would take a split above 1.5 times its share is
+    skipped while a smaller one is left. Training gets the rest.
 
     If `out_dir` has splits already, their samples keep their splits, whatever the seed and the shares; only new samples are
     assigned. So no sample moves from validation into training. Write to another folder for another division.
@@ -86,8 +86,8 @@ def write_splits(
     Args:
         sequence_db_dir: the folder of sequence databases.
         out_dir: where the Parquet files go.
-        by: what is divided: `sample` keeps all contigs of a sample together, so that none leaks into another split;
-            `contig` divides each sample.
+        by: what is divided: `sample` keeps all contigs of a sample together, so that no contig of a training sample is
+            in another split; `contig` divides each sample.
         val: share of the bases in validation, in [0, 1); 0 for none. Not used where `val_samples` is given.
         test: the same for test.
         seed: another seed gives another division.
@@ -185,7 +185,7 @@ def assign(
 def _choose(
     rest: list[str], bases: Mapping[str, int], taken: int, target: float, most: int, is_empty: bool
 ) -> set[str]:
-    """Return which of the names in `rest`, `most` at the most, bring a split from `taken` bases to its target."""
+    """Return at most `most` names of `rest` that take a split from `taken` bases to its target."""
     chosen: set[str] = set()
     for name in rest:
         if len(chosen) >= most or (taken >= target and (chosen or not is_empty)):
@@ -275,7 +275,7 @@ def _check_part(
 
 
 def _existing_splits(out: Path, contigs: pl.DataFrame, key: str) -> dict[str, str]:
-    """Return {sample or contig: split} of what the splits in the output folder hold.
+    """Return {sample or contig: split} for the splits in the output folder.
 
     Raises:
         DatabaseError: a split cannot be read, or a contig is in two of them.

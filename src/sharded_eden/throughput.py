@@ -1,4 +1,4 @@
-"""How fast a user's own data loads from a user's own disk, where the time goes, and what to change.
+"""`bench`: measures how fast a split loads from its disk, which stage takes the time, and what to change.
 
 Takes some seconds for each line of the result. Windows are visited in the order in which training would visit them.
 """
@@ -48,7 +48,7 @@ class BenchResult:
     seq_length: int
     batch_size: int
     cold_windows_per_second: float | None
-    """With the databases dropped from the page cache; None where the system cannot drop them."""
+    """With the databases removed from the page cache; None where the system cannot remove them."""
     warm_windows_per_second: float
     """The same windows again, in one process."""
     mean_bases: float
@@ -91,7 +91,8 @@ def bench(
         sequence_db_dir: the folder of per-sample sequence databases.
         window_db_path: the window database of a split, or the folder that `precompute` wrote (then its training split).
         batch_size: windows of a batch.
-        max_workers: the most `DataLoader` workers to try; None for as many as this process may use processors, 8 at most.
+        max_workers: the largest number of `DataLoader` workers to try; None for the number of processors of this
+            process, at most 8.
         start_methods: how workers start: `fork`, `spawn`, `forkserver`.
         seconds: how long each line is measured.
         tokenizer: see `ShardedEdenDataset`.
@@ -150,7 +151,7 @@ def bench(
 
 
 def usable_processors() -> int:
-    """Return how many processors this process may use; a job's limit counts, not the machine."""
+    """Return how many processors this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -170,7 +171,7 @@ def _window_database(path: str | os.PathLike[str]) -> Path:
 
 
 class _Opener:
-    """Opens the split as training would, with the geometry that its database states."""
+    """Opens the split as training does, with the geometry in its database."""
 
     def __init__(
         self, sequence_db_dir: str | os.PathLike[str], window_db: str | os.PathLike[str], tokenizer: Any
@@ -193,7 +194,7 @@ class _Opener:
 
 
 def _drop_from_cache(path: Path) -> bool:
-    """Ask the system to forget a file's cached pages; False where it cannot be asked."""
+    """Ask the system to drop a file's cached pages; False where the system has no such call."""
     if not hasattr(os, "posix_fadvise"):
         return False
     descriptor = os.open(path, os.O_RDONLY)
@@ -269,7 +270,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _loader_rate(dataset: ShardedEdenDataset, batch_size: int, workers: int, method: str, seconds: float) -> float:
-    """Return the rate of a whole loop, counted once the workers have started."""
+    """Return the rate of a whole loop, measured after the workers have started."""
     expand = dataset.expander() if dataset.compact else None
     loader = DataLoader(
         Stream(dataset),
@@ -299,7 +300,7 @@ class _Endless(torch.utils.data.Sampler[list[int]]):
 
 
 def _verdict(result: BenchResult, is_table: bool) -> str:
-    """Say what bounds the rate, and which setting to change."""
+    """Return what limits the rate, and which setting to change."""
     best = max(result.loaders, key=lambda loader: loader.windows_per_second)
     advice = f"DataLoader(num_workers={best.workers}), compact={best.compact}: {best.windows_per_second:,.0f} windows/s"
     cold, warm = result.cold_windows_per_second, result.warm_windows_per_second

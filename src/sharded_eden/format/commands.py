@@ -1,6 +1,6 @@
 """The commands that messages recommend, written in one place. A test parses each with the command line itself.
 
-Enters: paths and settings. Leaves: a command that can be pasted into a shell; words in capitals are to be replaced by the user.
+Input: paths and settings. Output: a command that can be pasted into a shell; the user replaces the words in capitals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PathLike = str | os.PathLike[str]
 
 
 def quoted(path: PathLike) -> str:
-    """Return a path as a shell takes it: quoted where it needs to be, and never taken for an option.
+    """Return a path for a shell: quoted where needed, and never mistaken for an option.
 
     Names with control characters or bytes that are not UTF-8 are quoted as `$'...'`, which Bash and Zsh read.
     """

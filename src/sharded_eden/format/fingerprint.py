@@ -1,7 +1,7 @@
-"""What ties checkpoints, window databases and splits together: one integer over the geometry and every (contig_id, length).
+"""The fingerprint of a window database: one integer over the geometry and every (contig_id, length).
 
-It does not depend on page sizes, on the layout of the file or on packs. BLAKE2b (RFC 7693), cut to 63 bits so that it fits
-a SQLite INTEGER.
+Checkpoints store it. It does not depend on page sizes, on the layout of the file or on packs. BLAKE2b (RFC 7693), cut to
+63 bits so that it fits a SQLite INTEGER.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 
 SAMPLED_ROWS = 1024
-"""Rows that stand for a window database which carries no fingerprint of its own."""
+"""Rows that are hashed where a window database has no fingerprint."""
 
 
 class Fingerprint:
-    """A running fingerprint: feed the contigs that have windows in the order of these, in chunks of any size.
+    """A running fingerprint: add the contigs that have windows, in the order of the windows, in chunks of any size.
 
-    Where windows may have been left out, feed the windows too. They count only if contigs have fewer than their lengths make.
+    Where windows may have been left out, add the windows too. They count only if contigs have fewer windows than follow
+    from their lengths.
     """
 
     def __init__(self, geometry: WindowGeometry) -> None:
@@ -35,18 +36,18 @@ class Fingerprint:
         self._hash.update(repr(sorted(geometry.as_metadata().items())).encode())
 
     def update(self, contigs: pl.DataFrame) -> None:
-        """Take in a chunk of contigs with the columns `contig_id` and `length`."""
+        """Add a chunk of contigs with the columns `contig_id` and `length`."""
         text = contigs.select(CONTIG_ID, LENGTH).write_csv(include_header=False, separator="\t", quote_style="never")
         self._hash.update(text.encode())
         self._whole += int(self._geometry.counts(contigs[LENGTH].to_numpy()).sum())
 
     def update_lines(self, lines: bytes | memoryview, lengths: NDArray[np.int64]) -> None:
-        """Take in a chunk of contigs as lines of UTF-8 (contig_id, tab, length, line feed), and their lengths, (n,) int64."""
+        """Add a chunk of contigs as UTF-8 lines (contig_id, tab, length, line feed), and lengths, (n,) int64."""
         self._hash.update(lines)
         self._whole += int(self._geometry.counts(lengths).sum())
 
     def update_windows(self, contig: NDArray[np.int64], in_contig: NDArray[np.int64]) -> None:
-        """Take in the next windows: the number of each one's contig, from 0 on, and window_in_seq_idx, both (n,) int64."""
+        """Add the next windows: the number of the contig of each, from 0, and window_in_seq_idx, both (n,) int64."""
         self._windows_hash.update(np.stack([contig, in_contig], axis=1).astype("<i8").tobytes())
         self._windows += len(contig)
 
@@ -59,7 +60,7 @@ class Fingerprint:
 
 
 class PackFingerprint:
-    """A running fingerprint of packs: feed them in their order, in chunks of any size."""
+    """A running fingerprint of packs: add them in their order, in chunks of any size."""
 
     def __init__(self, geometry: WindowGeometry) -> None:
         self._sizes = blake2b(
@@ -68,7 +69,7 @@ class PackFingerprint:
         self._windows = blake2b(digest_size=8, person=b"eden packed")
 
     def update(self, sizes: Sequence[int], windows: bytes) -> None:
-        """Take in packs: how many windows each has, and all of their indices, little-endian int64."""
+        """Add packs: the number of windows of each, and all of their indices, little-endian int64."""
         self._sizes.update(np.array(sizes, dtype="<i8").tobytes())
         self._windows.update(windows)
 
@@ -80,12 +81,12 @@ class PackFingerprint:
 
 
 def fingerprint_of_rows(window_db: apsw.Connection, metadata: Mapping[str, int], total_windows: int) -> int:
-    """Return a fingerprint for a window database that carries none: its metadata and 1,024 fixed rows.
+    """Return a fingerprint for a window database that has none: a hash over its metadata and 1,024 fixed rows.
 
     Args:
         window_db: an open window database.
         metadata: its `metadata` table.
-        total_windows: its number of windows; the rows are taken at even distances over them.
+        total_windows: its number of windows; the rows are evenly spaced over them.
     """
     digest = blake2b(digest_size=8, person=b"eden sampled")
     digest.update(repr((sorted(WindowGeometry.from_metadata(metadata).as_metadata().items()), total_windows)).encode())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sharded_eden.errors import UsageError, shown
 
 MOST = (1 << 31) - 1
-"""No contig has more bases: SQLite holds no longer value."""
+"""The largest number of bases of a contig: SQLite has no longer values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class WindowGeometry:
     min_length: int = 0
     """Windows with fewer bases than this are left out."""
     special_tokens: int = 3
-    """Tokens of a row that are no bases: BOS, SEP and EOS unless told otherwise."""
+    """Tokens of a row that are not bases; the default is BOS, SEP and EOS."""
     keep_tail: bool = False
-    """Add windows until the last usable base of every contig is shown."""
+    """Add windows until every base of every contig is in a window."""
 
     def __post_init__(self) -> None:
         for name, least in (("window_size", 1), ("stride", 1), ("min_length", 0), ("special_tokens", 0)):
@@ -56,7 +56,7 @@ class WindowGeometry:
 
     @property
     def usable(self) -> int:
-        """Bases that one window shows, in bases; 0 where the special tokens fill the row."""
+        """The bases of a window that fit into a row; 0 where the special tokens fill the row."""
         return max(0, self.window_size - self.special_tokens)
 
     def count(self, length: int) -> int:
@@ -87,14 +87,14 @@ class WindowGeometry:
         return windows
 
     def unseen_bases(self, lengths: NDArray[np.int64]) -> int:
-        """Return how many bases of these contigs no window shows: tails, gaps, and contigs left out.
+        """Return how many bases of these contigs are in no row: tails, gaps, and contigs left out.
 
         Args:
             lengths: (C,) int64, bases.
         """
         windows = self.counts(lengths)
         last_start = np.maximum(windows - 1, 0) * self.stride
-        # Up to the last window, each stride shows min(stride, usable) bases; then comes the last window itself.
+        # Each window before the last adds min(stride, usable) bases; the last one adds all its usable bases.
         shown = np.maximum(windows - 1, 0) * min(self.stride, self.usable)
         shown += np.where(windows > 0, np.minimum(self.usable, lengths - last_start), 0)
         return int((lengths - shown).sum())

@@ -41,7 +41,7 @@ RUNS_PER_BLOCK = 64
 """Runs between two entries of `top`: their first windows are compared at once."""
 ALIGNMENT_BYTES = 64
 NO_TAG = 0xFFFFFFFF
-"""The number of the control tag where the index does not hold it: it is then taken from the sequence ID."""
+"""The number of a control tag that is not in the index: it is then taken from the sequence ID."""
 
 RUN = np.dtype({
     "names": ["first_window", "at", "sample", "first_in_contig", "length", "local", "overflow", "tag"],
@@ -58,12 +58,12 @@ SAMPLE = np.dtype({
     "names": ["page_bytes", "size_bytes", "mtime_ns", "inode", "device", "digest"],
     "formats": ["<u4", "<i8", "<i8", "<u8", "<u8", "V16"],
 })  # fmt: skip
-"""One sequence database: its page size, what `os.stat` gave when it was read, and the XXH3-128 digest of its bytes (zeros:
-none was made)."""
+"""One sequence database: its page size, its `os.stat` values when it was read, and the XXH3-128 digest of its bytes
+(zeros: no digest)."""
 
 
 class FileIdentity(NamedTuple):
-    """What tells a file from another one at the same path."""
+    """Distinguishes a file from another one at the same path."""
 
     size_bytes: int
     mtime_ns: int
@@ -76,7 +76,9 @@ class FileIdentity(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
 
     def is_same_file(self, other: FileIdentity) -> bool:
-        """Tell whether both are one unchanged file. Device numbers of one network file system differ between machines."""
+        """Return whether both are the same unchanged file. The device number of a network file system differs between
+        machines, and is ignored.
+        """
         return self[:3] == other[:3]
 
     def __str__(self) -> str:
@@ -174,7 +176,7 @@ class IndexFile:
                 if self.meta["version"] != VERSION:
                     raise ValueError(f"version {self.meta['version']!r}, this program reads version {VERSION}")
                 self.memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-                archive.read("samples.npy")  # checks its CRC; what is too long for that has checksums of its parts
+                archive.read("samples.npy")  # checks its CRC; longer members have checksums of their parts
                 self.samples, self.top, self.firsts, self.checks, self.runs = (
                     self._array(archive, file, f"{name}.npy", dtype) for name, dtype in _MEMBERS
                 )
@@ -190,7 +192,7 @@ class IndexFile:
             raise DatabaseError(f"{path}: not a whole index of windows ({printable(str(error), 200)})") from error
 
     def check(self, block: int) -> None:
-        """Refuse a block of 64 runs that is not as it was written, or that `top` does not agree with.
+        """Raise an error for a block of 64 runs that has changed since it was written, or that contradicts `top`.
 
         Raises:
             DatabaseError: the file is damaged.

@@ -1,4 +1,4 @@
-"""What kind of thing a path is, for messages that name what was given and what was expected."""
+"""The kind of file or folder at a path, for messages that name what was given and what was expected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SQLITE_MAGIC, PARQUET_MAGIC = b"SQLite format 3\0", b"PAR1"
 
 
 def kinds_of(path: Path) -> list[str]:
-    """Return what a path is, in words: several for a folder with several kinds of files, none where it is something else."""
+    """Return the kinds of a path: several for a folder with several kinds of files, none for anything else."""
     try:
         if path.is_dir():
             found = []
@@ -59,7 +59,7 @@ def expect(path: Path, name: str, *kinds: str) -> None:
 
     Args:
         path: the path.
-        name: what it was given as, for the message.
+        name: the argument that holds it, for the message.
         kinds: the accepted kinds, see `kinds_of`.
 
     Raises:

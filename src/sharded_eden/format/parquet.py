@@ -1,6 +1,6 @@
-"""Parquet files: one file is read, whatever its name looks like, and errors of Polars become errors of this package.
+"""Reads single Parquet files by their literal names, and turns errors of Polars into errors of this package.
 
-Polars expands `*`, `?`, `[...]` and `~` in paths, takes `s3://` for a URL and refuses names that are not UTF-8. It is
+Polars expands `*`, `?`, `[...]` and `~` in paths, treats `s3://` as a URL and refuses names that are not UTF-8. It is
 therefore given `/dev/fd/N`, the name of a file that is open already: the file stays the same if another one replaces it.
 """
 
@@ -64,5 +64,5 @@ def write_parquet(table: pl.DataFrame, path: Path, metadata: dict[str, str]) -> 
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a path can be stored as UTF-8: a name on disk may hold any bytes."""
+    """Return whether a path is valid UTF-8: a file name may hold any bytes."""
     return not any("\ud800" <= c <= "\udfff" for c in name)

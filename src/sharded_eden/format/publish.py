@@ -1,6 +1,6 @@
 """Creating and publishing files: written under a hidden name in the same folder, synced, and renamed when whole.
 
-A file that has its final name is complete. Nothing that was planted under the hidden name is followed or written to.
+A file with its final name is complete. A link or another file under the hidden name is an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_53
     """Open a new database for bulk writing, without journal, locks or syncs: `publishing` makes it durable as a whole.
 
     Args:
-        path: a name that `publishing` or `staging` handed out.
+        path: a name from `publishing` or `staging`.
         page_size: bytes a page, a power of two in [512, 65536].
         cache_kib: page cache, in KiB.
 
@@ -58,7 +58,7 @@ def create_database(path: Path, *, page_size: int = 4096, cache_kib: int = 65_53
 
 
 def copy_database(path: Path, copy: Path) -> None:
-    """Copy a database that no -wal or -journal belongs to; the copy keeps no write-ahead log, whatever the first one kept.
+    """Copy a database that has no -wal or -journal; the copy is not in WAL mode, even if the original is.
 
     Source: https://www.sqlite.org/fileformat2.html, section 1.3.3: bytes 18 and 19 are 2 with such a log, 1 without.
     """
@@ -147,7 +147,7 @@ def write_error(path: str | os.PathLike[str], reason: str) -> WriteError:
 
 
 def real_folder(folder: Path) -> None:
-    """Make a folder, or accept the one that is there, unless it is a link: what is written there could end up elsewhere.
+    """Make a folder, or accept an existing one. A link is refused, because it could lead elsewhere.
 
     Raises:
         WriteError: the name belongs to a link or a file, or the folder cannot be made.
@@ -162,11 +162,11 @@ def real_folder(folder: Path) -> None:
 
 
 def _open_locked(partial: Path, path: Path) -> int:
-    """Return a descriptor of the hidden file, which no other process has locked.
+    """Open and lock the hidden file, and return its descriptor.
 
     Raises:
         UsageError: another process has locked it.
-        WriteError: its name belongs to a link, or to anything but a file.
+        WriteError: its name is that of a link, or of anything but a file.
     """
     while True:
         try:
@@ -195,7 +195,7 @@ def _planted(partial: Path, what: str) -> WriteError:
 
 
 def _is_open_as(descriptor: int, path: Path) -> bool:
-    """Tell whether a path is the very file that a descriptor has open."""
+    """Return whether a path is the same file as an open descriptor."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:

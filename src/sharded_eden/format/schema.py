@@ -1,6 +1,6 @@
 """Every table, column, metadata key, file name and ID rule of the format, in one place.
 
-Enters: names. Leaves: names, paths and SQL. Nothing here opens a file but `discover_sample_databases`, which lists one folder.
+Input: names. Output: names, paths and SQL. No function opens a file; `discover_sample_databases` lists one folder.
 
     sequence ID   BCR__ECT-SAMPLE1__CT1-1
                   ^^^      ^^^^^^^  ^^^^^
@@ -17,9 +17,9 @@ from sharded_eden.errors import InputError, MissingDatabase, UsageError, shown
 CONTIG_ID = "contig_id"
 LENGTH = "length"
 CONTIGS_FILE = "contigs.parquet"
-"""The table of all contigs that `build` lays beside the sample folders."""
+"""The table of all contigs, which `build` writes beside the sample folders."""
 MANIFEST_FILE = "manifest.sqlite"
-"""What each sample was built from; `build` lays it there too."""
+"""What each sample was built from; `build` writes it beside the sample folders."""
 
 SPLITS = ("train", "val", "test")
 
@@ -127,7 +127,7 @@ def make_sequence_id(tag: str, sample_id: str, ordinal: int) -> str:
 
 
 def has_sequence_id_form(name: str) -> bool:
-    """Tell whether a record's name has the specified form `TAG__X-SAMPLE__CONTIG`, no part of it empty."""
+    """Return whether a record's name has the form `TAG__X-SAMPLE__CONTIG`, with no part empty."""
     if "__" not in name:
         return False
     parts = name.split("__", 2)
@@ -138,7 +138,7 @@ def has_sequence_id_form(name: str) -> bool:
 
 
 def check_sample_id(sample_id: str, source: str) -> None:
-    """Refuse a sample ID that cannot be a folder of its own or that sequence IDs cannot carry.
+    """Raise an error for a sample ID that cannot name a folder, or that a sequence ID would change.
 
     Args:
         sample_id: the ID to check.
@@ -157,7 +157,7 @@ def check_sample_id(sample_id: str, source: str) -> None:
 
 
 def check_folder_name(sample_id: str, source: str) -> None:
-    """Refuse a sample ID that would be no folder, or one outside the output folder.
+    """Raise an error for a sample ID that cannot name a folder, or that names one outside the output folder.
 
     Raises:
         UsageError: with the reason.
@@ -186,16 +186,16 @@ def check_folder_name(sample_id: str, source: str) -> None:
 
 
 MAX_NAME_BYTES = 255
-"""Of a file name, on nearly every file system."""
+"""The longest file name on nearly every file system."""
 
 
 def _is_file_name(name: str) -> bool:
-    """Tell whether a name is short enough for a file; one that is not UTF-8 is refused for another reason."""
+    """Return whether a name is short enough for a file; a name that is not UTF-8 is refused elsewhere."""
     return len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
 
 
 def check_tag(tag: str) -> None:
-    """Refuse a tag (the part before the first `__`) that a sequence ID would not give back.
+    """Raise an error for a tag (the part before the first `__`) that a sequence ID would change.
 
     Raises:
         UsageError: with the reason.

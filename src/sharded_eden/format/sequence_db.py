@@ -1,6 +1,6 @@
 """What is wrong with a sequence database, as a list: the loader raises the first problem, `verify` reports all.
 
-Costs some pragmas. A table whose `contig_id` has no unique index is walked through once, to find contigs that it has twice.
+Costs a few pragmas. A table whose `contig_id` has no unique index is read once, to find duplicate contigs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def columns_found(table: str, columns: list[str]) -> str:
 
 
 def sequence_db_problems(database: apsw.Connection, path: Path) -> Iterator[Problem]:
-    """Yield what keeps a sequence database from being used.
+    """Yield the problems that make a sequence database unusable.
 
     Args:
         database: the open database. Where `sequences` is no ordinary table, its queries get a time limit.
@@ -33,7 +33,7 @@ def sequence_db_problems(database: apsw.Connection, path: Path) -> Iterator[Prob
 
     Raises:
         apsw.Error: it cannot be read.
-        UnicodeError: neither can its text.
+        UnicodeError: its text cannot be decoded.
     """
     fix = build_command(path.parent.parent, force=True)
     if table_kind(database, "sequences") not in {"table", "WITHOUT ROWID table"}:
@@ -52,13 +52,15 @@ def sequence_db_problems(database: apsw.Connection, path: Path) -> Iterator[Prob
 
 
 def rowid_name(database: apsw.Connection) -> str | None:
-    """Return a name of the row number that no column of `sequences` has; None where columns have all three."""
+    """Return a name of the row number that is not the name of a column of `sequences`; None where columns have all
+    three names.
+    """
     taken = {column.lower() for column in table_columns(database, "sequences")}
     return next((name for name in ROWID_NAMES if name not in taken), None)
 
 
 def blob_obstacle(database: apsw.Connection) -> str:
-    """Return what rules out incremental BLOB I/O on the sequences; nothing where it works."""
+    """Return why incremental BLOB I/O does not work on the sequences; empty where it works."""
     encoding = str(database.pragma("encoding"))
     if encoding != "UTF-8":
         return f"its encoding is {encoding}"
@@ -71,7 +73,7 @@ def blob_obstacle(database: apsw.Connection) -> str:
 
 
 def _is_unique(database: apsw.Connection) -> bool:
-    """Tell whether a unique index keeps contigs from being there twice."""
+    """Return whether a unique index on `contig_id` excludes duplicates."""
     return bool(
         database.execute(
             "SELECT 1 FROM pragma_index_list('sequences') AS i WHERE i.\"unique\" AND NOT i.partial AND "

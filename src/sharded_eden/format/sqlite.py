@@ -20,15 +20,17 @@ from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, prin
 IOMode = Literal["auto", "mmap", "read"]
 
 MMAP_BYTES = 1 << 40
-"""More than any file: SQLite lowers it to what its build allows (2 GB by default); beyond that it reads."""
+"""Larger than any file. SQLite lowers it to its compiled limit (2 GB by default), and reads bytes beyond that limit."""
 
 READER_CACHE_KIB = 32
-"""Page cache of one read-only connection whose file is not mapped as a whole."""
+"""Page cache of one read-only connection whose file is not mapped completely."""
 MAPPED_CACHE_PAGES = 2
-"""Page cache where it is: mapped pages are not copied, and for fewer than 3 pages SQLite reserves nothing beforehand."""
+"""Page cache where the file is mapped: mapped pages are not copied, and SQLite allocates nothing in advance for fewer
+than 3 pages."""
 
 READ_ERRORS = (apsw.Error, UnicodeError)
-"""What a query of a damaged or foreign database raises; `unreadable` turns it into a `DatabaseError`."""
+"""The exceptions that a query of a damaged or foreign database raises; `unreadable` turns them into a
+`DatabaseError`."""
 
 VIEW_SECONDS = 8.0
 """The time limit of one query of a view: a view may be an endless query."""
@@ -52,7 +54,7 @@ class Problem(NamedTuple):
 
 
 def is_mutable_now(path: Path) -> bool:
-    """Tell whether a database has a write-ahead log or a journal: its file alone is then incomplete."""
+    """Return whether a database has a write-ahead log or a journal: its file alone is then incomplete."""
     real = path.resolve()  # SQLite looks next to the file that a link points at
     return any(real.with_name(real.name + suffix).exists() for suffix in ("-wal", "-journal"))
 
@@ -106,7 +108,7 @@ def open_read_only(
 
 
 def trust_nothing(connection: apsw.Connection) -> None:
-    """Let nothing run that a database from elsewhere contains: no trigger, extension or function with side effects.
+    """Run no code that a database contains: no trigger, extension or function with side effects.
 
     Source: https://www.sqlite.org/security.html
     """
@@ -117,7 +119,7 @@ def trust_nothing(connection: apsw.Connection) -> None:
 
 
 def _go_on() -> bool:
-    """Python handles signals when it runs this, so that Ctrl-C ends a query."""
+    """SQLite calls this during a query. Python then handles signals, so that Ctrl-C ends the query."""
     return False
 
 
@@ -151,7 +153,7 @@ def attach_read_only(connection: apsw.Connection, path: Path, name: str) -> None
 
 
 def unreadable(path: str | os.PathLike[str], error: apsw.Error | UnicodeError) -> DatabaseError:
-    """Return the error to raise where a database cannot be read, with the usual cause."""
+    """Return the error for a database that cannot be read, with the usual cause."""
     cause: dict[type[Exception], str] = {
         apsw.NotADBError: "it is not an SQLite database",
         apsw.CorruptError: "it is damaged or cut short, or its disk fails to read it; copy or build it again",
@@ -176,7 +178,7 @@ def unreadable(path: str | os.PathLike[str], error: apsw.Error | UnicodeError) -
 
 
 def descriptors_are_exhausted() -> bool:
-    """Tell whether this process can open no further file at this moment."""
+    """Return whether this process has reached its limit of open files."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:

@@ -1,6 +1,7 @@
-"""What a window database states, and what is wrong with it. The loader raises the first problem, `verify` reports all.
+"""The metadata of a window database, and what is wrong with it.
 
-Costs some pragmas, the metadata and four seeks, however many windows there are.
+The loader raises the first problem, `verify` reports all. Costs a few pragmas, the metadata and four seeks, whatever the
+number of windows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MAX_WINDOW_TOKENS = 1 << 31
 
 
 class WindowDatabase:
-    """What a window database states. Its attributes are filled in as `problems` goes along.
+    """The metadata of a window database. `problems` fills in the attributes.
 
     Args:
         connection: to the window database.
@@ -43,22 +44,22 @@ class WindowDatabase:
         self.metadata: dict[str, int] = {}
         """Every value of the metadata that is an integer."""
         self.max_ambiguous: float | None = None
-        """The share of ambiguous letters from which windows were left out; None where none were."""
+        """The share of ambiguous letters above which windows were left out; None where none were."""
         self.geometry: WindowGeometry | None = None
         self.total_windows = 0
         self.has_lengths = False
 
     @property
     def fix(self) -> str:
-        """The command that makes it again, with what is known of it so far."""
+        """The command that makes it again, with the settings known so far."""
         return rebuild_command(self.path, self.geometry, self.metadata, self.max_ambiguous)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what keeps the database from being used. Where one is yielded, later attributes may be missing.
+        """Yield the problems that make the database unusable. After a problem, later attributes may be missing.
 
         Raises:
             apsw.Error: it cannot be read.
-            UnicodeError: neither can its text.
+            UnicodeError: its text cannot be decoded.
         """
         found = list(self._tables())
         yield from found
@@ -93,7 +94,7 @@ class WindowDatabase:
             number = as_integer(value)
             if number is not None:
                 self.metadata[key] = number
-            elif key in METADATA_KEYS:  # the values of other keys are free
+            elif key in METADATA_KEYS:  # other keys may have any value
                 wrong = True
                 yield Problem("metadata", f"metadata {key}={shown(value)} is not an integer", self.fix)
         missing = [key for key in ("window_size", "stride") if key not in self.metadata]
@@ -140,7 +141,7 @@ class WindowDatabase:
 
 
 def has_id_index(database: apsw.Connection) -> bool:
-    """Tell whether an index has all IDs in the order of their bytes."""
+    """Return whether an index has all IDs in the order of their bytes."""
     return bool(
         database.execute(
             "SELECT count(*) FROM pragma_index_list('window_mappings') AS i, pragma_index_xinfo(i.name) AS c "
@@ -171,7 +172,7 @@ def rebuild_command(
 
 
 def row_problem(window_idx: int, row: Sequence[object]) -> str:
-    """Return what is wrong with a row (sequence_id, window_in_seq_idx, length or None); nothing where it is valid.
+    """Return what is wrong with a row (sequence_id, window_in_seq_idx, length or None); empty where it is valid.
 
     `row` is a list of rows where the index is there more than once.
     """

@@ -76,8 +76,9 @@ class FileIdentity(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
 
     def is_same_file(self, other: FileIdentity) -> bool:
-        """Return whether both are the same unchanged file. The device number of a network file system differs between
-        machines, and is ignored.
+        """Return whether both are the same unchanged file.
+
+        Device numbers are ignored: that of a network file system differs between machines.
         """
         return self[:3] == other[:3]
 

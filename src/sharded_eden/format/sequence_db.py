@@ -52,9 +52,7 @@ def sequence_db_problems(database: apsw.Connection, path: Path) -> Iterator[Prob
 
 
 def rowid_name(database: apsw.Connection) -> str | None:
-    """Return a name of the row number that is not the name of a column of `sequences`; None where columns have all
-    three names.
-    """
+    """Return a name of the row number that no column of `sequences` has; None where columns have all three names."""
     taken = {column.lower() for column in table_columns(database, "sequences")}
     return next((name for name in ROWID_NAMES if name not in taken), None)
 

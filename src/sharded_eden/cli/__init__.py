@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, render.
+"""The command line: parse arguments, call one function, print the result.
 
 Results go to stdout; progress, warnings and errors to stderr. Exit status: 0, 1 after an error (or where `verify` finds
 something), 2 after a wrong command line, 130 after Ctrl-C.
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None, prog_name: str = "sharded-eden") -> 
     """Run a command line and return its exit status.
 
     Args:
-        argv: the arguments, without the program's name; those of this process unless given.
-        prog_name: what help texts call the program.
+        argv: the arguments, without the program's name; None: those of this process.
+        prog_name: the program's name in help texts.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", EdenWarning)

@@ -14,23 +14,23 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 LINE_SECONDS = 60.0
-"""Where there is no terminal, a line on stderr tells this often how far a command has come."""
+"""Seconds between two lines of progress on stderr where there is no terminal."""
 
 
 class Shown:
-    """How far a command has come, as a bar on a terminal or a line a minute elsewhere."""
+    """The progress of a command: a bar on a terminal, a line a minute elsewhere."""
 
     def __init__(self, what: str, show: Callable[[int, int, str], object]) -> None:
         self._show = show
         self._done, self._total, self._note = 0, 0, what
 
     def __call__(self, done: int, total: int) -> None:
-        """Take in how far it has come."""
+        """Show the amount done."""
         self._done, self._total = done, total
         self._show(done, total, self._note)
 
     def note(self, text: str) -> None:
-        """Take in what is being done."""
+        """Show the current work."""
         self._note = text
         self._show(self._done, self._total, text)
 
@@ -52,7 +52,7 @@ def progress_bar(what: str) -> Iterator[Shown]:
 
 
 class Lines:
-    """A line now and then: `12%, 1,204 records, 5,211 Mb, 310 Mb/s, SAMPLE1, 7 min left`."""
+    """Prints a line each minute: `12%, 1,204 records, 5,211 Mb, 310 Mb/s, SAMPLE1, 7 min left`."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
@@ -78,17 +78,17 @@ def say_next(*commands: str) -> None:
 
 
 def quoted(path: Path) -> str:
-    """Return a path as a shell takes it."""
+    """Return a path quoted for a shell."""
     return shlex.quote(str(path))
 
 
 def rate(amount: int, seconds: float) -> str:
-    """Return an amount a second, in words."""
+    """Return an amount per second as text."""
     return f"{amount / max(seconds, 1e-9):,.0f}"
 
 
 def size(size_bytes: float) -> str:
-    """Return a size on disk, in words."""
+    """Return a size on disk as text."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"

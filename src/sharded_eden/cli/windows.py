@@ -96,7 +96,7 @@ def precompute(
 
 
 def _split_name(*paths: Path) -> str:
-    """Return which split a file is of, by the name of the first of these paths that tells: train unless one does."""
+    """Return the split that the names of these paths give: the first one that names a split, else `train`."""
     for path in paths:
         for name, prefix in {"train": "train", "val": "val", "dev": "val", "test": "test"}.items():
             if path.name.lower().startswith(name):
@@ -105,7 +105,7 @@ def _split_name(*paths: Path) -> str:
 
 
 def _say_data_module(paths: Mapping[str, Path], options: str, *, packed: bool) -> None:
-    """Print how to use window databases, by the names of their splits; splits of other names have no argument."""
+    """Print how to open these window databases; only train, val and test have an argument."""
     words = [f"{name}_window_db_path={str(path)!r}" for name, path in paths.items() if name in SPLITS]
     say_next(f"ShardedEdenDataModule({', '.join([*words, options])}{', packed=True' if packed else ''}, ...)")
 

@@ -1,1 +1,1 @@
-"""SQLite's file format, read and written by hand: the only package that knows it."""
+"""Reads and writes pages of SQLite's file format; no other package depends on that format."""

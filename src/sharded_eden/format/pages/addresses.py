@@ -1,6 +1,6 @@
 """Where the bases of each contig lie in a sequence database, read from the pages of the table `sequences`.
 
-Enters: a database file. Leaves: for each contig its length and its address, or the reason why it has none. Costs one sequential
+Input: a database file. Output: for each contig its length and its address, or the reason why it has none. Costs one sequential
 read of the file. Memory is about 10 bytes a page and 100 bytes a contig.
 
     schema           a rowid table, UTF-8, no reserved bytes, not in WAL mode, nothing beside the file: else no addresses
@@ -8,8 +8,8 @@ read of the file. Memory is about 10 bytes a page and 100 bytes a contig.
     all pages        once, in the order of the file: rows of leaf pages, pointers of overflow pages, bytes that are not ASCII
     chains           an address only where every overflow page points at the page after it
 
-A contig has an address only if each step is proven by bytes that were read. What is unusual costs the address, never an error:
-SQLite reads such a contig. See docs/sqlite-pages.md.
+A contig has an address only if the bytes that were read prove each step. An unusual layout is not an error: the contig has no
+address then, and SQLite reads it. See docs/sqlite-pages.md.
 
 Source: "Database File Format", https://www.sqlite.org/fileformat2.html, sections 1.3, 1.5, 1.6 and 2.1.
 """
@@ -38,11 +38,11 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 BLOCK_BYTES = 1 << 21
-"""Bytes that are read at once: few enough to stay in the cache of a processor while they are checked."""
+"""Bytes read at once: small enough for the processor's cache."""
 MAX_DEPTH = 20
-"""Levels of a b-tree. SQLite allows as many (BTCURSOR_MAX_DEPTH)."""
+"""The largest depth of a b-tree that SQLite allows (BTCURSOR_MAX_DEPTH)."""
 PADDING = 32
-"""Zeros after a block, so that reading a varint near its end stays inside the memory."""
+"""Zeros after a block, so that reading a varint near its end stays inside the buffer."""
 
 AT, LOCAL, OVERFLOW, REASON = "at", "local", "overflow", "reason"
 ADDRESS_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -76,7 +76,7 @@ INTEGER_BYTES = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0], dtype=np.int64)
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """What a sequence database says about where its contigs lie."""
+    """Where the contigs of a sequence database lie."""
 
     page_bytes: int
     identity: FileIdentity
@@ -92,7 +92,7 @@ def read_addresses(path: Path, *, progress: Callable[[int], object] = lambda siz
     """Read the addresses of all contigs of a sequence database.
 
     Args:
-        path: the database; nobody writes it meanwhile.
+        path: the database; no process may write to it.
         progress: called with the bytes of each block that was read.
 
     Raises:
@@ -142,7 +142,7 @@ class _Scan:
         self._room = table.page_bytes - 4  # bytes of payload on an overflow page
         self._lock_page = LOCK_BYTE // table.page_bytes + 1
         self.digest = xxhash.xxh3_128()
-        # By page number, 0 is none: whether it points at the next page; whether it points at none; ASCII bytes it begins with.
+        # By page number (0 is unused): whether it points to the next page; whether it points to none; ASCII bytes at its start.
         self._goes_on = np.zeros(self._pages + 2, dtype=np.bool_)
         self._ends = np.zeros(self._pages + 2, dtype=np.bool_)
         self._ascii = np.zeros(self._pages + 2, dtype=np.uint16)
@@ -257,7 +257,7 @@ class _Scan:
     # ---- the pages of a block ----
 
     def _note_overflow(self, pages: Bytes, first: int, leaf: NDArray[np.bool_]) -> None:
-        """Note what each page would be as an overflow page."""
+        """Record, for each page, its next pointer and ASCII content if it is an overflow page."""
         numbers = np.arange(first, first + len(pages))
         pointers = pages[:, :4].copy().view(">u4")[:, 0].astype(np.int64)
         after = numbers + 1
@@ -276,7 +276,7 @@ class _Scan:
         self._ascii[here] = count
 
     def _parse(self, memory: Bytes, pages: Bytes, first: int, leaves: Ints) -> None:
-        """Take in the rows of the leaf pages of a block.
+        """Add the rows of the leaf pages of a block.
 
         Args:
             memory: the block, followed by `PADDING` zeros.

@@ -1,14 +1,14 @@
-"""B-trees of an SQLite file, written page by page: for rows that come in order, without SQL.
+"""Writes B-trees of an SQLite file page by page, without SQL, for sorted rows.
 
-Enters: the cells of a table's rows by ascending rowid, or of an index by ascending key. Leaves: their pages at the end of the
-file, each as full as it gets, and the tree above them under the root page that SQLite had made for it while it was empty.
-Costs the bytes once, and in memory one page and some 100 bytes for each page that was written.
+Input: the cells of a table's rows by ascending rowid, or of an index by ascending key. Output: full pages at the end of the
+file, and the tree above them under the empty root page that SQLite has made. Writes each byte once; needs the memory of one
+page and about 100 bytes for each page written.
 
     leaf       type, number of cells | place of each cell | free | cells
     interior   the same, each cell after the number of its child page; the last child is in the header
 
-In the tree of a table, the largest rowid of a page is above it as well; in that of an index, each cell is there once, and
-the one between two pages is above them. No cell may be so long that SQLite would spill it to other pages: in an index
+In the tree of a table, the largest rowid of a page is above it as well; in that of an index, each cell appears once, and the
+one between two pages is in the page above them. No cell may be so long that SQLite would spill it to other pages: in an index
 (page_bytes - 12) * 64 // 255 - 23 bytes of record.
 
 Source: "Database File Format", https://www.sqlite.org/fileformat2.html, sections 1.3 (header), 1.5 and 1.6.
@@ -30,13 +30,13 @@ INTERIOR_OF = {TABLE_LEAF: 0x05, INDEX_LEAF: 0x02}
 LEAF_HEADER, INTERIOR_HEADER = 8, 12
 POINTER = 2
 LOCK_BYTE = 1 << 30
-"""The page with this byte holds nothing: SQLite locks it."""
+"""The page with this byte is never used: SQLite locks this byte."""
 PAGES_AT = 28
 """The offset of the number of pages in the file."""
 
 
 class PageFile:
-    """Appends pages to a database that SQLite has made and closed. A context manager; leaving it fixes the header.
+    """Appends pages to a database that SQLite has made and closed. A context manager; its exit updates the header.
 
     Args:
         path: the database.
@@ -64,7 +64,7 @@ class PageFile:
         return numbers
 
     def replace(self, number: int, page: Bytes) -> None:
-        """Write one page, (page_bytes,) uint8, over one that is there."""
+        """Overwrite an existing page with (page_bytes,) uint8."""
         self._file.seek((number - 1) * self.page_bytes)
         self._file.write(page.data)
         self._file.seek(0, os.SEEK_END)
@@ -80,7 +80,7 @@ class PageFile:
 
 
 class BTree:
-    """One table or index being filled.
+    """Fills one table or index.
 
     Args:
         file: where its pages go.
@@ -91,14 +91,14 @@ class BTree:
     def __init__(self, file: PageFile, root: int, leaf: int) -> None:
         self._file, self._root, self._leaf = file, root, leaf
         self._moves_up = int(leaf == INDEX_LEAF)
-        self._cells: Bytes = np.empty(0, dtype=np.uint8)  # those that fill no page yet
+        self._cells: Bytes = np.empty(0, dtype=np.uint8)  # cells that do not fill a page yet
         self._lengths: Ints = np.empty(0, dtype=np.int64)
         self._rowids: Ints = np.empty(0, dtype=np.int64)
         self._children: list[int] = []
         self._dividers: list[bytes] = []  # one after each child
 
     def add(self, cells: Bytes, lengths: Ints, rowids: Ints) -> None:
-        """Add cells after those that are there, and write the pages that they fill.
+        """Append cells, and write the pages that they fill.
 
         Args:
             cells: (b,) uint8, one after another.
@@ -111,11 +111,11 @@ class BTree:
         self._write_leaves(self._cuts())
 
     def finish(self) -> None:
-        """Write what is left and the tree above the leaves."""
+        """Write the remaining cells and the tree above the leaves."""
         if len(self._lengths) == 0:
             return  # the root page is an empty leaf already
         ends = np.cumsum(self._lengths + POINTER)
-        if ends[-1] > self._file.page_bytes - LEAF_HEADER:  # an index by one cell: another page needs a cell
+        if ends[-1] > self._file.page_bytes - LEAF_HEADER:  # in an index by at least one cell: the next page needs one
             self._write_leaves([(0, len(ends) - 2)])
         last = self._leaves([(0, len(self._lengths))])
         if not self._children:
@@ -157,7 +157,7 @@ class BTree:
             for key, width in zip(keys.values, np.broadcast_to(widths, len(cuts)), strict=True):
                 self._dividers.append(key[len(key) - width :].tobytes())
         rest = cuts[-1][1] + self._moves_up
-        # Copies, so that the whole batch is not kept alive by its end.
+        # Copies, so that the rest does not keep the whole batch in memory.
         self._cells, self._lengths = self._cells[starts[rest] :].copy(), self._lengths[rest:].copy()
         self._rowids = self._rowids[rest:].copy()
 

@@ -1,7 +1,7 @@
-"""Rows in, the bytes of SQLite b-tree cells out: numpy only, some nanoseconds a row.
+"""Rows -> the bytes of SQLite b-tree cells. NumPy only; a few nanoseconds for each row.
 
-A cell is a few fields of varying width, one after another. Each field is a matrix with a row for each cell and the width of
-each of its rows; the bytes of all cells come out of one masked copy.
+A cell is a few fields of varying width, one after another. Each field is a matrix with a row for each cell, and the width of
+each row; one masked copy joins the bytes of all cells.
 
 Source: "Database File Format", https://www.sqlite.org/fileformat2.html, sections 1.6 (cells) and 2.1 (records).
 """
@@ -27,23 +27,23 @@ class Field:
     values: Bytes
     """(n, width) uint8."""
     widths: Ints | None = None
-    """(n,) int64: bytes that count in each row; None: all."""
+    """(n,) int64: the number of bytes used in each row; None: all."""
     at_end: bool = False
-    """They are the last ones of the row, not the first."""
+    """The bytes used are the last ones of the row, not the first."""
 
     def of(self, rows: Ints) -> Field:
-        """Return this field for other cells, (m,) int64 indices of these."""
+        """Return this field for some of the cells, (m,) int64 indices."""
         widths = None if self.widths is None else self.widths[rows]
         return Field(np.take(self.values, rows, axis=0), widths, self.at_end)
 
 
 def constant(value: int, count: int) -> Field:
-    """Return one byte that is the same in all cells."""
+    """Return a field of one byte that is the same in all cells."""
     return Field(np.full((count, 1), value, dtype=np.uint8))
 
 
 def byte(values: Ints) -> Field:
-    """Return one byte for each cell, (n,) int64 in [0, 255]."""
+    """Return a field of one byte for each cell, from (n,) int64 in [0, 255]."""
     return Field(values.astype(np.uint8)[:, None])
 
 
@@ -78,7 +78,7 @@ def varint(values: Ints) -> Field:
 
 
 def varint_bytes(value: int) -> int:
-    """Return how long the varint of an integer in [0, 2**56) is."""
+    """Return the length of the varint of an integer in [0, 2**56)."""
     return max(1, -(-value.bit_length() // 7))
 
 
@@ -110,7 +110,7 @@ def serial_types(values: Ints) -> Ints:
 
 
 def integer(values: Ints, types: Ints) -> Field:
-    """Return integers in the forms that `serial_types` chose: big-endian, none to 8 bytes."""
+    """Return integers in the forms that `serial_types` chose: big-endian, 0 to 8 bytes."""
     widths = INTEGER_BYTES[types]
     width = int(widths.max(initial=0))
     big_endian = values.astype(">i8").view(np.uint8).reshape(len(values), 8)[:, 8 - width :]

@@ -1,6 +1,6 @@
 """Addresses that `build` has recorded beside a sequence database: `glm_dataset_S1.sqlite.addresses`.
 
-Enters: a database. Leaves: its addresses, from the record where that describes the file, else from the file's own pages.
+Input: a database. Output: its addresses, from the record where that describes the file, else from the pages of the file.
 The record is a Parquet file with the columns of `Addresses.contigs`. Its metadata hold the identity of the database and the
 digest of its bytes. A copy has another identity: the digest then decides, by reading the database once.
 """
@@ -32,7 +32,7 @@ def record_addresses(database: Path, record: Path) -> None:
     """Read the addresses of a database and write them to a new file.
 
     Args:
-        database: a sequence database that is whole and written no more. Renaming it does not change its identity.
+        database: a complete sequence database that no process writes to. Renaming it does not change its identity.
         record: the file to write.
     """
     found = read_addresses(database)
@@ -70,7 +70,7 @@ def addresses_of(database: Path) -> tuple[Addresses, int]:
 
 
 def _recorded(record: Path) -> Addresses | None:
-    """Return what a record says; None where there is none that can be read."""
+    """Return the contents of a record; None where none can be read."""
     try:
         with record.open("rb") as file:
             described = json.loads(pl.read_parquet_metadata(file)[_KEY])
@@ -102,7 +102,7 @@ def _as_now(found: Addresses, identity: FileIdentity) -> Addresses:
 
 
 def _digest(database: Path) -> tuple[bytes, FileIdentity]:
-    """Return the XXH3-128 digest of a file's bytes, and what the file was while it was read."""
+    """Return the XXH3-128 digest of a file's bytes, and the identity of the file while it was read."""
     digest = xxhash.xxh3_128()
     memory = bytearray(BLOCK_BYTES)
     descriptor = os.open(database, os.O_RDONLY | os.O_CLOEXEC)

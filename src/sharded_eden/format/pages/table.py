@@ -18,7 +18,7 @@ Bytes = NDArray[np.uint8]
 
 
 MAX_COLUMNS = 100
-"""A column further back is not looked for."""
+"""Columns after this one are not searched."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def sequences_table(path: Path) -> SequencesTable | str:
 
 
 def _keeps_text(declared: str) -> bool:
-    """Tell whether a column of this type stores texts as they are. Source: https://www.sqlite.org/datatype3.html, 3.1."""
+    """Return whether a column of this type stores text unchanged. Source: https://www.sqlite.org/datatype3.html, 3.1."""
     declared = declared.upper()
     if "INT" in declared:
         return False
@@ -89,7 +89,7 @@ def _keeps_text(declared: str) -> bool:
 
 
 def unusable(header: bytes, size_bytes: int, page_bytes: int) -> str:
-    """Return why the pages of a file do not lie as `sharded_eden.format.index` says; empty where they do."""
+    """Return why the layout of a file is not the one in `sharded_eden.format.index`; empty where it is."""
     if header[18:20] != b"\1\1":
         return "it is in WAL mode (PRAGMA journal_mode = DELETE ends that)"
     if header[20]:

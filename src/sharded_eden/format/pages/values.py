@@ -34,7 +34,7 @@ def varints(memory: Bytes, at: Ints) -> tuple[Ints, Ints]:
 
 
 def is_ascii(memory: Bytes, at: Ints, size: Ints) -> NDArray[np.bool_]:
-    """Tell for each of these pieces of memory whether all its bytes are in [1, 127]."""
+    """Return for each range of bytes whether all of them are in [1, 127]."""
     filled = np.flatnonzero(size > 0)
     result = np.ones(len(at), dtype=np.bool_)
     if len(filled):
@@ -44,7 +44,7 @@ def is_ascii(memory: Bytes, at: Ints, size: Ints) -> NDArray[np.bool_]:
 
 
 def texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
-    """Return pieces of memory as text; null where they are not UTF-8."""
+    """Return ranges of bytes as text; null where they are not UTF-8."""
     ends = np.cumsum(size)
     place = np.repeat(at - (ends - size), size) + np.arange(int(ends[-1]) if len(ends) else 0)
     joined = memory[place].tobytes()

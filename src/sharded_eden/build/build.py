@@ -7,7 +7,7 @@ Input: files, folders, patterns. Output, in the output folder: `<sample>/glm_dat
             └─ records name their samples ─▶ pool.py, scatter.py: scatter, gather ┘
 
 Each sample appears as a whole when it is finished, independently of the others; the same command completes a run that was
-stopped. Samples that are there, built from the same inputs, are not built again. IDs and rows depend on the inputs and their
+stopped. Existing samples that were built from the same inputs are not built again. IDs and rows depend on the inputs and their
 order alone, not on the number of tasks, where they run, or in which order they end.
 """
 
@@ -47,11 +47,11 @@ class BuildResult:
     contigs: int
     bases: int
     bytes_on_disk: int
-    """The size of the sequence databases written, in bytes."""
+    """The size of the sequence databases written."""
     unchanged: int
-    """Samples that were there already, built from the same inputs."""
+    """Existing samples that were built from the same inputs."""
     grown: tuple[str, ...]
-    """Samples that were there and were built again, because further inputs hold records of them."""
+    """Existing samples that were built again because new inputs have records of them."""
     contigs_parquet: Path
 
 
@@ -69,10 +69,10 @@ def create_sample_database(
         The path of the database.
 
     Raises:
-        UsageError: the sample has a database already, or a name that sequence IDs cannot hold.
-        InputError: an ID is empty, appears twice or names another sample; a sequence is empty or holds other
-            characters than IUPAC nucleotide letters; an item is not a pair of texts.
-        WriteError: the database cannot be written, or a link has the name of the sample's folder.
+        UsageError: the sample has a database already, or its name is not allowed in sequence IDs.
+        InputError: an ID is empty, appears twice or names another sample; a sequence is empty or holds a character that is not
+            an IUPAC nucleotide letter; an item is not a pair of strings. WriteError: the database cannot be written, or a link
+            has the name of the sample's folder.
 
     Example:
         >>> create_sample_database("S1", [("BCR__ECT-S1__CT1-1", "ACGT")], "seqdb")  # doctest: +SKIP
@@ -122,7 +122,7 @@ def _pairs(sequences: Iterable[tuple[str, str]], sample_id: str) -> Iterator[tup
     """Yield the pairs of `sequences`.
 
     Raises:
-        InputError: one of them is not a pair of two texts.
+        InputError: one of them is not a pair of two strings.
     """
     try:
         pairs = iter(sequences)
@@ -163,32 +163,33 @@ def build_sequence_dbs(
 
     Args:
         inputs: FASTA, JSON lines, GenBank, Parquet or Arrow files, folders or glob patterns; `-` for standard input.
-        out_dir: where the databases go. It may hold other samples, which are kept.
+        out_dir: the folder for the databases. Other samples in it are kept.
         tag: the part before the first `__` of the IDs that records get.
         sample: the sample of all records; None: the sample of each file is named after the file.
         sample_regex: a pattern with a group `(?P<sample>...)`, searched for in the name of each record.
-        format: `fasta`, `jsonl`, `parquet`, `arrow` or `genbank`; None: by the ending of each file.
-        text_field: the field of JSON lines, or the column, that holds the sequence.
-        id_field: the one that holds the record's name; "" for none.
-        force: build everything again, also samples that are there.
-        page_size: of the databases, in bytes, a power of two in [512, 65536]; None: by the size of each sample.
-        jobs: how many tasks at a time; more than 1 start processes, so that a script needs `if __name__ == "__main__"`.
+        format: `fasta`, `jsonl`, `parquet`, `arrow` or `genbank`; None: the ending of each file decides.
+        text_field: the JSON field or column with the sequence.
+        id_field: the JSON field or column with the record's name; "" for none.
+        force: build everything again, including existing samples.
+        page_size: of the databases, in bytes, a power of two in [512, 65536]; None: the size of each sample decides.
+        jobs: number of tasks that run at the same time; more than 1 start processes, and a script then needs `if __name__ ==
+            "__main__"`.
             None: one for each processor that this process may use, 8 at most, and 1 for small inputs.
         engine: `local`, or `ray` for a Ray cluster with a shared file system.
         address: of the Ray cluster.
         scratch: a folder on a local disk in which databases are built before they are copied; the output folder unless
             given.
         progress: called with bytes of input read and their total.
-        note: called with a text: records, bases, rate and the present sample.
+        note: called with a text: records, bases, rate and the current sample.
 
     Returns:
         The numbers of samples, contigs and bases that were added.
 
     Raises:
-        UsageError: a sample was built from other inputs or with other settings, two files stand for the same sample, a
-            record names another sample than `sample`, a name cannot be used, or another build is writing to the folder.
-        InputError: an input is invalid, or two records of a sample share a name or an ID. The other samples are built all the
-            same; the message lists all that are not.
+        UsageError: a sample was built from other inputs or with other settings, two files have the same sample name, a record
+            names another sample than `sample`, a name is not allowed, or another build is writing to the folder. InputError: an
+            input is invalid, or two records of a sample share a name or an ID. The other samples are built; the message lists
+            those that are not.
         WriteError: a file cannot be written: no permission, a full disk, a link in its place.
         MissingExtra: a format or an engine needs a package that is not installed.
     """
@@ -242,7 +243,7 @@ def build_sequence_dbs(
 
 
 WORTH_PROCESSES_BYTES = 32 << 20
-"""Inputs smaller than this in total are read by one process: starting others would take longer."""
+"""Inputs smaller than this in total are read by one process: starting more would take longer."""
 
 
 PAGE_SIZES = tuple(1 << power for power in range(9, 17))

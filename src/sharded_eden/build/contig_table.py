@@ -1,6 +1,6 @@
 """The table of all contigs, `contigs.parquet`: sorted by sample, in input order within each.
 
-Input: the present table, and the rows of samples that were built since. Output: the new table, written in one pass that holds a
+Input: the existing table, and the rows of newly built samples. Output: the new table, written in one pass that holds a
 few blocks of each. It depends on the samples alone, not on the order in which they were built.
 """
 
@@ -19,7 +19,7 @@ from sharded_eden.format import schema
 from sharded_eden.format.publish import publishing
 
 FILES_AT_ONCE = 500
-"""Receipts that are read together."""
+"""Receipts read at once."""
 
 _SAMPLE = pl.col("sample")
 
@@ -34,7 +34,7 @@ def check_contig_table(out: Path) -> None:
     if not table.exists():
         return
     try:
-        with table.open("rb") as file:  # Polars would take some names for patterns
+        with table.open("rb") as file:  # Polars would treat some names as patterns
             found = dict(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DatabaseError(
@@ -48,7 +48,7 @@ def check_contig_table(out: Path) -> None:
 
 
 def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) -> None:
-    """Write a table in which the rows of these receipts replace those of their samples.
+    """Write a table in which the rows of these receipts replace earlier rows of the same samples.
 
     Args:
         out: the output folder.
@@ -115,7 +115,7 @@ def _layers(receipts: Sequence[Receipt]) -> list[list[int]]:
 
 
 def _without(rows: pl.LazyFrame, samples: list[str]) -> pl.LazyFrame:
-    """Leave out the rows of some samples."""
+    """Return the rows without those of some samples."""
     if not samples:
         return rows
     left_out = pl.LazyFrame({"sample": samples}, schema={"sample": pl.String})
@@ -123,6 +123,6 @@ def _without(rows: pl.LazyFrame, samples: list[str]) -> pl.LazyFrame:
 
 
 def _with(rows: pl.LazyFrame, samples: list[str]) -> pl.LazyFrame:
-    """Keep the rows of some samples alone."""
+    """Return only the rows of some samples."""
     wanted = pl.LazyFrame({"sample": samples}, schema={"sample": pl.String})
     return rows.join(wanted, on="sample", how="semi", maintain_order="left")

@@ -1,7 +1,7 @@
 """One task for one sample: its input files are read, and its database is written and published.
 
-Input: a sample and its files. Output: its database; or the result that it is there already, or that a record names another
-sample, so that the files must be scattered (`pool.py`).
+Input: a sample and its files. Output: its database; or the result that the database exists already; or that a record names
+another sample: the files are then scattered (`pool.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Input:
     """One input file."""
 
     number: int
-    """Its position among all inputs, in the order in which records are numbered."""
+    """Its position among all inputs; records are numbered in this order."""
     path: Path
     called: str
     """Its name in messages and in the contig table."""
@@ -35,7 +35,7 @@ class Input:
 
     @property
     def default_sample(self) -> str | None:
-        """The sample of its records that name none, by its file name; None if that gives none."""
+        """The sample of its records that name none, from its file name; None if the file name gives none."""
         try:
             return default_sample_id(STANDARD_INPUT if self.called == STANDARD_INPUT else self.path)
         except UsageError:
@@ -56,7 +56,7 @@ class DirectTask:
     is_asked_for: bool
     """The user named the sample: a record that names another is then an error."""
     recorded: tuple[FileState, ...] | None
-    """The inputs of the sample that is there, unless it is to be built again."""
+    """The inputs of the existing sample; None if it is to be built again."""
     is_taken: bool
     """The sample has a database that the manifest does not list."""
 
@@ -68,7 +68,7 @@ class DirectTask:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectOutcome:
-    """The result of such a task: built; or mixed; or neither, if the sample that is there was built from these inputs."""
+    """The result of such a task: built, or mixed, or neither if the existing sample was built from these inputs."""
 
     built: SampleResult | None = None
     states: tuple[FileState, ...] = ()
@@ -127,14 +127,14 @@ def key_of(name: str) -> str:
 
 
 def taken(out: Path, sample: str) -> UsageError:
-    """Return the error for a sample that is there but not in the manifest."""
+    """Return the error for an existing sample that is not in the manifest."""
     return UsageError(
         f"{printable(schema.sample_database_path(out, sample))}: sample {sample!r} is there already. --force replaces it"
     )
 
 
 def check_only_grown(sample: str, recorded: tuple[FileState, ...], now: tuple[FileState, ...]) -> None:
-    """Refuse to build a sample again unless all it was built from is still there as it was.
+    """Raise an error for a sample some of whose inputs have changed or are no longer given.
 
     Raises:
         UsageError: an input has changed, or is no longer given.
@@ -158,7 +158,7 @@ def _sizes(old: FileState, new: FileState) -> str:
 
 
 def _states(task: DirectTask) -> tuple[FileState, ...]:
-    """Return the present states of the inputs; those that look unchanged are not read."""
+    """Return the current states of the inputs; inputs with the same size and modification time are not read."""
     known = {state.path: state for state in task.recorded or ()}
     states = []
     for each in task.inputs:
@@ -168,7 +168,7 @@ def _states(task: DirectTask) -> tuple[FileState, ...]:
 
 
 class _Files:
-    """The files of a task, one after the other, and how much of them has been read."""
+    """The files of a task, one after another, and the number of bytes read."""
 
     def __init__(self, task: DirectTask, ticker: Ticker) -> None:
         self._task, self._ticker = task, ticker
@@ -184,7 +184,7 @@ class _Files:
             self._before += each.size_bytes
 
     def _first_free(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Refuse a sample that is taken, but only when a record of it has been read."""
+        """Raise an error for an existing sample, but only after one of its records was read."""
         if not self._task.is_taken:
             return records
         return self._refused(records)

@@ -1,8 +1,8 @@
 """FASTA: blocks of bytes -> entries.
 
-Input: a stream of decompressed bytes. Output: (name, description, sequence, whether the sequence is known to hold nothing but
-IUPAC letters). A block of 256 KiB is checked as a whole, and its line ends are removed in C: three times as fast as a loop over
-lines. Only a block with white space, comments or an odd character goes through such a loop.
+Input: a stream of decompressed bytes. Output: (name, description, sequence, whether the sequence is known to hold only IUPAC
+letters). A block of 256 KiB is checked at once, and its line ends are removed in C: three times as fast as a loop over lines.
+Only a block with white space, comments or an unexpected character is read line by line.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sharded_eden.format.schema import NUCLEOTIDES
 BLOCK_BYTES = 1 << 18
 
 MAX_ODD_LINE = 64 << 20
-"""Bytes in a line that is not made of bases alone (a header, a comment), at most."""
+"""The largest number of bytes in a line with other characters than bases (a header, a comment)."""
 
 _SOUND = (NUCLEOTIDES + NUCLEOTIDES.lower() + "\n").encode()
 
 Entry: TypeAlias = tuple[str, str, str, bool]
-"""A record as every format yields it: name, description, sequence, and whether the sequence is known to hold nothing but IUPAC
+"""A record as every format yields it: name, description, sequence, and whether the sequence is known to hold only IUPAC
 nucleotide letters. A plain tuple: making a named one takes as long as all other work on a short record.
 """
 
@@ -65,7 +65,7 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
                 )
         if records:
             if header is not None:
-                parts = ["".join(parts)]  # so that no second copy is kept
+                parts = ["".join(parts)]  # frees the first copy
                 yield (*_name(header), parts.pop(), checked)
             ordinal += len(records)
             header, last = records.pop()
@@ -90,9 +90,9 @@ def _name(header: bytes) -> tuple[str, str]:
 
 
 def _blocks(stream: BinaryIO, called: str) -> Iterator[tuple[bytes, bool]]:
-    """Yield blocks of whole lines, in which LF ends each, and whether a block begins inside a line.
+    """Yield blocks of whole lines, each ended by LF, and whether a block begins inside a line.
 
-    Only a line of bases that is longer than a block is divided. Each byte is looked at a fixed number of times, whatever the
+    Only a line of bases that is longer than a block is divided. Each byte is processed a fixed number of times, whatever the
     length of a line.
     """
     waiting: list[bytes] = []
@@ -130,7 +130,7 @@ def _blocks(stream: BinaryIO, called: str) -> Iterator[tuple[bytes, bool]]:
 
 
 def _data(stream: BinaryIO, called: str) -> Iterator[bytes]:
-    """Yield what a stream holds, without the byte order mark of UTF-8."""
+    """Yield the bytes of a stream without the byte order mark of UTF-8."""
     start = b""
     while len(start) < 3 and (more := stream.read(3 - len(start))):
         start += more
@@ -146,8 +146,8 @@ def _records(block: bytes) -> tuple[bool, str, list[tuple[bytes, str]]]:
     """Divide a block at its headers.
 
     Returns:
-        Whether it holds nothing but headers and IUPAC letters, the letters before its first header, and (header, letters) of
-        each record.
+        Whether it holds only headers and IUPAC letters, the letters before its first header, and (header, letters) of each
+        record.
     """
     first, *chunks = block.split(b">")
     if chunks and not (first[-1:] in b"\n" and all(chunk[-1:] == b"\n" for chunk in chunks[:-1])):
@@ -165,7 +165,7 @@ def _records(block: bytes) -> tuple[bool, str, list[tuple[bytes, str]]]:
 
 
 def _records_by_line(block: bytes) -> tuple[str, list[tuple[bytes, str]]]:
-    """Do the same line by line; white space around lines, empty lines and comments are left out."""
+    """Like `_divide`, line by line; white space around lines, empty lines and comments are skipped."""
     found: list[tuple[bytes, list[str]]] = [(b"", [])]
     for line in block.split(b"\n"):
         stripped = line.strip()

@@ -1,6 +1,6 @@
 """Input formats: FASTA, JSON lines, Parquet, Arrow, GenBank. Each is one function: a source -> entries.
 
-To add a format, write a function here, and enter its name in `FORMATS` and its file endings in `ENDINGS`. Packages that a
+To add a format, write a function here, and add its name to `FORMATS` and its file endings to `ENDINGS`. Packages that a
 format needs are imported when a file of it is read; a missing one is an error that names the extra.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_BYTES = 32 << 20
-"""Bytes of a Parquet file that are decoded at once, unless a single row is longer."""
+"""Bytes of a Parquet file decoded at once; a single row may be longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ReadOptions:
     """How input files are read."""
 
     format: str | None = None
-    """One of `FORMATS`; None: by the file's ending, FASTA where the ending is unknown."""
+    """One of `FORMATS`; None: the file's ending decides, FASTA for unknown endings."""
     text_field: str | None = None
     """The field or column of the sequence; None: the first of `TEXT_FIELDS` that exists."""
     id_field: str | None = None
@@ -44,7 +44,7 @@ class ReadOptions:
 
 TEXT_FIELDS = ("text", "sequence", "seq", "nt_sequence")
 ID_FIELDS = ("record", "id", "name", "contig_id", "accession")
-"""The first of each are those of the OpenGenome2 releases, where some files have no `record`."""
+"""The first names are those of the OpenGenome2 releases, in which some files have no `record`."""
 
 
 def fasta(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -58,7 +58,7 @@ def fasta(source: Source, options: ReadOptions) -> Iterator[Entry]:
 
 
 def _find_line_that_is_not_text(source: Source) -> None:
-    """Read a FASTA file again, by lines, to name the first one that is not UTF-8."""
+    """Read a FASTA file again by lines, to find the first line that is not UTF-8."""
     ordinal = 0
     with Source(source.path, source.called) as again, again.stream() as stream:
         reader = io.BufferedReader(cast(io.RawIOBase, stream))
@@ -72,14 +72,14 @@ def _find_line_that_is_not_text(source: Source) -> None:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its (name, value) pairs, in which a name may come twice."""
+    """A JSON object as (name, value) pairs; a name may appear twice."""
 
 
 _JSON = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
 
 
 def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
-    """Yield one entry for each line of JSON; empty lines are left out."""
+    """Yield one entry for each line of JSON; empty lines are skipped."""
     with source.stream() as stream:
         for number, line in enumerate(text_lines(stream, source.called), start=1):
             if line.isspace():
@@ -149,7 +149,7 @@ def _reading(source: Source, what: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise InputError(f"{source.called}: cannot be read as {what}: it needs more memory than there is") from error
-    except Exception as error:  # OSError, ValueError, KeyError, NotImplementedError, and some of its own
+    except Exception as error:  # OSError, ValueError, KeyError, NotImplementedError, and Arrow's own classes
         raise InputError(f"{source.called}: cannot be read as {what} ({printable(str(error), 300)})") from error
 
 
@@ -178,7 +178,7 @@ def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
                     f"{describe(source.called, ordinal, str(record.id))}: has no bases after ORIGIN; download it with them "
                     "(gbwithparts)"
                 ) from None
-            except Exception as error:  # Biopython raises many kinds on damaged files
+            except Exception as error:  # Biopython raises many kinds of exceptions for damaged files
                 raise InputError(
                     f"{source.called}: is not GenBank, or damaged, after record {ordinal} ({printable(str(error), 300)})"
                 ) from error
@@ -253,7 +253,7 @@ class _GenBankLines:
         return next(self._lines, "")
 
     def read(self, size: int = -1) -> str:
-        """Return nothing for 0, which asks whether this is text; the rest otherwise."""
+        """Return "" for 0, by which Biopython tests for text mode; the rest otherwise."""
         return "" if size == 0 else "".join(self._lines)
 
 
@@ -277,7 +277,7 @@ ENDINGS = {
 }
 
 TABLES = ("parquet", "arrow")
-"""Formats that often hold other data too: files of these in a folder are read only on demand. They compress themselves."""
+"""Formats that often hold other data: such files in a folder are read only with `--format`. They are compressed internally."""
 
 
 def _choose(names: list[str], options: ReadOptions, where: str) -> tuple[str, str | None]:
@@ -350,6 +350,6 @@ def _rows(batches: Iterator[pa.RecordBatch], text: str, name: str | None, called
             try:
                 value = texts[i].as_py()
                 called_by = None if names is None else names[i].as_py()
-            except Exception as error:  # such as a time that Python cannot express
+            except Exception as error:  # such as a time outside Python's range
                 raise InputError(f"{where}: cannot be read ({printable(str(error), 300)})") from error
             yield _entry(called_by, value, where, text, name)

@@ -40,21 +40,21 @@ class Job:
     sample_regex: str | None
     force: bool
     page_size: int | None
-    """Bytes a page; None: by the size of each sample."""
+    """Page size in bytes; None: the size of each sample decides."""
     tally: Totals
 
     built: dict[str, SampleResult] = field(default_factory=dict)
     unchanged: set[str] = field(default_factory=set)
     grown: set[str] = field(default_factory=set)
     complete: list[FileState] = field(default_factory=list)
-    """Inputs all of whose samples are in place, not yet in the manifest."""
+    """Inputs all of whose samples are published, not yet in the manifest."""
     _failures: list[tuple[int, EdenError]] = field(default_factory=list)
 
     def settle(self) -> list[EdenError]:
-        """Put the databases of all receipts in place, and enter them into the contig table and the manifest.
+        """Publish the databases of all receipts, and add them to the contig table and the manifest.
 
         Returns:
-            An error for each database that could not be put in place; it is removed when the build ends.
+            An error for each database that could not be published; it is removed when the build ends.
         """
         found = self.place.read_receipts()
         if not found and not self.complete:
@@ -79,7 +79,7 @@ class Job:
 
         Args:
             ended: the task, with its result or its error.
-            number: of its first input, by which errors are sorted.
+            number: that of its first input; errors are sorted by it.
         """
         if ended.error is None:
             return ended.result
@@ -113,10 +113,10 @@ class Job:
         return schema.sample_database_path(self.place.out, sample)
 
     def is_whole(self, sample: str, recorded: Recorded | None) -> bool:
-        """Tell whether a sample's database is there as it was recorded.
+        """Return whether a sample's database exists and matches the manifest.
 
         Raises:
-            UsageError: it is there, but was built with other settings, or is not the file that was built.
+            UsageError: it exists, but was built with other settings, or is not the file that was built.
         """
         if recorded is None:
             return False
@@ -138,5 +138,5 @@ class Job:
         return True
 
     def all_whole(self, samples: Sequence[str], manifest: Manifest) -> bool:
-        """Tell whether the databases of some samples are there as they were recorded."""
+        """Return whether the databases of some samples exist and match the manifest."""
         return all(sample in self.unchanged or self.is_whole(sample, manifest.sample(sample)) for sample in samples)

@@ -4,11 +4,11 @@
     samples         settings, contigs, bases, bytes, hash   of every sample that was built
     sample_inputs   which of the inputs hold records of it, in their order
 
-`OUT/manifest.sqlite` is replaced as a whole. Between two replacements each finished task leaves a receipt (`staging.py`),
-so that nothing is lost with a process. Needs some 200 bytes a sample; a build reads only the rows that it needs.
+`OUT/manifest.sqlite` is replaced as a whole. Between two replacements each finished task writes a receipt (`staging.py`), so
+that a killed process loses nothing. Needs some 200 bytes a sample; a build reads only the rows that it needs.
 
-A path that is not UTF-8 is stored as a BLOB of its bytes. `rows_hash` of a sample can be computed again from its database
-(`rows_hash`), which finds any change of its rows.
+A path that is not UTF-8 is stored as a BLOB of its bytes. The function `rows_hash` computes the hash of a sample again from its
+database, which finds any change of its rows.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Built:
     staged: str
     """The name of its database in the staging folder, until it is renamed."""
     inputs: tuple[int, ...]
-    """The positions, among the receipt's inputs, of those with records of it."""
+    """Which of the receipt's inputs have records of it, by position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Receipt:
 
     @staticmethod
     def from_json(text: str) -> Receipt:
-        """Return the receipt that a text was made from."""
+        """Return the receipt in a text."""
         found = json.loads(text)
         return Receipt(
             settings=found["settings"],
@@ -185,7 +185,7 @@ class Manifest:
 
 
 def _check_tables(database: apsw.Connection, path: Path) -> None:
-    """Refuse a manifest whose schema is not exactly `CREATE`: rows would be lost, or a trigger would run."""
+    """Raise an error for a manifest whose schema is not exactly `CREATE`: rows would be lost, or a trigger would run."""
     query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
     with closing(apsw.Connection(":memory:")) as empty:
         empty.execute(CREATE)
@@ -216,7 +216,7 @@ def _state(path: str | bytes, size_bytes: int, mtime_ns: int, digest: str) -> Fi
 
 
 def rows_hash(database: apsw.Connection) -> str:
-    """Return the hash of all rows of a sequence database that `build` wrote: `Recorded.rows_hash`, if nothing has changed.
+    """Return the hash of all rows of a sequence database. It equals `Recorded.rows_hash` unless rows have changed.
 
     Reads the whole database, and needs the memory of its longest sequence.
 
@@ -284,7 +284,7 @@ def _record(database: apsw.Connection, receipt: Receipt) -> None:
 
 
 def _input(database: apsw.Connection, state: FileState) -> int:
-    """Return the row of an input; it is added if there is none."""
+    """Return the row of an input, and add it if it is missing."""
     return int(
         database.execute(
             "INSERT INTO inputs (path, size_bytes, mtime_ns, hash) VALUES (?, ?, ?, ?) ON CONFLICT (path, hash) "

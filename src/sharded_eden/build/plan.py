@@ -1,6 +1,6 @@
-"""The steps of one build: which tasks are needed, which samples are there already, and what each task returned.
+"""The steps of one build: which tasks are needed, which samples exist already, and what each task returned.
 
-Input: numbered inputs. Output: samples in place, the manifest and the contig table up to date.
+Input: numbered inputs. Output: published samples, and an up-to-date manifest and contig table.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sharded_eden.errors import EdenError, warn
 from sharded_eden.jobs import run_tasks
 
 BASES_PER_BYTE = 4
-"""Of a compressed input, about; an uncompressed one has 1."""
+"""The approximate number of bases per byte of a compressed input; an uncompressed input has 1."""
 
 
 def build(job: Job, inputs: Sequence[Input]) -> None:
     """Build what is missing or has changed.
 
     Raises:
-        EdenError: as documented in `build_sequence_dbs`. What was finished before is in place and recorded.
+        EdenError: as documented in `build_sequence_dbs`. Samples finished before the error are published and recorded.
     """
     for error in job.settle():
         warn(f"a database that an earlier run had finished is dropped, and built again if it is still wanted: {error}")
@@ -76,7 +76,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
             others = {state.path for state in recorded.inputs}.difference(paths) if recorded is not None else set()
             shared = others and (others <= given or (recorded is not None and len(recorded.inputs) > len(files)))
             if job.sample is None and (shared or (all(states) and samples != {sample})):
-                pooled += files  # records of other samples, or other inputs with records of this one, are known
+                pooled += files  # the manifest lists records of other samples, or other inputs with records of this one
                 continue
         tasks.append(
             DirectTask(
@@ -96,7 +96,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
 
 
 def _sample_of(job: Job, each: Input) -> str | None:
-    """Return the sample of an input by its name, None where the name gives none."""
+    """Return the sample that an input's file name gives, None where it gives none."""
     if job.sample is not None:
         return job.sample
     return each.default_sample

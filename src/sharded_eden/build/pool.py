@@ -1,7 +1,7 @@
 """Inputs with records of several samples, or of one sample in several inputs: which to scatter, and which samples to gather.
 
-Input: input files, and their entries in the manifest. A sample is gathered from all inputs that hold records of it, also from
-inputs that were built before and of which only this sample is needed.
+Input: input files, and their entries in the manifest. A sample is gathered from all inputs with records of it, including inputs
+that were built before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build_pooled(job: Job, files: Sequence[Input], inputs: Sequence[Input]) -> N
         inputs: all inputs of the build.
 
     Raises:
-        UsageError: a sample was built from other inputs, or two inputs stand for the same sample.
+        UsageError: a sample was built from other inputs, or two inputs have the same sample name.
     """
     with Manifest(job.place.out) as manifest:
         pool = _Pool(job, manifest, inputs)
@@ -36,7 +36,7 @@ def build_pooled(job: Job, files: Sequence[Input], inputs: Sequence[Input]) -> N
             pool.scatter(todo)
             todo = pool.needed_too()
         if job.has_failed():
-            return  # a sample without the records of an input that was refused would be a wrong one
+            return  # a sample without the records of a refused input would be incomplete
         pool.gather()
     if not job.has_failed():
         job.complete += pool.states.values()
@@ -56,7 +56,7 @@ class _Pool:
         self._folder = job.place.staging / "runs" if job.engine.name == "ray" else job.place.scratch_of_run / "runs"
 
     def is_done(self, each: Input) -> bool:
-        """Tell whether all samples of an input are there, built from it in its present state."""
+        """Return whether all samples of an input exist and were built from its current state."""
         job, state = self._job, self._manifest.complete(path_of(each), self._job.settings)
         if job.force or state is None:
             return False
@@ -89,7 +89,7 @@ class _Pool:
         return each.default_sample
 
     def _check_defaults(self) -> None:
-        """Refuse two files of the same name whose records name no sample."""
+        """Raise an error for two files of the same name whose records name no sample."""
         if self._job.sample is not None:
             return
         first_of: dict[str | None, Input] = {}
@@ -115,7 +115,7 @@ class _Pool:
         """Return whether a sample is to be built, and which inputs must be scattered for that.
 
         Raises:
-            UsageError: it is there, and was built from inputs that have changed or are not given.
+            UsageError: it exists, and was built from inputs that have changed or are not given.
         """
         job, sample = self._job, share.sample
         was_built_now = sample in job.built

@@ -21,7 +21,7 @@ from sharded_eden.errors import InputError, UsageError, printable, shown, warn
 from sharded_eden.format.schema import NUCLEOTIDES, check_sample_id
 
 COMPRESSED_ENDINGS = (".gz", ".bgz", ".xz", ".zst", ".bz2")
-"""May follow the ending of a format."""
+"""Endings of compressed files, which may follow the ending of a format."""
 
 _FORMAT_OF_ENDING = {ending: name for name, endings in ENDINGS.items() for ending in endings}
 _RESIDUES = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
@@ -94,13 +94,13 @@ def find_inputs(
 
 
 REPEATED_SHOWN = 5
-"""Inputs given more than once that a warning names."""
+"""The number of repeated inputs that a warning names."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def check_path(given: object, what: str) -> Path:
-    """Return a path, where it is one of this machine.
+    """Return a local path.
 
     Args:
         given: what the user gave.
@@ -126,7 +126,7 @@ def check_path(given: object, what: str) -> Path:
 
 
 def _present(file: Path) -> Path:
-    """Return a file of a folder, where it is there and can be read to its end."""
+    """Return a file of a folder, if it is a readable regular file."""
     try:
         mode = file.stat().st_mode
     except OSError as error:
@@ -138,7 +138,7 @@ def _present(file: Path) -> Path:
 
 
 def _files_below(folder: Path, formats: tuple[str, ...], out: Path | None, again: list[str]) -> list[Path]:
-    """Return the files of a folder, links followed; a folder that is met twice is entered in `again` and walked once."""
+    """Return the files of a folder, links followed; a folder that is reached twice is read once and added to `again`."""
     files = []
     walked: dict[tuple[int, int], str] = {}
 
@@ -162,7 +162,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _split_name(file_name: str) -> tuple[str, str | None]:
-    """Return a file name without its endings, and the format they mean; the whole name and None where they mean none."""
+    """Return a file name without its endings, and their format; the whole name and None for unknown endings."""
     stem, ending = os.path.splitext(file_name)
     if ending.lower() in COMPRESSED_ENDINGS:
         stem, ending = os.path.splitext(stem)
@@ -220,7 +220,7 @@ def read_records(
             check_text(description, f"{where}: its description")
             check_residues(sequence, where)
         yield make((name, description, sequence, ordinal))
-        del sequence  # the next one is read before this name is bound again
+        del sequence  # frees this record before the next one is read
         if position is not None:
             position(source.position())
     if ordinal == 0:
@@ -228,7 +228,7 @@ def read_records(
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse a name that cannot be looked up again.
+    """Raise an error for an invalid record name.
 
     Raises:
         InputError: it is empty, or holds white space or control characters.

@@ -1,6 +1,6 @@
 """The records of one sample -> its sequence database, and their rows of the contig table.
 
-Input: records in input order. Output: a database that is whole and synced, under a temporary name. Needs the memory of one
+Input: records in input order. Output: a complete and synced database under a temporary name. Needs the memory of one
 record and of 100,000 rows of the contig table.
 """
 
@@ -44,14 +44,14 @@ ROWS_IN_MEMORY = 100_000
 
 SMALL_PAGE = 4096
 LARGE_PAGE = 65_536
-"""Bytes a page. Large pages are written twice as fast, and a page of a long contig is found in a quarter of the time; but a
-database has at least three of them."""
+"""Page sizes in bytes. Large pages are written twice as fast, and a page of a long contig is found four times as fast; but a
+database has at least three pages."""
 
 LARGE_SAMPLE_BASES = 64_000_000
-"""Samples of this size and more get large pages, unless the user says otherwise."""
+"""Samples of this size and more get large pages by default."""
 
 HASHED_AT_ONCE = 1 << 20
-"""Bases that are encoded at once to be hashed."""
+"""Bases encoded and hashed at once."""
 
 TOLD_BASES = 1_000_000
 """Bases between two calls of the progress callback."""
@@ -75,12 +75,12 @@ class SampleResult:
 
 
 def polars_path(path: Path) -> str:
-    """Return a path as Polars takes it literally: `~` at its beginning would otherwise mean the home folder."""
+    """Return a path that Polars reads literally: `~` at its beginning would otherwise mean the home folder."""
     return os.path.join(".", path)
 
 
 def scan_rows(path: Path) -> pl.LazyFrame:
-    """Return the rows of one Parquet file; its name is not taken for a pattern."""
+    """Return the rows of one Parquet file; its name is never a pattern."""
     return pl.scan_parquet(polars_path(path), glob=False)
 
 
@@ -101,7 +101,7 @@ class ContigRows:
         return [column.append for column in self._columns.values()]
 
     def flush(self) -> None:
-        """Write the rows in memory to a file, if they are many."""
+        """Write the rows in memory to a file if there are many."""
         if len(self._columns[ORDINAL]) >= ROWS_IN_MEMORY:
             self._parts.append(self._folder / f"{self._name}.rows{len(self._parts)}.parquet")
             frame = self._frame()
@@ -139,9 +139,9 @@ def write_sample(
         files: each file's name in messages, and its records, in input order.
         rows: receives the row of each record.
         page_size: of the database, in bytes.
-        tell: called from time to time with the number of records and bases since its last call.
+        tell: called regularly with the number of records and bases since its last call.
         other: called with a description of a record that names another sample, and that sample; returns the error to raise.
-            None: all records are known to be of this sample.
+            None: all records are known to belong to this sample.
 
     Raises:
         InputError: two records share a name or an ID, or one is longer than SQLite can hold.
@@ -149,7 +149,7 @@ def write_sample(
     """
     first_row = len(rows)
     digest = xxhash.xxh3_128()
-    names = array("q")  # hashes of the names that did not become IDs
+    names = array("q")  # hashes of names that are not IDs
     bases = count = 0
 
     def contigs() -> Iterator[tuple[str, str]]:
@@ -190,7 +190,7 @@ def write_sample(
                     for start in range(0, length, HASHED_AT_ONCE):
                         update(sequence[start : start + HASHED_AT_ONCE].encode())
                 yield contig_id, sequence
-                del sequence  # the next one is read before this name is bound again
+                del sequence  # frees this record before the next one is read
                 if bases - told_bases > TOLD_BASES:
                     tell(count - told_records, bases - told_bases)
                     told_records, told_bases = count, bases
@@ -228,7 +228,7 @@ def _insert(
 
 
 def _check_names(names: array[int], rows: ContigRows, first_row: int, sample: str) -> None:
-    """Refuse names that appear twice. Hashes are compared first, at eight bytes a name."""
+    """Raise an error for names that appear twice. Hashes are compared first, at eight bytes a name."""
     hashes = np.sort(np.frombuffer(names, dtype=np.int64))
     if not (hashes[1:] == hashes[:-1]).any():
         return

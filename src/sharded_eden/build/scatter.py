@@ -4,8 +4,8 @@
     input 2 ─┴▶ run 0: records, indexed by sample ─┬─▶ S1, S2, S3
     input 3 ──▶ run 1 ─────────────────────────────┴─▶ S4, S5
 
-A run is an SQLite file on scratch that holds the records of some inputs, in their order. Each base is written twice, and needs
-the disk for it; the memory is that of one record a task.
+A run is an SQLite file on scratch that holds the records of some inputs, in their order. Each base is written twice, which
+needs disk space; each task needs the memory of one record.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.jobs import Say, Tick, Ticker
 
 MOST_RUNS = 96
-"""A gathering task has all runs open: fewer than the 256 files that some systems allow a process."""
+"""The largest number of runs: a gathering task opens all of them, and some systems allow a process only 256 files."""
 
 GATHER_BASES = 256_000_000
 GATHER_SAMPLES = 500
-"""Bases and samples that one task gathers, at most; a single sample may have more bases."""
+"""The largest numbers of bases and samples of one gathering task; a single sample may have more bases."""
 
 _CREATE_RUN = """
 CREATE TABLE records (
@@ -55,14 +55,14 @@ _RECORDS = "SELECT name, description, sequence, ordinal FROM records WHERE sampl
 
 @dataclass(frozen=True, kw_only=True)
 class ScatterTask:
-    """Inputs that become one run."""
+    """The inputs of one run."""
 
     place: Place
     folder: Path
     """The folder of runs, visible to all processes that gather."""
     inputs: tuple[Input, ...]
     defaults: tuple[str | None, ...]
-    """The sample of each input's records that name none; None if there is none."""
+    """The default sample of each input, for records that name none; None if there is none."""
     options: ReadOptions
     sample_regex: str | None
 
@@ -90,7 +90,7 @@ def scatter(task: ScatterTask, say: Say) -> Run:
 
     Raises:
         InputError: an input is invalid, or a record's name does not match `--sample-regex`.
-        UsageError: a record names a sample that cannot be one.
+        UsageError: a record names a sample whose name is not allowed.
     """
     states: dict[int, FileState] = {}
     unnamed: set[int] = set()
@@ -182,7 +182,7 @@ class Share(NamedTuple):
 
 
 def shares(runs: Sequence[Run]) -> Iterator[Share]:
-    """Yield the share of each sample, sorted by sample."""
+    """Yield the records of each sample, sorted by sample."""
     with ExitStack() as stack:
         cursors = [_shares_of(stack.enter_context(closing(open_read_only(run.path))), run.path) for run in runs]
         for sample, found in groupby(heapq.merge(*cursors), key=lambda row: row[0]):
@@ -211,7 +211,7 @@ class GatherTask:
     tag: str
     settings: str
     page_size: int | None
-    """Bytes a page; None: by the size of each sample."""
+    """Page size in bytes; None: the size of each sample decides."""
 
 
 def gather_tasks(

@@ -26,10 +26,10 @@ BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b00030000000000000000
 BLOCK_BYTES = 1 << 20
 
 MAX_CONTIG_BASES = 999_999_000
-"""SQLite holds values of at most 1,000,000,000 bytes, the row's other column included."""
+"""The largest sequence: SQLite stores rows of at most 1,000,000,000 bytes, including the other column."""
 
 MAX_LINE = MAX_CONTIG_BASES + (16 << 20)
-"""Characters in a line of text, at most: the longest sequence, and fields beside it."""
+"""The longest line of text: the longest sequence, and other fields."""
 
 STANDARD_INPUT = "-"
 
@@ -45,7 +45,7 @@ class FileState(NamedTuple):
     """XXH3 (128 bits) of its bytes, hexadecimal."""
 
     def looks_unchanged(self) -> bool:
-        """Tell whether size and modification time are the same; the file is then not read again."""
+        """Return whether size and modification time are the same; the file is then not read again."""
         try:
             now = os.stat(self.path)
         except OSError:
@@ -83,7 +83,7 @@ class Source:
 
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
-        """Open the decompressed bytes; every error while they are read becomes an `InputError`.
+        """Open the decompressed bytes; every error while reading them becomes an `InputError`.
 
         Raises:
             InputError: the file is cut short, damaged, or cannot be read.
@@ -97,7 +97,7 @@ class Source:
             raise
         except MemoryError as error:
             raise InputError(f"{self.called}: reading it needs more memory than there is") from error
-        except Exception as error:  # OSError, EOFError, and one of each compression library
+        except Exception as error:  # OSError, EOFError, and the error class of each compression library
             cause = "cannot be read, or is damaged"
             if self._has_bytes_after_gzip():
                 cause = (
@@ -120,7 +120,7 @@ class Source:
         return FileState(path, self._stat.st_size, self._stat.st_mtime_ns, self._tee.digest.hexdigest())
 
     def _check_bgzip_end(self) -> None:
-        """Refuse a bgzip file without its end block: cut between two blocks, it would look like a shorter, whole file."""
+        """Raise an error for a bgzip file without its end block: a file cut between two blocks would look complete."""
         raw = self._raw
         start = raw.read(18)
         if start.startswith(BGZF_START) and start[12:14] == b"BC":
@@ -133,12 +133,12 @@ class Source:
         raw.seek(0)
 
     def _has_bytes_after_gzip(self) -> bool:
-        """Tell whether anything but gzip data and zeros follows a whole gzip member."""
+        """Return whether anything but gzip data and zeros follows a whole gzip member."""
         member = None
         members = 0
         try:
             with self.path.open("rb") as file:
-                while data := file.read(16_384):  # bounds the memory: at most 1,032 times as many bytes come of it
+                while data := file.read(16_384):  # limits the memory: gzip expands by at most 1,032
                     while data:
                         if member is None:
                             data = data.lstrip(b"\0") if members else data
@@ -161,7 +161,7 @@ def file_state(path: Path, called: str | None = None) -> FileState:
 
 
 def describe(called: str, ordinal: int, name: str) -> str:
-    """Return a record as messages name it: `reads.fa: record 3 (chr1)`."""
+    """Return the description of a record for messages: `reads.fa: record 3 (chr1)`."""
     return f"{called}: record {ordinal} ({printable(name, 80)})" if name else f"{called}: record {ordinal}"
 
 
@@ -202,7 +202,7 @@ def text_lines(stream: BinaryIO, called: str) -> Iterator[str]:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse a text that was made from bytes which are not UTF-8, or that holds lone surrogates.
+    """Raise an error for a text that was decoded from invalid UTF-8, or that holds lone surrogates.
 
     Raises:
         InputError: with the first such byte and its place.
@@ -220,7 +220,7 @@ def check_text(text: str, where: str) -> None:
 
 
 class _Tee(io.RawIOBase):
-    """A file that hashes each of its bytes once, in order, while it is read."""
+    """A file that hashes its bytes, once and in order, while it is read."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
@@ -257,4 +257,4 @@ class _Tee(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Leave the file open: bytes after the compressed data are still to be hashed."""
+        """Do nothing: the bytes after the compressed data must still be hashed."""

@@ -1,4 +1,4 @@
-"""From finished databases to published ones, such that a process may be killed at any moment.
+"""Publishes finished databases so that killing a process at any moment loses nothing.
 
     desk          a folder of one task, on scratch or in the staging folder; removed when the task ends
     ready/        databases that are whole and synced
@@ -6,8 +6,8 @@
     OUT/<sample>/ where a database goes by one rename
 
 A task makes its databases ready, writes its receipt, and renames them. From the receipts of a killed run, the next one learns
-what was finished: it completes the renames, and enters the receipts into the manifest and the contig table. What cannot be
-completed is dropped and built again. Nothing is written through a symbolic link.
+what was finished: it completes the renames, and enters the receipts into the manifest and the contig table. Databases that
+cannot be published are removed and built again. Nothing is written through a symbolic link.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from sharded_eden.format.publish import check_path_length, lock, real_folder, sy
 from sharded_eden.format.sqlite import is_mutable_now
 
 STAGING = ".partial-build"
-"""The folder inside the output folder in which everything is built; it is gone when the build ends."""
+"""The folder inside the output folder in which everything is built; it is removed when the build ends."""
 
 _RECEIPT = "sharded-eden receipt"
 
 _STAGED = re.compile(r"[0-9a-f]{32}\.sqlite")
 
 RUN_FILE = "run"
-"""A file in the staging folder: which run works there."""
+"""A file in the staging folder that names the current run."""
 
 ORPHAN_SECONDS = 20.0
-"""How long a new run waits for the tasks of a killed one, which notice within milliseconds."""
+"""How long a new run waits for the tasks of a killed run to end; they do so within milliseconds."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The folders in which a build works; a part of each of its tasks."""
+    """The folders in which a build works; each task has a copy."""
 
     out: Path
     scratch: Path | None
-    """The user's folder on a local disk; None for the staging folder."""
+    """The folder that `--scratch` names; None for the staging folder."""
     run: str
     """A random name, different for each run."""
 
@@ -76,7 +76,7 @@ class Place:
 
     @property
     def scratch_of_out(self) -> Path:
-        """The folder on scratch that belongs to this output folder, whichever run it is."""
+        """The folder on scratch that belongs to this output folder, the same for all runs."""
         if self.scratch is None:
             return self.staging / "scratch"
         key = blake2b(os.fsencode(self.out.resolve()), digest_size=8).hexdigest()
@@ -89,7 +89,7 @@ class Place:
 
     @contextmanager
     def desk(self) -> Iterator[Path]:
-        """Yield an empty folder for one task; what earlier runs left beside it on this machine is removed.
+        """Yield an empty folder for one task, and remove the folders of earlier runs on this machine.
 
         Raises:
             WriteError: the folder cannot be made.
@@ -142,7 +142,7 @@ class Place:
                 raise write_error(folder, "it is a link, not a folder, or belongs to another user; remove it")
 
     def _remove_earlier_runs(self) -> None:
-        with suppress(FileNotFoundError):  # the last task of another process has just removed it
+        with suppress(FileNotFoundError):  # the last task of another process has removed it
             for left in self.scratch_of_out.iterdir():
                 if left.name != self.run:
                     shutil.rmtree(left, ignore_errors=True)
@@ -164,7 +164,7 @@ class Place:
         return name
 
     def publish(self, key: str, receipt: Receipt, rows: pl.LazyFrame) -> None:
-        """Write the receipt of a task, then rename its databases to where they belong.
+        """Write the receipt of a task, then rename its databases to their final names.
 
         Args:
             key: names the task; receipts are read in the order of their keys.
@@ -184,10 +184,10 @@ class Place:
             self._finish(built)
 
     def finish(self, receipt: Receipt) -> tuple[Receipt, list[EdenError]]:
-        """Rename the databases of a receipt that are not yet in place.
+        """Publish the databases of a receipt that are not published yet.
 
         Returns:
-            The receipt with the samples that are in place, and an error for each of the others.
+            The receipt with the published samples, and an error for each of the others.
         """
         in_place: list[Built] = []
         errors: list[EdenError] = []
@@ -229,7 +229,7 @@ class Place:
                     schema.check_folder_name(built.result.sample, printable(path))
                     if not _STAGED.fullmatch(built.staged):
                         raise ValueError(f"{built.staged!r} is not the name of a finished database")
-            except Exception as error:  # whatever it holds, it must not block this run and all later ones
+            except Exception as error:  # a damaged receipt must not block this run and all later ones
                 warn(f"{printable(path)}: was left by an earlier run, cannot be read and is removed ({error})")
                 path.unlink(missing_ok=True)
                 continue
@@ -239,10 +239,10 @@ class Place:
 
 @contextmanager
 def workplace(out: Path, scratch: Path | None = None) -> Iterator[Place]:
-    """Lock the output folder and yield a place to work at in it.
+    """Lock the output folder and yield the folders to work in.
 
     Receipts of a killed run are kept; everything else that such a run left is removed. At the end the staging folder is removed
-    unless receipts remain in it. An output folder that did not exist before, and that an error leaves empty, is removed too.
+    unless receipts remain in it. After an error, an output folder that this run created and that is empty is removed.
 
     Raises:
         UsageError: another process is building into the folder.
@@ -278,7 +278,7 @@ def workplace(out: Path, scratch: Path | None = None) -> Iterator[Place]:
 
 
 def _clear(place: Place) -> None:
-    """Make the folders, and remove what a killed run left except its receipts and the databases that they name."""
+    """Make the folders, and remove all files of a killed run except its receipts and the databases that they name."""
     real_folder(place.staging)
     guard = os.open(place.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -302,7 +302,7 @@ def _clear(place: Place) -> None:
 
 
 def _wait_for_orphans(guard: int, out: Path) -> None:
-    """Wait until no task of a killed run works in the staging folder."""
+    """Wait until all tasks of a killed run have ended."""
     until = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
@@ -314,7 +314,7 @@ def _wait_for_orphans(guard: int, out: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder; what a link leads to stays."""
+    """Remove a file, a link or a folder; the target of a link is kept."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -331,7 +331,7 @@ def _leave(place: Place) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, which other tasks remove whenever they find them empty."""
+    """Make a folder and its parents, which other tasks may remove while they are empty."""
     for _ in range(100):
         with suppress(FileNotFoundError):
             return folder.mkdir(parents=True)

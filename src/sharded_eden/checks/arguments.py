@@ -1,4 +1,4 @@
-"""The paths that `verify` and `bench` are given, checked for their kind before anything is opened."""
+"""Checks the kinds of the paths given to `verify` and `bench` before anything is opened."""
 
 from __future__ import annotations
 

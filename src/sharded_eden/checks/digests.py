@@ -1,7 +1,7 @@
-"""Digests of contigs, in files, and the copies that they reveal. Memory does not grow with the number of contigs.
+"""Finds copies of contigs by digests in files. Memory does not grow with the number of contigs.
 
-Finds contigs that are the same in two splits. A contig and its other strand are the same: windows show either. So
-are upper and lower case, and U and T. Costs 30 bytes of scratch a contig, twice, and two copies and one SHA-256 of its bases.
+Finds contigs that are in two splits. A contig equals its reverse complement, because windows use either strand. Upper case
+equals lower case, and U equals T. Costs 30 bytes of scratch a contig, twice, and two copies and one SHA-256 of its bases.
 
     contigs ──canonical_digest──▶ a file of records for each sample ──by digest──▶ buckets ──sort──▶ copies
 """
@@ -22,21 +22,21 @@ from sharded_eden.load.encode.example import COMPLEMENT
 from sharded_eden.load.read.sequences import Contig
 
 PIECE_BASES = 1 << 24
-"""Bases of a long contig that are in memory at once, twice."""
+"""Bases of a long contig in memory at once, for each of two copies."""
 
 _FORWARD = bytes(range(256)).upper().replace(b"U", b"T")
 _BACKWARD = bytes(COMPLEMENT[np.frombuffer(_FORWARD, dtype=np.uint8)])
 
 _RECORD = struct.Struct("<16sQIH")
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("ordinal", "<u8"), ("sample", "<u4"), ("split", "<u2")])
-"""A digest, and the contig that it belongs to: its place in its database, the sample's number and the split's."""
+"""A digest and its contig: the position in its database, the number of the sample and of the split."""
 CHUNK_RECORDS = 1 << 18
 BUCKET_RECORDS = 1 << 20
-"""Records that are sorted in memory at once, about."""
+"""The approximate number of records sorted in memory at once."""
 
 
 class Bases(Protocol):
-    """The letters of a contig: `bytes`, or what can be sliced like them."""
+    """The letters of a contig: `bytes`, or an object that can be sliced like `bytes`."""
 
     def __len__(self) -> int: ...
 
@@ -60,7 +60,7 @@ class Pieces:
 
 
 def canonical_digest(bases: Bases) -> bytes:
-    """Return the 16-byte digest of a contig, the same for its other strand: that of whichever sorts first."""
+    """Return the 16-byte digest of a contig or of its reverse complement, whichever sorts first."""
     starts = range(0, len(bases), PIECE_BASES)
     strand = _forward
     for start in starts:
@@ -104,7 +104,7 @@ class DigestFile:
 
 @dataclass
 class Copies:
-    """Contigs that are in two splits."""
+    """The contigs that are in two splits."""
 
     count: int = 0
     examples: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
@@ -115,7 +115,7 @@ def find_copies(files: Iterable[Path], scratch: Path, examples: int) -> dict[tup
     """Return {(split, a later split): contigs that are in both}.
 
     Args:
-        files: what `DigestFile` wrote; removed on the way.
+        files: those that `DigestFile` wrote; they are removed.
         scratch: a folder for the buckets.
         examples: the number of contigs that are named for each pair of splits.
     """

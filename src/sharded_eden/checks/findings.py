@@ -58,11 +58,11 @@ UNREADABLE = (
     ValueError,  # text that is no UTF-8 among them
     TypeError,  # a value of another type than its column declares
     OverflowError,
-    MemoryError,  # a size that only damage can have made
+    MemoryError,  # an impossible size, which only damage explains
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
 )
-"""What reading a damaged file may raise."""
+"""The exceptions that reading a damaged file may raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Finding:
     check: str
     """One of `CHECKS`."""
     severity: Severity
-    """`error`: training would stop, or train on something else. `warning`: it works, at a cost that `what` names."""
+    """`error`: training would stop, or use wrong data. `warning`: training works, at a cost that `what` names."""
     file: str
     what: str
     """What is wrong, with both values."""
@@ -88,11 +88,11 @@ class Findings:
     _disk_fails: dict[str, bool] = field(default_factory=dict, repr=False)
 
     def error(self, check: str, file: str | Path, what: str, fix: str) -> None:
-        """Add what would stop training, or change what it trains on."""
+        """Add a finding that would stop training or change its data."""
         self.found.append(Finding(check=check, severity="error", file=str(file), what=what, fix=fix))
 
     def warning(self, check: str, file: str | Path, what: str, fix: str) -> None:
-        """Add what only costs something."""
+        """Add a finding that only has a cost."""
         self.found.append(Finding(check=check, severity="warning", file=str(file), what=what, fix=fix))
 
     @property
@@ -105,11 +105,11 @@ class Findings:
         return any(finding.check == check for finding in self.found)
 
     def checking(self, check: str, file: str | Path, fix: str) -> Checking:
-        """Turn whatever a file raises while it is read into an error of this check, and go on after the block."""
+        """Turn any error while a file is read into a finding of this check, and continue after the block."""
         return Checking(self, check, file, fix)
 
     def disk_fails(self, file: str | Path) -> bool:
-        """Tell whether the disk fails to read a file, which SQLite reports as damage of the file; it is then a finding.
+        """Return whether the disk cannot read a file, and add a finding then: SQLite would report the file as damaged.
 
         Reads the whole file, once: call it only after an error.
         """
@@ -141,7 +141,7 @@ class Findings:
         return None
 
     def integrity(self, connection: apsw.Connection, path: Path, fix: str) -> None:
-        """Let SQLite look at every page and every row of an index."""
+        """Run SQLite's integrity check over every page and every row of an index."""
         with self.checking("integrity", path, fix):
             said = [row[0] for row in connection.execute(f"PRAGMA integrity_check({EXAMPLES})")]
             if said != ["ok"] and not self.disk_fails(path):
@@ -152,7 +152,7 @@ EXAMPLES = 3
 """The number of examples that a finding names."""
 
 PIECE_BYTES = 1 << 16
-"""Bytes read at once to find where a disk fails."""
+"""Bytes read at once to find the place that a disk cannot read."""
 
 CACHE_KIB = 8192
 """Page cache of one connection."""
@@ -181,7 +181,7 @@ class Checking:
 
 @dataclass
 class Tally:
-    """Counts what is wrong in the same way, and keeps the first few."""
+    """Counts problems of one kind, and keeps the first few."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -204,7 +204,7 @@ class Tally:
 
 
 def disk_failure(path: str | Path) -> str:
-    """Return where the disk fails to read a file; nothing where it reads it, or where there is no such file."""
+    """Return where the disk cannot read a file; empty where it can, or where there is no such file."""
     position = 0
     try:
         with open(path, "rb", buffering=0) as file:
@@ -217,6 +217,6 @@ def disk_failure(path: str | Path) -> str:
 
 
 def scans(connection: apsw.Connection, query: str) -> bool:
-    """Tell whether SQLite would walk a whole table to answer a query with one parameter."""
+    """Return whether SQLite would scan a whole table for a query with one parameter."""
     plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", (0,))
     return any(str(row[3]).startswith("SCAN") for row in plan)

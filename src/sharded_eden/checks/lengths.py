@@ -1,6 +1,6 @@
 """`contig_lengths` of a window database, checked against its windows and its fingerprint.
 
-Enters: an open window database. Leaves: findings. Costs one walk over its contigs, in chunks.
+Input: an open window database. Output: findings. Costs one pass over its contigs, in chunks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_lengths(
     fingerprint: int | None,
     has_holes: bool,
 ) -> None:
-    """Check that recorded lengths make the windows that are there, and the fingerprint that the metadata state.
+    """Check that the recorded lengths give the existing windows, and the fingerprint in the metadata.
 
     Where ambiguous windows were left out (`has_holes`), contigs may have fewer windows.
     """
@@ -64,7 +64,7 @@ def check_lengths(
 def _chunks(
     connection: apsw.Connection, total: int, has_holes: bool
 ) -> Iterator[tuple[NDArray[np.int64], list[str], NDArray[np.int64]]]:
-    """Yield the contigs in chunks: where their windows begin and the last one's end (n + 1,), IDs, lengths (n,)."""
+    """Yield the contigs in chunks: first windows and the end of the last one (n + 1,), IDs, lengths (n,)."""
     rows = connection.execute(
         "SELECT first_window_idx, sequence_id, length FROM contig_lengths LEFT JOIN window_mappings "
         "ON window_idx = first_window_idx AND (window_in_seq_idx = 0 OR ?) ORDER BY first_window_idx",
@@ -110,7 +110,7 @@ def _compare(
     wrong: Tally,
     has_holes: bool,
 ) -> None:
-    """Compare the windows that contigs have with those that their recorded lengths make."""
+    """Compare the windows of contigs with those that follow from their recorded lengths."""
     counts, expected = np.diff(first), geometry.counts(lengths)
     wrong.add_rows(
         counts > expected if has_holes else counts != expected,

@@ -1,7 +1,7 @@
 """`packs` of a window database, checked against its windows, their lengths and its metadata.
 
-Enters: an open window database. Leaves: findings. Costs, quick, a lookup for each window of 512 random packs; in full two walks
-over the windows and one over the packs. Five bytes a window lie in temporary files meanwhile, none in memory.
+Input: an open window database. Output: findings. A quick check costs a lookup for each window of 512 random packs, a full check
+two passes over the windows and one over the packs. Temporary files hold five bytes a window.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sharded_eden.format.lengths import window_lengths
 from sharded_eden.format.sqlite import table_columns
 
 PACKS_READ = 512
-"""Random packs that a quick look reads."""
+"""The number of random packs that a quick check reads."""
 
 PACKS_AT_ONCE = 4096
 WINDOWS_AT_ONCE = 1 << 20
@@ -37,12 +37,12 @@ SELECT (SELECT length FROM contig_lengths WHERE first_window_idx <= wanted.value
 - window_in_seq_idx * ? FROM carray(?) AS wanted LEFT JOIN window_mappings ON window_idx = wanted.value"""
 
 Packs = Iterable[tuple[Any, ...]]
-"""Index and `windows` of packs, as the table has them."""
+"""Index and `windows` of packs, as in the table."""
 
 
 @dataclass
 class _Wrong:
-    """What is wrong with packs, each counted once."""
+    """The kinds of problems of packs."""
 
     damaged: Tally = field(default_factory=Tally)
     overfull: Tally = field(default_factory=Tally)
@@ -54,13 +54,13 @@ class PacksCheck:
     """The check of the packs of one window database.
 
     Args:
-        findings: grows by what is wrong.
+        findings: the list to which problems are added.
         connection: to the window database.
-        path: how findings call it.
+        path: its name in findings.
         geometry: how its windows were cut.
         windows: how many it has.
         has_lengths: whether it has a table `contig_lengths`.
-        sequences: the folder of sequence databases, which tell lengths to a full check where there is no such table.
+        sequences: the folder of sequence databases, from which a full check takes lengths where there is no such table.
         scratch: a folder for temporary files.
     """
 
@@ -88,17 +88,17 @@ class PacksCheck:
 
     @property
     def fix(self) -> str:
-        """The command that packs its windows again."""
+        """The command that packs the windows again."""
         sequences = None if self._has_lengths else self._sequences
         return pack_command(self._path, seed=self._metadata.get("pack_seed", 42), sequences=sequences)
 
     def run(self, *, full: bool, seed: int, lengths_are_sound: bool) -> None:
-        """Check them; nothing is wrong where there are no packs at all.
+        """Check the packs, if there are any.
 
         Args:
             full: check every pack.
-            seed: decides which ones a quick look reads.
-            lengths_are_sound: whether what the windows cost can be relied on, as far as was seen before.
+            seed: decides which ones a quick check reads.
+            lengths_are_sound: whether earlier checks found no error in the lengths.
         """
         columns = table_columns(self._db, "packs")
         if not columns and "total_packs" not in self._metadata:
@@ -118,7 +118,7 @@ class PacksCheck:
         self._findings.error("packs", self._path, what, self.fix)
 
     def _say(self, wrong: _Wrong) -> bool:
-        """Add what is wrong; return whether that is nothing."""
+        """Add the problems found; return whether there are none."""
         size = self._geometry.window_size
         for tally, what in (
             (wrong.damaged, "packs are no list of windows that are there"),
@@ -144,7 +144,7 @@ class PacksCheck:
         return False
 
     def _read(self, packs: Packs, wrong: _Wrong) -> tuple[NDArray[np.int64], list[int], NDArray[np.int64]]:
-        """Return the sound ones of packs: (P,) indices, how many windows each has, and (W,) all of their windows."""
+        """Return the valid packs: (P,) indices, (P,) numbers of windows, and (W,) all of their windows."""
         indices: list[int] = []
         parts: list[NDArray[np.int64]] = []
         for pack, blob in packs:
@@ -227,7 +227,7 @@ class PacksCheck:
 
 
 def _mapped(file: IO[bytes], dtype: type[np.generic], count: int) -> NDArray[Any]:
-    """Return what a file holds, writable; nothing can be mapped of an empty one."""
+    """Map a file into memory, writable; an empty file, which cannot be mapped, gives an empty array."""
     return np.memmap(file, dtype=dtype, mode="r+", shape=(count,)) if count else np.empty(0, dtype=dtype)
 
 
@@ -236,7 +236,7 @@ def _numbered_from(first: int) -> Callable[[int], str]:
 
 
 def _tally_again(windows: NDArray[np.int64], seen: NDArray[Any], tally: Tally) -> None:
-    """Count windows that were `seen` before, or are here more than once."""
+    """Count windows that were `seen` before, or that appear more than once."""
     order = np.argsort(windows, kind="stable")
     again = np.array(seen, dtype=np.bool_)
     again[order[1:]] |= windows[order[1:]] == windows[order[:-1]]

@@ -1,7 +1,4 @@
-"""Random windows of a split, read the way training reads them.
-
-Costs one read a window.
-"""
+"""Reads random windows of a split as training reads them. Costs one read a window."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ def read_windows(
 ) -> int:
     """Read the first, the last and `count` random windows of a split; return how many were read.
 
-    Windows of samples that are missing or `broken` are left out: those were found before.
+    Windows of samples that are missing or `broken` are skipped: they have findings already.
     """
     with (
         findings.checking("file", report.path, report.fix),
@@ -44,13 +41,13 @@ def read_windows(
 
 
 class _Reading:
-    """Windows of one split on their way through the loader."""
+    """Reads windows of one split with the loader."""
 
     def __init__(
         self, index: WindowIndex, reader: SequenceReader, broken: Collection[str], report: WindowsReport
     ) -> None:
         self._index, self._reader, self._broken, self._report = index, reader, set(broken), report
-        # Without special tokens a row shows all bases of its window.
+        # Without special tokens a row holds all bases of its window.
         row = RowFormat(
             index.geometry.window_size, encoding_of(None), include_bos=False, include_sep=False, include_eos=False
         )
@@ -58,7 +55,7 @@ class _Reading:
         self._fetcher = WindowFetcher(index, reader, None, row, tags=None, split=str(report.path), seed=0, rc_aug=False)
 
     def read(self, window_indices: Sequence[int], findings: Findings) -> int:
-        """Read windows and add what goes wrong; return how many were read."""
+        """Read windows and add a finding for each problem; return how many were read."""
         wrong: dict[tuple[str, Path], Tally] = {}
         read = 0
         rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""`verify`: what was prepared, checked before it is trained on.
+"""`verify`: checks databases before training.
 
     window databases ──one task each──▶ which samples they name, and where
             │                                       │
@@ -6,8 +6,8 @@
             ▼                                                                                      │
     random windows, read as training reads them                              splits, compared with one another
 
-Enters: a folder of sequence databases and window databases. Leaves: findings. Costs, quick, an open for each database and some
-hundred reads for each split; with `full` every page and every base is read. Memory does not grow with contigs or windows.
+Input: a folder of sequence databases and window databases. Output: findings. A quick check opens each database and reads a few
+hundred windows of each split; with `full` every page and every base is read. Memory does not grow with contigs or windows.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ Task = TypeVar("Task")
 Report = TypeVar("Report")
 
 TASKS_AT_ONCE = 32
-"""Quick tasks that a process is handed together; a full one is worth the way by itself."""
+"""Quick tasks sent to a process together; full tasks are sent one by one."""
 
 
 @dataclass(kw_only=True)
 class VerifyResult:
-    """What was looked at, and what is wrong."""
+    """What was checked, and the findings."""
 
     full: bool
     samples: int
     window_databases: int
     windows: int
-    """Windows of all window databases that could be used."""
+    """The number of windows of all usable window databases."""
     windows_read: int
-    """Those that were read as training reads them."""
+    """The number of windows that were read as training reads them."""
     contigs: int
-    """Contigs that were read; 0 unless `full`."""
+    """The number of contigs that were read; 0 unless `full`."""
     bases: int
     findings: list[Finding] = field(default_factory=list)
 
@@ -97,14 +97,14 @@ def verify(
     Args:
         sequence_db_dir: the folder of sequence databases.
         window_dbs: the window databases, one for each split; or a folder, for all `*_windows.db` in it.
-        full: check every window and every base, not only what a quick look sees.
+        full: check every window and every base, not only a sample of them.
         by: what the splits divide: `sample` finds samples that are in two of them; `contig` accepts those. Where there is just
             one sequence database they are accepted anyway.
-        jobs: tasks at a time; None on Ray: as many as the cluster has processors.
+        jobs: number of tasks that run at the same time; None with Ray: one for each processor of the cluster.
         engine: `local`, or `ray`: databases and `scratch` must then lie where all nodes see them.
         address: of the Ray cluster, `auto` for the one that this machine belongs to.
         windows_read: random windows of each split that are read as training reads them.
-        seed: another seed looks at other places.
+        seed: another seed checks other windows.
         scratch: a folder for temporary files: with `full` 60 bytes a contig where there are several splits, 5 a window where
             there are packs; None is the system's.
         progress: called with the bytes of databases that are done and their total.
@@ -140,7 +140,7 @@ def verify(
 
 @dataclass(kw_only=True)
 class _Run:
-    """One run of `verify`; see there."""
+    """One run of `verify`; see that function."""
 
     folder: Path
     splits: Sequence[Path]
@@ -298,7 +298,7 @@ class _Run:
                     what = str(error).removeprefix(f"{report.path}: ")
                     self._findings.error("opening", report.path, what, report.fix)
 
-    # ---- splits against one another ----
+    # ---- comparing splits ----
 
     def _shared_samples(self, windows: Sequence[WindowsReport]) -> None:
         for one, other in combinations(windows, 2):
@@ -331,7 +331,7 @@ class _Run:
 
 
 def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[WindowsOfSample]:
-    """Yield where a sample's windows are in each window database that is sound enough to be joined with."""
+    """Yield where a sample's windows are in each window database that can be joined with it."""
     for split, report in enumerate(reports):
         ranges = report.ranges.get("") or report.ranges.get(sample)
         is_sound = not any(finding.check in {"file", "integrity"} for finding in report.findings)
@@ -354,10 +354,10 @@ def _each(
     """Yield the reports of tasks in their order, wherever they run.
 
     Args:
-        check: called with a task and what takes the share of it that is done, from 0 to 1.
+        check: called with a task and a function that takes the share done, from 0 to 1.
         tasks: the tasks.
         engine: where they run.
-        at_once: tasks that a process is given together.
+        at_once: tasks sent to a process together.
         heard: called with (number of the task, share done).
     """
     if engine.name == "local" and (engine.jobs == 1 or len(tasks) < 2):
@@ -394,7 +394,7 @@ def _size(path: Path) -> int:
 
 
 def _contig_at(path: Path, ordinal: int) -> str:
-    """Return the ID of the contig at a place of its table."""
+    """Return the ID of the contig at a position of its table."""
     with closing(open_read_only(path, io="read")) as database:
         # typeof() keeps SQLite from walking an index on contig_id, in another order, instead of the table.
         query = "SELECT contig_id, typeof(nt_sequence) FROM sequences LIMIT 1 OFFSET ?"

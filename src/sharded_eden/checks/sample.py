@@ -1,8 +1,8 @@
 """One sequence database, checked against the windows that name it. One task: it can be pickled and run anywhere.
 
-Enters: the database, and where its IDs are in each window database. Leaves: findings, counts, and a file of digests by which
-copies are found. Costs an open and five pragmas; with `full` one JOIN for each window database, and every base is read once
-(twice where a contig of more than 16 Mb is hashed).
+Input: the database, and where its IDs are in each window database. Output: findings, counts, and a file of digests that finds
+copies. Costs an open and five pragmas; with `full` one JOIN for each window database, and every base is read once (twice where
+a contig of more than 16 Mb is hashed).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from sharded_eden.load.read.databases import SequenceReader
 
 LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
 WHOLE_BYTES = 1 << 24
-"""Contigs up to here are read as a whole, longer ones piece by piece."""
+"""Contigs up to this length are read at once, longer ones in pieces."""
 CHUNK_ROWS = 50_000
 REPORT_BASES = 1 << 22
 """Bases read between two reports of progress."""
 INTEGRITY_SHARE = 0.3
-"""The share of the time of a full check that SQLite's integrity check takes, about."""
+"""The approximate share of a full check's time that SQLite's integrity check takes."""
 
 TEMPORARY = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 
@@ -62,32 +62,32 @@ class WindowsOfSample:
     """Where the windows of a sample are in one window database."""
 
     split: int
-    """Which of the window databases it is, counted from 0."""
+    """The number of the window database, from 0."""
     path: Path
     joined: Path
-    """What to join with: the database, or an indexed copy of it."""
+    """The file to join with: the database, or an indexed copy of it."""
     ranges: tuple[Range, ...]
     geometry: WindowGeometry
     has_lengths: bool
     has_holes: bool
-    """Ambiguous windows were left out."""
+    """Whether ambiguous windows were left out."""
     fix: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTask:
-    """What to check, and how thoroughly."""
+    """What to check."""
 
     number: int
-    """Which of the samples it is, counted from 0."""
+    """The number of the sample, from 0."""
     sample_id: str
     path: Path
     full: bool
     windows: tuple[WindowsOfSample, ...] = ()
     listed: tuple[int, int] | None = None
-    """Its contigs and bases by `contigs.parquet`."""
+    """Its numbers of contigs and bases in `contigs.parquet`."""
     digests: Path | None = None
-    """Where the digests of its contigs go; None where copies are not looked for."""
+    """The file for the digests of its contigs; None where copies are not searched for."""
     rows_hash: str | None = None
     """The hash of its rows in the manifest; None where `build` recorded none."""
 
@@ -132,7 +132,7 @@ class _Check:
         self._say = say
         self._encoding = str(connection.pragma("encoding"))
         self._unit = 1 if self._encoding == "UTF-8" else 2
-        self._is_plain = True  # BLOB I/O serves it
+        self._is_plain = True  # BLOB I/O works
 
     def run(self) -> None:
         if self._task.full:
@@ -141,14 +141,14 @@ class _Check:
         if not self._tables() or not self._task.full:
             return
         for windows in self._task.windows:
-            # The window database was found sound before: what cannot be read now is this one.
+            # The window database was checked before: an error here comes from this database.
             with self._findings.checking("file", self._path, self._fix):
                 self._join(windows)
         with self._findings.checking("file", self._path, self._fix):
             self._read()
             self._compare_hash()
 
-    # ---- what it is ----
+    # ---- its schema ----
 
     def _tables(self) -> bool:
         problems = list(sequence_db_problems(self._db, self._path))
@@ -184,7 +184,7 @@ class _Check:
     # ---- its windows ----
 
     def _join(self, windows: WindowsOfSample) -> None:
-        """Check the windows of one split: are their contigs here, and as long as they must be."""
+        """Check that the contigs of one split are in this database, with the right lengths."""
         absent, short, other = Tally(), Tally(), Tally()
         for ids, columns in self._joined(windows):
             _compare(windows, ids, columns, absent, short, other)
@@ -198,7 +198,7 @@ class _Check:
                 self._findings.error(check, self._path, f"{what}: {tally}", fix)
 
     def _joined(self, windows: WindowsOfSample) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
-        """Yield, in chunks, the contigs that have windows: IDs, and (7, n) int64 of what the JOIN says about them."""
+        """Yield, in chunks, the contigs that have windows: IDs, and (7, n) int64 from the JOIN."""
         with ExitStack() as stack:
             database, contigs = self._beside(windows.joined, stack)
             query = _JOIN.format(
@@ -215,7 +215,7 @@ class _Check:
                     yield [row[0] for row in chunk], np.array([row[1:] for row in chunk], dtype=np.int64).T
 
     def _beside(self, windows: Path, stack: ExitStack) -> tuple[apsw.Connection, str]:
-        """Return a connection with both databases, and what stands for (contig_id, length) in it.
+        """Return a connection with both databases, and the SQL for (contig_id, length) in it.
 
         SQLite attaches no database of another encoding; then IDs and lengths are copied into a temporary one first.
         """
@@ -286,13 +286,13 @@ class _Check:
             self._findings.error("content", self._path, what, self._fix)
 
     def _membership(self, windows: Path, stack: ExitStack) -> Callable[[object], bool]:
-        """Return what tells whether a contig has windows in a window database."""
+        """Return a function that returns whether a contig has windows in a window database."""
         cursor = stack.enter_context(closing(open_read_only(windows, io="read"))).cursor()
         query = "SELECT EXISTS (SELECT 1 FROM window_mappings WHERE sequence_id = ?)"
         return lambda contig_id: bool(cursor.execute(query, (contig_id,)).get)
 
     def _contigs(self, stack: ExitStack) -> Iterator[tuple[str, str, Bases | None]]:
-        """Yield (contig ID, type, bases) of every row, long contigs piece by piece."""
+        """Yield (contig ID, type, bases) of every row, long contigs in pieces."""
         reader = SequenceReader({self._task.sample_id: self._path}, io="read")
         stack.callback(reader.close)
         most = WHOLE_BYTES if self._is_plain else 1 << 40
@@ -310,7 +310,7 @@ class _Check:
                 yield contig_id, "an ID that finds nothing", None if contig is None else Pieces(contig)
 
     def _as_letters(self, data: bytes) -> bytes:
-        """Return UTF-16 text as one byte a letter, 255 for what is not ASCII."""
+        """Return UTF-16 text as one byte a letter, 255 for letters that are not ASCII."""
         units = np.frombuffer(data, dtype=np.dtype("<u2" if self._encoding == "UTF-16le" else ">u2"))
         return np.minimum(units, 0xFF).astype(np.uint8).tobytes()
 
@@ -318,11 +318,11 @@ class _Check:
 def _compare(
     windows: WindowsOfSample, ids: list[str], columns: NDArray[np.int64], absent: Tally, short: Tally, other: Tally
 ) -> None:
-    """Compare what the JOIN says about contigs with what their lengths make, as the loader has it."""
+    """Compare the windows of contigs with those that the loader derives from their lengths."""
     geometry = windows.geometry
     n, first, last, different, recorded, present, length = columns
     start = last * geometry.stride
-    # Recorded lengths are exact. Without them the first window may be short, later ones are whole unless tails are kept.
+    # Recorded lengths are exact. Without them, only the first window may be short, unless tails are kept.
     least = np.where((last > 0) & (not geometry.keep_tail), geometry.window_size, max(1, geometry.min_length))
     needed = np.where(recorded >= 0, np.maximum(recorded, start + 1), start + least)
     is_short = np.where(recorded >= 0, length != needed, length < needed) & (present != 0)
@@ -342,7 +342,7 @@ def _compare(
 
 
 def strange_letter(bases: Bases) -> str:
-    """Return the first character that is no nucleotide letter, and where it is; nothing where there is none."""
+    """Return the first character that is not a nucleotide letter, and its position; empty where there is none."""
     for start in range(0, len(bases), PIECE_BASES):
         piece = bases[start : start + PIECE_BASES]
         if strange := piece.translate(None, LETTERS):

@@ -1,6 +1,6 @@
-"""Which samples the windows of a split name, and where their IDs are in the index on `sequence_id`.
+"""Finds the samples that the windows of a split name, and where their IDs are in the index on `sequence_id`.
 
-Enters: an open window database. Leaves: ranges of IDs. Costs one seek for each sample.
+Input: an open window database. Output: ranges of IDs. Costs one seek for each sample.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVERYTHING: Range = ("", None)
 
 
 def prefixes(connection: apsw.Connection) -> Iterator[tuple[str, Range]]:
-    """Yield, for each distinct `TAG__X-SAMPLE`, an ID that begins so and the range of all that do: one seek for each."""
+    """Yield, for each distinct `TAG__X-SAMPLE`, one ID with this beginning and the range of all of them; one seek each."""
     least, seen = "", set()
     while True:
         found = connection.execute(
@@ -45,7 +45,7 @@ def prefixes(connection: apsw.Connection) -> Iterator[tuple[str, Range]]:
 
 
 def copy_with_index(path: Path, copy: Path, encoding: str, has_lengths: bool) -> None:
-    """Write a copy of the tables that samples are joined with, with the index that they lack."""
+    """Write a copy of the tables that samples are joined with, and add the missing index."""
     with closing(create_database(copy)) as database:
         database.execute(f"PRAGMA encoding = '{encoding}'")
         attach_read_only(database, path, "source")

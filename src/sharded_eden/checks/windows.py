@@ -1,7 +1,7 @@
-"""One window database, checked by itself: tables, metadata, totals, gaps, order, recorded lengths, fingerprint, packs.
+"""Checks of one window database: tables, metadata, totals, gaps, order, recorded lengths, fingerprint, packs.
 
-Enters: its path. Leaves: findings, and which samples its windows name, each with the ranges of the index that are theirs. Costs
-a few seeks and one for each sample; with `full` four walks over the table and SQLite's own check (1.5 µs a window together).
+Input: its path. Output: findings, and the samples that its windows name, each with its ranges of the index. Costs a few seeks
+and one for each sample; with `full` four passes over the table and SQLite's own check (1.5 µs a window together).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sharded_eden.format.window_db import WindowDatabase, rebuild_command
 from sharded_eden.jobs import Say
 
 PLACES = 64
-"""Places at which a quick look reads neighbouring windows."""
+"""The number of places at which a quick check reads adjacent windows."""
 NEIGHBOURS = 64
-"""Windows read at each of them."""
+"""Windows read at each place."""
 _FOLLOWS = """
 (b.sequence_id = a.sequence_id AND b.window_in_seq_idx = a.window_in_seq_idx + 1
  OR b.sequence_id > a.sequence_id AND b.window_in_seq_idx = 0)"""
-"""Whether window b may directly follow window a."""
+"""SQL: window b may directly follow window a."""
 
 _FOLLOWS_WITH_HOLES = """
 (b.sequence_id = a.sequence_id AND b.window_in_seq_idx > a.window_in_seq_idx OR b.sequence_id > a.sequence_id)"""
@@ -42,36 +42,36 @@ _FOLLOWS_WITH_HOLES = """
 
 @dataclass(frozen=True, kw_only=True)
 class WindowsTask:
-    """What to check, and how thoroughly."""
+    """What to check."""
 
     path: Path
     full: bool
     by_sample: bool
-    """Several sequence databases: IDs tell which one a contig is in."""
+    """Whether there are several sequence databases, so that IDs must name the one of a contig."""
     sequences: Path
     """The folder of sequence databases."""
     seed: int
     copy: Path
-    """Where a copy goes of tables that have no index."""
+    """The file for a copy of tables that have no index."""
 
 
 @dataclass(kw_only=True)
 class WindowsReport:
-    """What was found, and what the checks of samples need to know."""
+    """The findings, and the input of the checks of samples."""
 
     path: Path
     joined: Path
-    """What to join with: the database itself, or an indexed copy of it."""
+    """The file to join with: the database, or an indexed copy of it."""
     findings: list[Finding] = field(default_factory=list)
     geometry: WindowGeometry | None = None
-    """None where nothing says how its windows were cut."""
+    """The geometry of its windows; None where it is unknown."""
     max_ambiguous: float | None = None
-    """The share of ambiguous letters from which on windows were left out; None where none were."""
+    """The share of ambiguous letters above which windows were left out; None where none were."""
     metadata: dict[str, int] = field(default_factory=dict)
     """The metadata that are integers."""
     windows: int = 0
     is_open: bool = False
-    """Whether the loader opens it, as far as was seen."""
+    """Whether the loader can open it, according to the checks so far."""
     has_lengths: bool = False
     ranges: dict[str, list[Range]] = field(default_factory=dict)
     """{sample: where its IDs are}; {'': everything} where there is just one sequence database."""
@@ -145,7 +145,7 @@ class _Check:
         """Return a query's only value, an integer."""
         return int(self._db.execute(query, values).get or 0)
 
-    # ---- what it is ----
+    # ---- its schema ----
 
     def _warn_of_encoding(self) -> None:
         encoding = str(self._db.pragma("encoding"))
@@ -176,7 +176,7 @@ class _Check:
     # ---- its numbers ----
 
     def _numbering(self, total: int, problems: Set[str]) -> bool:
-        """With `full`, check that no number is left out; return whether windows can be looked up.
+        """With `full`, check that window numbers have no gaps; return whether windows can be looked up.
 
         Args:
             total: the number of windows that the metadata state, or that were counted.
@@ -204,7 +204,7 @@ class _Check:
         return True
 
     def _places(self) -> None:
-        """Look at neighbouring windows at random places."""
+        """Compare adjacent windows at random places."""
         choose = random.Random(self._task.seed)
         total = self._report.windows
         ordered = self._is_ordered()
@@ -230,7 +230,7 @@ class _Check:
                 return
 
     def _is_ordered(self) -> bool:
-        """Tell whether this database promises an order: precompute does, and `contig_lengths` is of no use without."""
+        """Return whether windows must be sorted: `precompute` sorts them, and `contig_lengths` needs it."""
         return self._report.has_lengths or "fingerprint" in self._report.metadata
 
     def _order(self) -> None:
@@ -304,7 +304,7 @@ class _Check:
 
     def _samples(self, has_index: bool) -> None:
         """Find which samples its windows name, and where their IDs are."""
-        if not has_index:  # else it would be walked through for each sample
+        if not has_index:  # without an index, the whole table would be read for each sample
             self._report.joined = self._task.copy
             copy_with_index(self._path, self._report.joined, str(self._db.pragma("encoding")), self._report.has_lengths)
         if not self._task.by_sample:

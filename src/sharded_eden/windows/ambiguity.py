@@ -1,7 +1,7 @@
-"""Which windows hold too many letters other than A, C, G and T.
+"""Finds windows with too many letters other than A, C, G and T.
 
-Enters: windows of contigs, and the sequence databases. Leaves: a flag for each window. Costs reading every base once.
-Assemblies hold megabases of N; a window of nothing but N teaches nothing, and has no label to average a loss over.
+Input: windows of contigs, and the sequence databases. Output: a flag for each window. Reads every base once.
+Assemblies hold megabases of N; a window of only N has no information, and no label to average a loss over.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class AmbiguityFilter:
 
     Args:
         sequence_db_dir: the folder of sequence databases.
-        most: the largest share of letters other than A, C, G, T among the bases that a window shows, in [0, 1].
+        most: the largest share of letters other than A, C, G, T among the usable bases of a window, in [0, 1].
         geometry: how windows are cut.
 
     Raises:
         MissingDatabase: there is no such folder, or no database in it.
-        UsageError: `most` is no share.
+        UsageError: `most` is outside [0, 1].
     """
 
     def __init__(self, sequence_db_dir: str | os.PathLike[str], most: float, geometry: WindowGeometry) -> None:
@@ -47,11 +47,11 @@ class AmbiguityFilter:
         self._connection: apsw.Connection | None = None
 
     def keep(self, contig_id: str, length: int, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which windows of a contig to keep.
+        """Return which windows of a contig to keep.
 
         Args:
-            contig_id: the contig; those of one sample are best asked for one after another.
-            length: its length as the split has it, in bases.
+            contig_id: the contig; asking for all contigs of a sample in sequence is fastest.
+            length: its length in the split, in bases.
             windows: (n,) int64, window_in_seq_idx.
 
         Returns:
@@ -66,7 +66,7 @@ class AmbiguityFilter:
         ambiguous = np.array(
             [np.count_nonzero(flags[s:e]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
         )
-        # Divided, not multiplied: 29 of 100 are no more than 0.29, which 0.29 * 100 < 29 would make them.
+        # A division, because 0.29 * 100 < 29 in floating point: 29 of 100 letters must not count as more than 0.29.
         return np.asarray(ambiguous / np.maximum(ends - starts, 1) <= self._most)
 
     def _letters(self, contig_id: str, length: int) -> NDArray[np.uint8]:

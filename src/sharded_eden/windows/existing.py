@@ -1,4 +1,4 @@
-"""Window databases that exist already: what they hold, and whether another one may replace them."""
+"""Existing window databases: their geometry and fingerprint, and whether another one may replace them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Existing:
 
     path: Path
     split: Path
-    """The split file of the new one, for the command in messages."""
+    """The split file of the new database, for the command in messages."""
     geometry: WindowGeometry
     fingerprint: int | None
     """None where the database does not record one."""
     fingerprint_of_rows: int
 
     def check_geometry(self, wanted: WindowGeometry) -> None:
-        """Refuse a new database whose windows are cut in another way.
+        """Raise an error for a new database of another geometry.
 
         Raises:
             UsageError: with the values that differ.
@@ -41,7 +41,7 @@ class Existing:
             )
 
     def check_contigs(self, database: apsw.Connection, fingerprint: int, windows: int) -> None:
-        """Refuse a new database, complete but not published, that has other contigs or windows.
+        """Raise an error for a new database, complete but not published, that has other contigs or windows.
 
         Raises:
             UsageError: they differ.
@@ -66,7 +66,7 @@ class Existing:
 
 
 def existing_windows(path: Path, split: Path) -> Existing | None:
-    """Return what is at the path of a new window database, None where nothing is, or what `publishing` refuses.
+    """Return the existing window database at a path; None where there is none, or where `publishing` raises the error.
 
     Raises:
         UsageError: it is not a window database, or a damaged one.

@@ -1,7 +1,7 @@
 """From a folder of splits to a folder of window databases, several at once.
 
-Enters: `train_split.parquet` and its like, as `split` writes them. Leaves: `train_windows.db` and its like. Costs a process a
-split, each with the memory of one `precompute`.
+Input: `train_split.parquet`, `val_split.parquet` and `test_split.parquet`, which `split` writes. Output: `train_windows.db`,
+`val_windows.db` and `test_windows.db`. Each process works on one split and needs the memory of one `precompute`.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def precompute_window_databases(
 ) -> dict[str, PrecomputeResult]:
     """Write the window database of every split in a folder.
 
-    Each appears as a whole. Where one fails the others are finished first.
+    Each is published when it is complete. Where one fails, the others are finished first.
 
     Args:
         splits_folder: holds `<split>_split.parquet` for each split.
         output_folder: gets `<split>_windows.db` for each.
-        jobs: processes that work at once; 1 works in this one.
-        progress: called with the thousandths of the work that are done, of all splits together, and 1,000 for each split.
-        note: called with the split and the step that was last heard of: `val: packing`.
+        jobs: number of processes; 1 uses this process.
+        progress: called with the work done on all splits together, in thousandths of a split, and 1,000 for each split.
+        note: called with a split and its current step: `val: packing`.
         options: of `precompute_window_database`, the same for all.
 
     Returns:
@@ -108,7 +108,7 @@ def precompute_window_databases(
 
 
 def _run(task: _Task, say: Say) -> tuple[PrecomputeResult, list[str]]:
-    """Write one window database; return what it holds and what there is to say about it."""
+    """Write one window database; return its totals and its warnings."""
     step = CONTIGS
 
     def begin(name: str) -> None:

@@ -1,6 +1,6 @@
 """From a window database and its sequence databases to `WINDOWS.db.index`, which maps windows to bytes.
 
-Enter: both. Leaves: the file of `sharded_eden.format.index`. Costs one pass over the windows, and one over each sequence
+Input: both. Output: the file of `sharded_eden.format.index`. Costs one pass over the windows, and one over each sequence
 database whose addresses `build` has not recorded. Memory: some 150 bytes for each run of windows (as a rule a run is a contig),
 and the addresses of `CONTIGS_AT_ONCE` contigs.
 
@@ -35,7 +35,7 @@ from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_task
 from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG, WindowRuns
 
 CONTIGS_AT_ONCE = 1 << 22
-"""Contigs whose addresses are joined together, and the samples they belong to."""
+"""The numbers of contigs, and of their samples, whose addresses are joined at once."""
 
 MISSING = "it is not in its sequence database"
 NO_DATABASE = "there is no sequence database of its sample"
@@ -67,15 +67,15 @@ def index_window_database(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
-    """Write the index of a window database; one that is there is replaced once the new one is whole.
+    """Write the index of a window database; an existing index is replaced when the new one is complete.
 
     Args:
         sequence_db_dir: the folder of sequence databases.
         window_db: the window database; `window_db` + `.index` is written.
-        jobs: sequence databases that are read at a time; None on Ray: as many as the cluster has processors.
+        jobs: number of sequence databases read at the same time; None with Ray: one for each processor of the cluster.
         engine: `local`, or `ray`: the databases must then lie where all nodes see them.
         address: of the Ray cluster, `auto` for the one that this machine belongs to.
-        progress: called with the bytes of sequence databases that are done and their total.
+        progress: called with the bytes of sequence databases done and their total.
 
     Raises:
         MissingDatabase: there is no such window database, or no sequence database.
@@ -134,7 +134,7 @@ def index_window_database(
 
 
 def index_or_reason(sequence_db_dir: str | os.PathLike[str] | None, window_db: Path) -> tuple[IndexResult | None, str]:
-    """Write the index of a window database that was just written, if that is possible.
+    """Write the index of a new window database, if that is possible.
 
     Args:
         sequence_db_dir: the folder of sequence databases, None where it is not known.
@@ -147,7 +147,7 @@ def index_or_reason(sequence_db_dir: str | os.PathLike[str] | None, window_db: P
         if sequence_db_dir is None:
             raise UsageError("the split does not name the folder of its sequence databases")
         return index_window_database(sequence_db_dir, window_db), ""
-    except Exception as error:  # whatever it is, the window database is complete
+    except Exception as error:  # an index is optional: after any error the window database is still complete
         with suppress(OSError):
             index_path(window_db).unlink(missing_ok=True)
         command = index_command("SEQDB" if sequence_db_dir is None else sequence_db_dir, window_db)
@@ -155,11 +155,11 @@ def index_or_reason(sequence_db_dir: str | os.PathLike[str] | None, window_db: P
 
 
 def renew_index(window_db: Path, before: FileIdentity) -> None:
-    """Keep the index of a window database that was replaced by one with the same windows.
+    """Keep the index after a window database was replaced by one with the same windows.
 
     Args:
         window_db: the window database.
-        before: the identity of the one that was replaced. An index of another one is removed.
+        before: the identity of the replaced database. The index of any other database is removed.
     """
     path = index_path(window_db)
     if not path.exists():
@@ -206,7 +206,7 @@ def _all_addresses(paths: Mapping[str, Path], engine: Engine) -> Iterator[_Found
 
 
 class _Joined:
-    """The runs of a window database, as they get their addresses.
+    """The runs of a window database, and their addresses.
 
     Args:
         frame: what `WindowRuns.runs` returned.
@@ -242,13 +242,13 @@ class _Joined:
         self._waiting_contigs = 0
 
     def add(self, found: _Found) -> None:
-        """Take in the addresses of a sequence database."""
+        """Add the addresses of a sequence database."""
         number = self._numbers[found.name]
         identity = found.addresses.identity
         digest = np.frombuffer(found.addresses.digest.ljust(16, b"\0"), dtype="V16")[0]
         self.samples[number] = (found.addresses.page_bytes, *identity, digest)
         self._waiting.append(found)
-        self._waiting_contigs += len(found.addresses.contigs)  # a sum at each call is quadratic in the samples
+        self._waiting_contigs += len(found.addresses.contigs)  # a sum at each call would be quadratic in the samples
         if self._waiting_contigs >= CONTIGS_AT_ONCE:
             self.finish()
 
@@ -268,7 +268,7 @@ class _Joined:
             each.contigs.with_columns(pl.lit(number, dtype=pl.Int64).alias(SAMPLE_NUMBER))
             for number, each in usable.items()
         )
-        # An ID that appears twice has no address: one row is as good as the other.
+        # An ID that appears twice has no address: the right row is unknown.
         known = known.unique([CONTIG_ID, SAMPLE_NUMBER], keep="any") if known[REASON].max() else known
         found = self._frame[rows].join(
             known.rename({LENGTH: "bases"}), on=[CONTIG_ID, SAMPLE_NUMBER], how="left", maintain_order="left"

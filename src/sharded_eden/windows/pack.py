@@ -1,11 +1,11 @@
 """From a window database to packs: rows of `window_size` tokens, each filled with several whole windows.
 
-Enters: a window database. Leaves: the same, with a table `packs` beside the others and their totals in `metadata`.
+Input: a window database. Output: the same database with a table `packs`, and their totals in `metadata`.
 
     tokens of each window ──in the order of a keyed permutation──▶ buffers of 4,096 ──best fit decreasing──▶ rows
 
-The permutation mixes contigs and samples within a row; which row comes when is the business of the training order. Costs two
-passes over the windows, and the memory of one buffer: the tokens of all windows, two bytes each, lie in a file meanwhile.
+The permutation mixes contigs and samples within a row; the training order decides the order of the rows. Costs two passes over
+the windows, and the memory of one buffer. A temporary file holds the number of tokens of each window, two bytes each.
 Source: best fit decreasing is Johnson, "Near-optimal bin packing algorithms", MIT, 1973.
 """
 
@@ -40,14 +40,14 @@ from sharded_eden.shuffle import Permutation
 from sharded_eden.windows.index import renew_index
 
 BUFFER_WINDOWS = 4096
-"""Windows that are packed together: on metagenomes 99.9% of the tokens are then useful, and more buys next to nothing."""
+"""Windows packed at once: on metagenomes 99.9% of the tokens are then useful, and larger buffers gain almost nothing."""
 
 PERMUTED_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult:
-    """What one packing came to."""
+    """The result of packing a window database."""
 
     windows: int
     packs: int
@@ -58,12 +58,12 @@ class PackResult:
 
     @property
     def useful(self) -> float:
-        """The share of tokens that is no padding, packed."""
+        """The share of tokens that are not padding, in packed rows."""
         return self.useful_tokens / max(1, self.packs * self.window_size)
 
     @property
     def useful_padded(self) -> float:
-        """The same share where each window has a row to itself."""
+        """The same share with one window in each row."""
         return self.useful_tokens / max(1, self.windows * self.window_size)
 
 
@@ -75,20 +75,20 @@ def pack_window_database(
     sequences: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> PackResult:
-    """Pack the windows of a finished window database; packs that it has already are replaced.
+    """Pack the windows of a finished window database; existing packs are replaced.
 
-    The database is replaced as a whole once the new one is complete.
+    The database is replaced when the new one is complete.
 
     Args:
         window_db: the window database.
-        seed: another seed mixes other windows.
+        seed: another seed gives other packs.
         lengths: the split's Parquet file, for a database without `contig_lengths`.
         sequences: the folder of sequence databases, for the same purpose.
         progress: called with the windows done and their total.
 
     Raises:
         MissingDatabase: there is no such window database.
-        DatabaseError: it is no window database, or nothing tells how long its windows are.
+        DatabaseError: it is not a window database, or the lengths of its windows are unknown.
         UsageError: it cannot be written.
     """
     path = Path(window_db)
@@ -103,7 +103,7 @@ def pack_window_database(
         copy_database(path, unfinished)
         try:
             with writing(path), closing(create_database(unfinished)) as database:
-                trust_nothing(database)  # above all, it runs no trigger of the window database
+                trust_nothing(database)  # this also disables triggers of the window database
                 database.execute("BEGIN")
                 result = write_packs(database, path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
                 database.execute("COMMIT")
@@ -126,8 +126,8 @@ def write_packs(
 
     Args:
         database: the connection.
-        path: how messages call it.
-        seed: see `pack_window_database`, as for all that follow.
+        path: its name in messages.
+        seed: see `pack_window_database`, also for the other arguments.
         lengths: the split's Parquet file.
         sequences: the folder of sequence databases.
         progress: called with the windows done, counted twice, and their total.
@@ -173,7 +173,7 @@ def write_packs(
         "pack_useful_tokens": useful_tokens,
         "pack_fingerprint": fingerprint.value(),
     }
-    # Not INSERT OR REPLACE: a table from another program may have no key.
+    # Not INSERT OR REPLACE: a table from another program may have no primary key.
     database.executemany("DELETE FROM metadata WHERE key = ?", ((key,) for key in totals))
     database.executemany("INSERT INTO metadata (key, value) VALUES (?, ?)", totals.items())
     return PackResult(windows=total, packs=packs, window_size=geometry.window_size, useful_tokens=useful_tokens)
@@ -196,7 +196,7 @@ def _checked(database: apsw.Connection, path: Path) -> tuple[WindowGeometry, int
 
 
 def _buffers(total: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of all windows in random order, (n,) int64, up to `BUFFER_WINDOWS` at once."""
+    """Yield the indices of all windows in random order, (n,) int64, at most `BUFFER_WINDOWS` at once."""
     permutation = Permutation(total, "packs", seed)
     for first in range(0, total, PERMUTED_AT_ONCE):
         permuted = permutation(np.arange(first, min(first + PERMUTED_AT_ONCE, total)))
@@ -215,7 +215,9 @@ def best_fit(costs: NDArray[np.integer[Any]], capacity: int) -> list[list[int]]:
         The items of each bin, each item once.
     """
     bins: list[list[int]] = []
-    rooms: list[int] = []  # of the bins that still take the smallest item, ascending; owners: which bins these are
+    rooms: list[
+        int
+    ] = []  # the free room of each bin that can take the smallest item, ascending; owners: the numbers of these bins
     owners: list[int] = []
     decreasing = np.argsort(costs, kind="stable")[::-1]
     sizes = costs[decreasing].tolist()

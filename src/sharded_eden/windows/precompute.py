@@ -1,8 +1,8 @@
 """From a split's Parquet file to its window database.
 
-Enter: a Parquet file with the columns `contig_id` and `length`. Leaves: one SQLite file, whose windows are numbered from 0
+Input: a Parquet file with the columns `contig_id` and `length`. Output: one SQLite file, whose windows are numbered from 0
 in the order of their contig IDs. Costs two passes over these two columns (and one more for every 4 million contigs of a
-file that is not sorted) and some hundred megabytes, however long the file is.
+file that is not sorted) and a few hundred megabytes, whatever the length of the file.
 
     split_files   sound? sorted? how many? then contigs in order, 20,000 at a time
     window_rows   their rows, as pages of window_mappings, of its index and of contig_lengths
@@ -33,12 +33,12 @@ CONTIGS, PACKING = "contigs", "packing"
 """The steps."""
 
 PAGE_BYTES = 16_384
-"""Pages four times the usual size: fewer of them to fill, and as fast to read from."""
+"""Four times SQLite's default page size: fewer pages to write, and as fast to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeResult:
-    """What was written, and what was not."""
+    """The totals of a window database, and of what was left out of it."""
 
     path: Path
     windows: int
@@ -49,13 +49,13 @@ class PrecomputeResult:
     bases: int
     """Bases of all contigs of the split."""
     unseen_bases: int
-    """Bases that no window shows: tails, gaps between windows, contigs and windows left out."""
+    """Bases in no row: tails, gaps between windows, contigs and windows left out."""
     ambiguous_windows: int = 0
     """Windows left out because too many of their letters are ambiguous."""
     packs: PackResult | None = None
-    """What packing them came to, where that was asked for."""
+    """The result of packing; None without packs."""
     index: IndexResult | None = field(default=None, compare=False)
-    """The index beside the window database, where it could be written."""
+    """The index beside the window database; None if it could not be written."""
     no_index: str = field(default="", compare=False)
     """Why there is no index, and the command that writes it."""
 
@@ -87,14 +87,13 @@ def precompute_window_database(
         stride: bases from the start of one window to the start of the next.
         window_min_length_threshold: windows with fewer bases than this are left out.
         keep_tail: add windows until the last base of every contig is shown.
-        special_tokens: tokens of a row that are no bases (BOS, SEP, EOS), which take room from `window_size`.
-        max_ambiguous: leave out windows of whose bases a larger share than this are letters other than A, C, G, T.
+        special_tokens: tokens of a row that are not bases (BOS, SEP, EOS); they reduce the usable bases.
+        max_ambiguous: leave out windows with a larger share of letters other than A, C, G, T than this.
         sequences: the folder of sequence databases, for `max_ambiguous` and for the index. For the index alone, the folder
             that the split file names is used unless this is given; the window database is written even where no index can be.
         pack: add packs, see `sharded_eden.windows.pack`.
-        pack_seed: another seed mixes other windows in a pack.
-        overwrite: replace a file of this name whatever it holds. Checkpoints are tied to the windows that they were trained on,
-            so they cannot be resumed on other windows.
+        pack_seed: another seed gives other packs.
+        overwrite: replace any file of this name. Checkpoints of the old windows cannot be resumed on the new ones.
         progress: called with the contigs done and their total; then, while windows are packed, with twice the windows.
         note: called with the name of each step as it begins: `contigs`, `packing`.
 

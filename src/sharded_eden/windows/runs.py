@@ -1,7 +1,7 @@
 """The windows of a window database as runs: consecutive windows of one contig.
 
-Enters: a window database. Leaves: a row for each run. Costs one pass over the windows, and about 100 bytes of memory a run.
-Nothing is assumed of their order: windows may have been left out, and databases made elsewhere may be shuffled.
+Input: a window database. Output: a row for each run. Costs one pass over the windows, and about 100 bytes of memory a run.
+The windows may be in any order: some may have been left out, and other programs may have shuffled them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import table_columns
 
 ROWS_AT_ONCE = 1 << 17
-"""Windows that are read together."""
+"""Windows read at once."""
 MAX_TAGS = 1 << 16
-"""With more distinct control tags than this, the index holds none: they are then taken from the sequence IDs."""
+"""With more distinct control tags than this, the index holds none: the sequence IDs then give them."""
 
 FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG = "first_window", "first_in_contig", "last_in_contig", "sample", "tag"
 
@@ -38,7 +38,7 @@ class WindowRuns:
 
     Args:
         database: an open window database.
-        path: how messages call it.
+        path: its name in messages.
     """
 
     def __init__(self, database: apsw.Connection, path: Path) -> None:
@@ -60,7 +60,7 @@ class WindowRuns:
         self.total = 0
         self.tags: list[str] = []
         self.used: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
-        """Of each sample, whether a window names it."""
+        """For each sample, whether a window names it."""
 
     def runs(self, samples: Sequence[str]) -> pl.DataFrame:
         """Return the runs, sorted by window.
@@ -85,7 +85,7 @@ class WindowRuns:
 
     def _parts(self) -> Iterator[pl.DataFrame]:
         cursor = self._database.execute(_WINDOWS)
-        last: tuple[str, int] | None = None  # contig and window_in_seq_idx of the window before
+        last: tuple[str, int] | None = None  # contig and window_in_seq_idx of the previous window
         open_run: pl.DataFrame | None = None
         while rows := list(islice(cursor, ROWS_AT_ONCE)):
             window, ids, in_contig = zip(*rows, strict=True)
@@ -158,7 +158,7 @@ class WindowRuns:
         )
 
     def _recorded_lengths(self, frame: pl.DataFrame) -> pl.Series:
-        """Return the length of each run's contig as `contig_lengths` has it, -1 where it says nothing."""
+        """Return the length of each run's contig from `contig_lengths`, -1 where it has none."""
         found = np.full(len(frame), -1, dtype=np.int64)
         if {"first_window_idx", "length"} <= set(table_columns(self._database, "contig_lengths")):
             firsts, lengths = [], []

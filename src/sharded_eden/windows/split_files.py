@@ -1,6 +1,6 @@
 """Split files: Parquet with the columns `contig_id` and `length`, read in bounded memory.
 
-pass 1   survey: sound? sorted? how many?
+pass 1 survey: valid? sorted? how many?
 pass 2   contigs in order, 20,000 at a time (one pass more for every 4 million contigs of a file that is not sorted)
 """
 
@@ -24,16 +24,16 @@ SURVEY_ROWS = 200_000
 BATCH_CONTIGS = 20_000
 
 SORT_ROWS = 4_000_000
-"""Contigs that are sorted in memory at once."""
+"""Contigs sorted in memory at once."""
 
 SAMPLE_EVERY = 1024
-"""One contig ID in this number is kept to cut an unsorted file into ranges of about `SORT_ROWS`."""
+"""Every n-th contig ID is kept, to divide an unsorted file into ranges of about `SORT_ROWS`."""
 
 MAX_ID_BYTES = 4000
 """A page of the index on IDs must hold four of them, see `sharded_eden.format.pages.btree`."""
 
 MAX_LENGTH = (1 << 31) - 1
-"""SQLite holds no longer value, whatever it was compiled for, so no contig is longer."""
+"""The longest contig: no build of SQLite stores longer values."""
 
 
 STORED_ID, STORED_LENGTH = "stored contig_id", "stored length"
@@ -42,7 +42,7 @@ HINT = "Is it damaged or cut short?"
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the first pass over a split file found."""
+    """The result of the first pass over a split file."""
 
     contigs: int
     empty: int
@@ -95,7 +95,7 @@ def _decoded_one(stored: bytes | None) -> str | None:
 
 
 def survey(contigs: pl.LazyFrame, split: Path) -> Survey:
-    """Read a split file once and refuse invalid rows.
+    """Read a split file once and raise an error for invalid rows.
 
     Raises:
         InputError: with the first such row, and how many there are among the rows read with it.

@@ -1,7 +1,7 @@
-"""The rows of a window database: from contigs in order to finished pages of its tables and its index.
+"""Writes the rows of a window database: sorted contigs -> finished pages of its tables and its index.
 
-Enters: contigs sorted by ID. Leaves: `window_mappings`, its index on `sequence_id`, and `contig_lengths`. IDs come sorted and
-windows are numbered in their order, so that all three grow at their ends: no SQL, no sorting, no temporary file.
+Input: contigs sorted by ID. Output: `window_mappings`, its index on `sequence_id`, and `contig_lengths`. Windows are numbered
+in the order of the sorted IDs, so rows are only appended to all three: no SQL, no sorting, no temporary file.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.windows.ambiguity import AmbiguityFilter
 
 BATCH_WINDOWS = 1 << 17
-"""The most windows that numpy arrays are made for at once."""
+"""The largest number of windows in one NumPy array."""
 BATCH_BYTES = 1 << 23
-"""The most bytes of contig IDs in one of these arrays."""
+"""The largest number of bytes of contig IDs in one array."""
 
 NULL = 0
-"""The serial type of an INTEGER PRIMARY KEY: the rowid stands for it."""
+"""The serial type of an INTEGER PRIMARY KEY, which is stored as the rowid."""
 FIRST_TEXT = 13
 """The serial type of a text of n bytes is 13 + 2n."""
 THREADS = 2
-"""Threads that make cells while the pages of the batch before are written and the next one is read."""
+"""Threads that make cells while the previous batch is written and the next one is read."""
 AHEAD = 2
 """Batches that may wait to be written."""
 
@@ -61,13 +61,13 @@ class _Batch:
 
 
 class WindowWriter:
-    """Fills the empty tables of a window database, batch by batch. A context manager; leaving it completes them.
+    """Fills the empty tables of a window database, batch by batch. A context manager; its exit completes them.
 
     Args:
         file: the database, closed.
-        roots: the root pages of `window_mappings`, of its index and of `contig_lengths`, by the names of these.
+        roots: the root pages of `window_mappings`, of its index and of `contig_lengths`, by name.
         geometry: how contigs are cut.
-        ambiguity: what leaves out windows, if anything does.
+        ambiguity: the filter that leaves out windows; None for none.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class WindowWriter:
                 tree.finish()
 
     def add(self, contigs: pl.DataFrame) -> None:
-        """Add the windows of the next contigs, which are sorted, to those that are there.
+        """Append the windows of the next contigs, which are sorted.
 
         Raises:
             InputError: a contig ID is too long for the index.
@@ -112,7 +112,9 @@ class WindowWriter:
     def _insert(self, contigs: pl.DataFrame, counts: NDArray[np.int64]) -> None:
         if contigs.is_empty():
             return
-        ends = np.cumsum(counts)  # (C,) int64, where each contig's windows end, counted from the first of them all
+        ends = np.cumsum(
+            counts
+        )  # (C,) int64, where each contig's windows end, counted from the first window of the batch
         total = int(ends[-1])
         text_bytes = contigs[CONTIG_ID].str.len_bytes().to_numpy().astype(np.int64)
         longest = int(text_bytes.max())
@@ -143,7 +145,7 @@ class WindowWriter:
     def _unambiguous(
         self, contigs: pl.DataFrame, row: NDArray[np.int64], in_contig: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Tell which windows to keep, and count the others."""
+        """Return which windows to keep, and count the others."""
         assert self._ambiguity is not None  # noqa: S101 - narrows the type
         kept = np.ones(len(row), dtype=np.bool_)
         for low, high in pairwise([*np.flatnonzero(np.diff(row, prepend=-1)).tolist(), len(row)]):
@@ -159,7 +161,7 @@ class WindowWriter:
             batch: the contigs.
             row: (n,) int64, the contig of each window.
             in_contig: (n,) int64, its number within the contig.
-            last: the contig of the window written before, and where in it that ended: returned for the next call.
+            last: the contig of the previous window, and where in it that window ended; returned for the next call.
         """
         lengths = batch.lengths[row]
         is_first = np.diff(row, prepend=last[0]) > 0
@@ -171,7 +173,7 @@ class WindowWriter:
         ends = np.minimum(starts + self._geometry.usable, lengths)
         if self._ambiguity is not None:
             self.fingerprint.update_windows(self.sequences - 1 + np.cumsum(is_first), in_contig)
-        # What a window shows begins where the one before it ended, if that one is of the same contig.
+        # The new bases of a window begin where the previous window ended, if that is of the same contig.
         before = np.concatenate(([last[1]], ends[:-1]))
         self.unseen_bases -= int((ends - np.maximum(starts, np.where(is_first, 0, before))).sum())
         self.windows += len(row)
@@ -179,7 +181,7 @@ class WindowWriter:
         return int(row[-1]), int(ends[-1])
 
     def _write_oldest(self) -> None:
-        """Write the pages of the cells that were asked for first."""
+        """Write the pages of the oldest batch of cells."""
         *added, (lines, lengths) = self._pending.popleft().result()
         self.fingerprint.update_lines(lines, lengths)
         for tree, cells in zip((self._rows, self._index, self._lengths), added, strict=True):
@@ -192,7 +194,7 @@ Made = tuple[Cells, Cells, Cells, tuple[memoryview, Ints]]
 
 
 def _cells(batch: _Batch, row: Ints, in_contig: Ints, first_window: int, firsts: Ints) -> Made:
-    """Return the cells of windows in `window_mappings`, in its index and in `contig_lengths`, and what a fingerprint takes.
+    """Return the cells of windows in `window_mappings`, in its index and in `contig_lengths`, and the fingerprint's input.
 
     Args:
         batch: the contigs.

@@ -173,7 +173,8 @@ def build_sequence_dbs(
         force: build everything again, including existing samples.
         page_size: of the databases, in bytes, a power of two in [512, 65536]; None: the size of each sample decides.
         jobs: number of tasks that run at the same time; more than 1 start processes, and a script then needs
-            `if __name__ == "__main__"`. None: one for each processor that this process may use, 8 at most, and 1 for small inputs.
+            `if __name__ == "__main__"`. None: one for each processor that this process may use, at most 8, and 1
+            for small inputs.
         engine: `local`, or `ray` for a Ray cluster with a shared file system.
         address: of the Ray cluster.
         scratch: a folder on a local disk in which databases are built before they are copied; the output folder unless
@@ -187,8 +188,8 @@ def build_sequence_dbs(
     Raises:
         UsageError: a sample was built from other inputs or with other settings, two files have the same sample name, a record
             names another sample than `sample`, a name is not allowed, or another build is writing to the folder.
-        InputError: an input is invalid, or two records of a sample share a name or an ID. The other samples are built; the message lists
-            those that are not.
+        InputError: an input is invalid, or two records of a sample share a name or an ID. The other
+            samples are built; the message lists those that are not.
         WriteError: a file cannot be written: no permission, a full disk, a link in its place.
         MissingExtra: a format or an engine needs a package that is not installed.
     """

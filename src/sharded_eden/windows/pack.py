@@ -215,9 +215,7 @@ def best_fit(costs: NDArray[np.integer[Any]], capacity: int) -> list[list[int]]:
         The items of each bin, each item once.
     """
     bins: list[list[int]] = []
-    rooms: list[
-        int
-    ] = []  # the free room of each bin that can take the smallest item, ascending; owners: the numbers of these bins
+    rooms: list[int] = []  # the free room of each bin that can take the smallest item, ascending; owners: their numbers
     owners: list[int] = []
     decreasing = np.argsort(costs, kind="stable")[::-1]
     sizes = costs[decreasing].tolist()

@@ -1,1 +1,1 @@
-"""From databases to tensors. Runs in a worker; no Lightning here."""
+"""From databases to tensors. Runs in workers; does not import Lightning."""

@@ -1,10 +1,10 @@
-"""An optional CSV of the windows visited: one file per process, every row on its way to the disk before the batch is used.
+"""An optional CSV of the windows visited: one file per process, each row is written before its batch is used.
 
     window_access_<split>_rank<r>_<8 hex>.csv
     window_idx, sequence_id, sample_id, window_in_seq_idx, rank, access_ts, worker, epoch
 
-`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows go to the operating
-system at once, so that even a killed process leaves a complete log.
+`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows are passed to the
+operating system at once, so that even a killed process leaves a complete log.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank"
 
 
 class AccessLog:
-    """Writes the visits of this process to a file of its own, made at the first visit.
+    """Writes the windows that this process reads to its own file, which is created at the first one.
 
     Args:
         folder: where the file goes; None is the current folder.
@@ -47,11 +47,11 @@ class AccessLog:
         self._sample_of = sample_of
         self._pid = -1
         self._descriptor = -1
-        # Of this process, and those of its forebears, perhaps held for ever.
+        # Of this process; after a fork, the parent's lock may be held for ever.
         self._locks: dict[int, threading.Lock] = {}
 
     def write(self, wanted: Sequence[Wanted], located: Sequence[Row]) -> None:
-        """Append visits to windows.
+        """Append a row for each window.
 
         Raises:
             UsageError: the folder or the file cannot be written.
@@ -74,7 +74,7 @@ class AccessLog:
                     writer.writerow(COLUMNS)
                 writer.writerows(rows)
                 left = text.getvalue().encode()
-                while left:  # a disk that is nearly full takes a part, and refuses the rest
+                while left:  # a disk that is nearly full writes a part of the data, and then refuses the rest
                     left = left[os.write(self._descriptor, left) :]
         except OSError as error:
             raise UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})") from error

@@ -1,7 +1,7 @@
-"""`ShardedEdenDataset`: window index -> training example. Wires locate, read, encode and log together.
+"""`ShardedEdenDataset`: window index -> training example. Calls locate, read, encode and the access log.
 
-Enters: integers. Leaves: dicts of tensors. Costs: two index lookups, one BLOB read and one table lookup a window, whatever
-the length of its contig; opening costs a fixed handful of queries and one index seek for each sample.
+Input: integers. Output: dicts of tensors. A window costs two index lookups, one BLOB read and one table lookup, whatever the
+length of its contig; opening costs a fixed number of queries and one index seek for each sample.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class ShardedEdenDataset(Dataset[Example]):
         options = {"seq_length": geometry.window_size, "stride": geometry.stride, **options}
         return cls(tokenizer, sequence_db_dir, window_db_path, **options)
 
-    # ---- what it has ----
+    # ---- properties ----
 
     def __len__(self) -> int:
         return self._length
@@ -240,7 +240,7 @@ class ShardedEdenDataset(Dataset[Example]):
 
     @property
     def has_table(self) -> bool:
-        """Whether the tokenizer is one id per letter, and encoding therefore a table lookup."""
+        """Whether the tokenizer has one id per letter, so that encoding is a table lookup."""
         return self._format.encoding.table is not None
 
     @property
@@ -250,7 +250,7 @@ class ShardedEdenDataset(Dataset[Example]):
 
     @property
     def geometry(self) -> dict[str, int]:
-        """How the windows were cut and packed, as the metadata of the window database says."""
+        """How the windows were cut and packed, from the metadata of the window database."""
         geometry = self._index.geometry.as_metadata()
         return geometry if self._packs is None else {**geometry, "pack_fingerprint": self._packs.fingerprint}
 
@@ -305,7 +305,7 @@ class ShardedEdenDataset(Dataset[Example]):
     def fetch(self, index: Index) -> Window:
         """Return a window as it is in the database.
 
-        Where items are packs, an index is still that of a window in `fetch`, and that of a pack in `fetch_many`.
+        With packs, the index is that of a window in `fetch`, and that of a pack in `fetch_many`.
         """
         return next(self._fetch([self._resolve(index, self._index.total_windows, "windows")]))
 
@@ -325,10 +325,10 @@ class ShardedEdenDataset(Dataset[Example]):
             yield Window(bases, placed.reverse[k], header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
     def expander(self) -> Expander:
-        """Return what turns compact batches of this dataset into tensors, on whatever device they are.
+        """Return a module that expands compact batches of this dataset into tensors, on their device.
 
         Raises:
-            UsageError: the tokenizer is no table.
+            UsageError: the tokenizer does not have one id per letter.
         """
         return Expander(self._format, self.attention_mask)
 
@@ -345,17 +345,17 @@ class ShardedEdenDataset(Dataset[Example]):
             raise IndexError(f"{index!r} is out of range: the {self.split} split has {length} {what}")
         return epoch, window_idx % length
 
-    # ---- checks at the start ----
+    # ---- checks when it is opened ----
 
     def _warn_of_gaps(self, room: int) -> None:
-        """Say so where this dataset's header hides bases that the window database counts on being shown."""
+        """Warn where special tokens leave no room for bases that are in no other window."""
         if room < self.stride <= self._index.geometry.usable:
             warn(
                 f"rows of this dataset show {room} bases, but windows start every {self.stride}: {self.stride - room} bases "
                 f"between two windows are never seen. Precompute with --stride {room} or less."
             )
 
-    # ---- what callers of the original use ----
+    # ---- methods of the original loader ----
 
     @staticmethod
     def reverse_complement(seq: str) -> str:
@@ -367,10 +367,10 @@ class ShardedEdenDataset(Dataset[Example]):
         """Collate items into a batch; see `sharded_eden.load.encode.batch.collate`."""
         return collate(batch)
 
-    # ---- the end ----
+    # ---- closing ----
 
     def close(self) -> None:
-        """Close every database and log that this process has opened for this dataset. Closing again does no harm."""
+        """Close every database and log that this process has opened for this dataset. It may be called again."""
         for name in ("_reader", "_addresses", "_index", "_access_log"):
             part = self.__dict__.get(name)
             if part is not None:
@@ -383,7 +383,7 @@ class ShardedEdenDataset(Dataset[Example]):
         self.close()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not is_finalizing():  # at the exit of the interpreter, the modules that closing uses may be gone
+        if not is_finalizing():  # at interpreter exit, the modules that closing needs may be unloaded
             self.close()
 
 

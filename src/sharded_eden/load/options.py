@@ -1,7 +1,7 @@
-"""`ExampleOptions`: how windows are read and what an example holds, declared once for everything that makes a dataset.
+"""`ExampleOptions`: how windows are read and what an example holds, declared once for all classes that make a dataset.
 
-`ShardedEdenDataset`, `ShardedEdenDataModule` and `ShardedEdenDatasetProvider` take every option that is declared here, and pass
-all of them on as a whole. To add an option, add a field and use it in `ShardedEdenDataset.__init__`.
+`ShardedEdenDataset`, `ShardedEdenDataModule` and `ShardedEdenDatasetProvider` take every option declared here, and pass them on
+as one object. To add an option, add a field and use it in `ShardedEdenDataset.__init__`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def absolute_path(path: PathLike, name: str) -> str:
         name: the argument that holds it, for the error.
 
     Raises:
-        UsageError: it is no path, or a URL.
+        UsageError: it is not a path, or is a URL.
     """
     try:
         refuse_url(path, name)
@@ -111,7 +111,7 @@ def integer(value: Any, name: str) -> int:
     """Return an argument as an int; Python and NumPy integers are accepted.
 
     Raises:
-        UsageError: it is no integer.
+        UsageError: it is not an integer.
     """
     try:
         return operator.index(value)

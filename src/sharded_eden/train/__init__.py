@@ -1,1 +1,1 @@
-"""Whose turn is which window: orders, samplers and trainers."""
+"""The order of windows, samplers, and the connections to trainers."""

@@ -1,14 +1,14 @@
-"""What other trainers call the parts of a batch, and where they expect a label to stand. Pure: batch in, batch out.
+"""Converts batches to the names and label positions that Hugging Face and Megatron expect. Pure: batch in, batch out.
 
-    ours           tokens     BOS  A   C   G  EOS PAD      labels say what comes next, loss_mask weighs labels[t]:
+    ours           tokens     BOS  A   C   G  EOS PAD      labels[t] is the next token, loss_mask[t] its weight:
                    labels      A   C   G  EOS PAD PAD      the token at t + 1
                    loss_mask   1   1   1   0   0   0
-    Hugging Face   input_ids  BOS  A   C   G  EOS PAD      the model moves labels itself, so they stand on their own token;
-                   labels       .  A   C   G   .   .       "." is -100, which earns no loss
+    Hugging Face   input_ids  BOS  A   C   G  EOS PAD      the model shifts the labels itself, so labels[t] is token t;
+                   labels       .  A   C   G   .   .       "." is -100, which is ignored
     Megatron       as ours, with every key that its training loops ask for
 
-What enters is a batch of `ShardedEdenDataset.collate_fn`, or a compact one after `expander()`. Nothing of it is written to;
-tensors that need no change are handed on, not copied. Keys that are not spoken of here are handed on too.
+The input is a batch of `ShardedEdenDataset.collate_fn`, or a compact one after `expander()`. It is not changed; tensors that
+need no change are passed on without a copy. Other keys are passed on too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sharded_eden.load.locate.packs import flatten_rows
 from sharded_eden.train.megatron import packed_seq_params
 
 IGNORED_LABEL = -100
-"""The label of a token that earns no loss: what `torch.nn.functional.cross_entropy` leaves out unless told otherwise."""
+"""The label that is ignored in the loss: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 PARTS = ("tokens", "labels", "loss_mask", "position_ids")
 
@@ -31,31 +31,31 @@ PARTS = ("tokens", "labels", "loss_mask", "position_ids")
 def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return a batch for a causal language model of `transformers`: `model(**batch).loss` is the mean over the loss mask.
 
-    `input_ids` (B, T) int64; `labels` (B, T) int64, not shifted, -100 where a token earns no loss, the first token always;
-    `attention_mask` (B, T) int64, 1 for tokens and 0 for the padding that ends a row, in the place of a causal mask of ours;
-    `position_ids` (B, T) int64.
+    `input_ids` (B, T) int64; `labels` (B, T) int64, not shifted, -100 where a token is ignored in the loss, and always for the
+    first token; `attention_mask` (B, T) int64, 1 for tokens and 0 for the padding at the end of a row; it replaces a causal
+    mask; `position_ids` (B, T) int64.
 
-    Packed rows (`cu_seqlens`) get `use_cache=False` in the place of `attention_mask`: with neither a mask nor a cache, models
-    keep windows apart where `position_ids` begin again. For flash attention see `to_flash_attention`.
+    Packed rows (`cu_seqlens`) get `use_cache=False` instead of `attention_mask`: without a mask and a cache, models keep
+    windows apart where `position_ids` restart. For flash attention see `to_flash_attention`.
 
-    Rows that do not count (`row_counts`, of validation and test) have no label. A batch with no label at all has the mean
-    loss nan: where that can be, ask for sums (`num_items_in_batch`).
+    Rows that do not count (`row_counts`, of validation and test) have no label. The mean loss of a batch without any label is
+    nan: where such batches occur, use sums (`num_items_in_batch`).
 
-    Where a tokenizer's padding is also its EOS, the EOS that ends a row counts as padding.
+    If a tokenizer's padding is also its EOS, the EOS at the end of a row counts as padding.
 
     Args:
         batch: `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32, zeros and ones.
 
     Raises:
-        UsageError: it is no such batch, a compact one, or one with other weights.
+        UsageError: the batch lacks a part, is compact, or has fractional weights.
     """
     parts, rest = _take_apart(batch)
     tokens = parts["tokens"]
     earning = parts["loss_mask"] != 0
     if (earning & (parts["loss_mask"] != 1)).any():
         raise UsageError(
-            "a label of transformers earns its loss or none: weights between, as of soft_mask_weight, cannot be said. Leave "
-            "them out, or compute the loss from the model's logits and this batch's labels and loss_mask"
+            "Hugging Face labels either count or are ignored (-100); fractional weights (soft_mask_weight=0.1) cannot be "
+            "expressed. Use 0 or 1, or compute the loss from the model's logits and this batch's labels and loss_mask"
         )
     labels = torch.full_like(tokens, IGNORED_LABEL)
     labels[..., 1:] = torch.where(earning[..., :-1], parts["labels"][..., :-1], IGNORED_LABEL)
@@ -67,7 +67,7 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_flash_attention(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a packed batch as one row, as models of `transformers` with `attn_implementation="flash_attention_2"` take it.
+    """Return a packed batch as one row, for models of `transformers` with `attn_implementation="flash_attention_2"`.
 
     `input_ids`, `labels`, `position_ids` (1, B * T) int64, labels as in `to_hugging_face`: -100 on the first token of each
     window; `cu_seq_lens_q` and `cu_seq_lens_k` (segments + 1,) int32, `max_length_q` and `max_length_k` int, `use_cache` False.
@@ -76,7 +76,7 @@ def to_flash_attention(batch: Mapping[str, Any]) -> dict[str, Any]:
         batch: a batch of packed rows, see `sharded_eden.load.locate.packs`.
 
     Raises:
-        UsageError: it is no such batch, a compact one, or one with other weights.
+        UsageError: the batch is not packed, lacks a part, is compact, or has fractional weights.
     """
     boundaries = _flat_boundaries(batch)
     theirs = to_hugging_face(batch)
@@ -93,20 +93,20 @@ def to_flash_attention(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_megatron(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch as the GPT training loops of Megatron read it.
+    """Return a batch for the GPT training loops of Megatron.
 
     `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32, `attention_mask` (B, 1, T, T) bool, true where
     attention is forbidden, or None where the model masks by itself. Rows that do not count (`row_counts`) have a loss mask of
-    zeros: every tensor then has rows of T, which context parallelism cuts.
+    zeros: every tensor then has rows of length T, which context parallelism divides.
 
-    Packed rows become one row, (1, B * T), with `packed_seq_params` (Megatron's `PackedSeqParams`, format `thd`) in the
-    place of a mask: what `GPTModel.forward(..., packed_seq_params=...)` takes.
+    Packed rows become one row, (1, B * T), with `packed_seq_params` (Megatron's `PackedSeqParams`, format `thd`) instead of a
+    mask, for `GPTModel.forward(..., packed_seq_params=...)` takes.
 
     Args:
         batch: see `to_hugging_face`.
 
     Raises:
-        UsageError: it is no such batch, or a compact one.
+        UsageError: the batch lacks a part or is compact.
         MissingExtra: the batch is packed and Megatron is not installed.
     """
     parts, rest = _take_apart(batch)
@@ -130,7 +130,7 @@ def _flat_boundaries(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _take_apart(batch: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the parts that every convention has, rows that do not count weighing nothing, and whatever else there is."""
+    """Return the four parts of a batch, with weight 0 in rows that do not count, and its other keys."""
     if "codes" in batch:
         raise UsageError("this batch is compact: make its tensors first, by dataset.expander()(batch)")
     if missing := [name for name in PARTS if name not in batch]:
@@ -147,7 +147,7 @@ def _take_apart(batch: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict
 
 
 def _is_token(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return (B, T) bool, false in the run of padding that ends a row.
+    """Return (B, T) bool, false in the padding at the end of a row.
 
     The last label of a row is always padding: nothing comes after the last token.
     """

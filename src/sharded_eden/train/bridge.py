@@ -1,8 +1,8 @@
-"""`ShardedEdenDatasetProvider`: the stream as the dataset of a Megatron Bridge job. Needs Bridge, so nothing imports it.
+"""`ShardedEdenDatasetProvider`: the stream as the dataset of a Megatron Bridge job. Needs Bridge, so no module imports it.
 
     from sharded_eden.train.bridge import ShardedEdenDatasetProvider
 
-Bridge asks for datasets of exact lengths and counts through them with a sampler of its own, in the order of docs/one-stream.md.
+Bridge requests datasets of exact lengths and counts through them with its own sampler, in the order of docs/one-stream.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     """The `dataset` of Megatron Bridge's `ConfigContainer`; fields as those of `ShardedEdenDataModule` where they share a name.
 
-    Training data are the stream of `random_seed` and run on through as many passes as the job asks for. Validation and test are
+    The training data are the stream of `random_seed`, for as many passes as the job requests. Validation and test are
     a fixed random order of their split, without augmentation. `num_workers` and the other fields of Bridge's `DataloaderConfig`
     keep their meaning; `dataloader_type` must stay "single": Bridge's sampler then counts positions, and resumes by its own
     `consumed_train_samples`.
@@ -45,11 +45,11 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     train_window_db_path: str | None = None
     """The window database of the training split."""
     val_window_db_path: str | None = None
-    """That of the validation split, None for no validation."""
+    """The window database of the validation split, None for no validation."""
     test_window_db_path: str | None = None
-    """That of the test split, None for no test."""
+    """The window database of the test split, None for no test."""
     seq_length: int = 8192
-    """Tokens of a row; Bridge compares it with that of the model."""
+    """Tokens of a row; Bridge compares it with the model's."""
     stride: int = 7992
     """Bases between windows."""
     rc_aug: bool = False
@@ -57,12 +57,12 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     random_seed: int = 42
     """Decides order and strands."""
     nucleotide_tokenizer: bool = False
-    """Encode with `NucleotideTokenizer`; Bridge's own tokenizer then only decides the size of the vocabulary, at least 256."""
+    """Encode with `NucleotideTokenizer`; Bridge's tokenizer then only sets the size of the vocabulary, at least 256."""
     evaluation_samples: int | None = None
-    """Rows of one evaluation, `eval_iters * global_batch_size`, after which the next begins with the same rows. None is
+    """Rows of one evaluation, `eval_iters * global_batch_size`; each evaluation begins with the same rows. None is
     `context.test_samples`, which Bridge counts as one evaluation."""
     dataloader_type: str = "single"
-    """How Bridge samples: "single" is the one that keeps the order."""
+    """How Bridge samples: only "single" keeps the order."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_db_dir", "train_window_db_path", "val_window_db_path", "test_window_db_path", "log_dir"):
@@ -73,11 +73,11 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
 
     @property
     def skip_getting_attention_mask_from_dataset(self) -> bool:
-        """What Bridge's step asks: whether batches have no mask."""
+        """Whether batches have no mask; Bridge's training step reads it."""
         return not ExampleOptions.of(self).create_attention_mask
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
-        """Return the training, validation and test streams, of exactly as many samples as are asked for.
+        """Return the training, validation and test streams with exactly the requested numbers of samples.
 
         Args:
             context: `train_samples`, `valid_samples`, `test_samples`, and the `tokenizer`, None for `NucleotideTokenizer`.
@@ -88,7 +88,7 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
         Raises:
             UsageError: another `dataloader_type`, an option that Bridge's training step does not support, or training samples
                 without a window database.
-            EdenError: a database cannot be taken, see `ShardedEdenDataset`.
+            EdenError: a database is refused, see `ShardedEdenDataset`.
         """
         if self.dataloader_type != "single":
             raise UsageError(

@@ -54,7 +54,7 @@ def _position_class() -> type:
             self.consumed_samples = state.global_step * self.sampler.plan.global_batch_size
 
         def state(self) -> dict[str, Any]:
-            """Return what the checkpoint holds."""
+            """Return the state for the checkpoint."""
             return {"args": {}, "attributes": self.sampler.state_dict(consumed_samples=self.consumed_samples)}
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

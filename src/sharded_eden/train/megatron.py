@@ -55,9 +55,9 @@ def data_parallel_of(trainer: Any) -> DataParallel:
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronPlan(BatchPlan):
-    """The sizes of a step as Megatron's calculator has them, its ramp-up included.
+    """The sizes of a step according to Megatron's calculator, including its ramp-up.
 
-    A copy of the calculator is asked; Megatron's own is not changed.
+    It uses a copy of the calculator; the original is not changed.
     """
 
     calculator: Any
@@ -66,7 +66,7 @@ class MegatronPlan(BatchPlan):
         """Return the size of the global batch that begins at a position.
 
         Raises:
-            UsageError: that size is no multiple of micro batch times ranks; lists sizes that fit.
+            UsageError: that size is not a multiple of micro batch size times ranks; the message lists sizes that fit.
         """
         at = _at(self.calculator, consumed_samples)
         self._check_fits(at.running)
@@ -82,10 +82,10 @@ def plan_of_job(
 ) -> BatchPlan:
     """Return the sizes of a step: from Megatron's calculator where this process has initialized it, else those given.
 
-    A ramp-up that only the calculator has is followed. Its `decrease_batch_size_if_needed` too.
+    A ramp-up and `decrease_batch_size_if_needed` of the calculator are followed.
 
     Raises:
-        UsageError: the sizes do not fit, or the calculator has others; names both.
+        UsageError: the sizes do not fit, or differ from the calculator's; the message names both.
     """
     calculator = getattr(sys.modules.get(CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)
     if calculator is None:
@@ -204,6 +204,6 @@ def packed_seq_params(cu_seqlens: torch.Tensor, max_seqlen: int) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"DataSampler", "steps_are_global_batches"}:  # their former place
+    if name in {"DataSampler", "steps_are_global_batches"}:  # their former module
         return getattr(import_module("sharded_eden.train.nemo"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What NeMo asks of a data module: `data_sampler`. NeMo is never imported here unless the job has imported it."""
+"""`data_sampler`, which NeMo's strategies require of a data module. Never imports NeMo unless the job has imported it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NEMO_STRATEGY = "nemo.lightning.pytorch.strategies.megatron_strategy"
 
 
 def steps_are_global_batches(trainer: Any) -> bool:
-    """Tell whether one batch of a Lightning Trainer is a whole global batch, as under NeMo, which pulls its micro batches.
+    """Return whether one batch of a Lightning Trainer is a whole global batch, as under NeMo.
 
     Raises:
-        UsageError: NeMo's strategy was given a `data_sampler` of its own, which would sample the stream once more.
+        UsageError: NeMo's strategy has its own `data_sampler`, which would sample the stream again.
     """
     strategies = sys.modules.get(_NEMO_STRATEGY)
     if strategies is None or not isinstance(trainer.strategy, strategies.MegatronStrategy):
@@ -33,7 +33,7 @@ def steps_are_global_batches(trainer: Any) -> bool:
 
 
 class Job(Protocol):
-    """What a data sampler asks of its data module."""
+    """The part of the data module that a data sampler uses."""
 
     @property
     def consumed_samples(self) -> int:
@@ -44,9 +44,9 @@ class Job(Protocol):
 
 
 class DataSampler:
-    """What NeMo's strategies ask of a data module's `data_sampler`, and the sizes of a step under NeMo's names.
+    """The `data_sampler` for NeMo's strategies, with the sizes of a step under NeMo's names.
 
-    The loaders of this package are already sharded by data-parallel rank, so nothing is transformed.
+    The loaders of this package are already sharded by data-parallel rank, so they are not changed.
 
     Args:
         job: the data module.
@@ -77,7 +77,7 @@ class DataSampler:
         """Convert the limits of a Trainer, once, from global batches to the micro batches that NeMo pulls.
 
         Raises:
-            UsageError: a limit is a fraction, which would end inside of a global batch.
+            UsageError: a limit is a fraction, which could end inside a global batch.
         """
         if trainer is self._connected_to or not steps_are_global_batches(trainer):
             return
@@ -94,7 +94,7 @@ class DataSampler:
         """Initialize Megatron's calculator, unless it is initialized.
 
         Raises:
-            UsageError: the sizes do not fit, or it was initialized with others.
+            UsageError: the sizes do not fit, or it was initialized with other sizes.
         """
         calculators = import_module(CALCULATOR)
         plan = self._job.batch_plan()
@@ -108,7 +108,7 @@ class DataSampler:
             )
 
     def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
-        """Return the loader as it is."""
+        """Return the loader unchanged."""
         del consumed_samples
         return dataloader
 

@@ -1,7 +1,7 @@
 """(seed, epoch, position) -> window index: the order of each pass over the data, O(1) in memory. Pure.
 
-The construction and its sources are in `sharded_eden.shuffle`. tests/test_order.py shows that standard tests cannot tell it
-from a uniform one.
+The construction and its sources are in `sharded_eden.shuffle`. tests/train/test_order.py shows that standard tests cannot tell
+it from a uniform one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Order(Permutation):
     Args:
         length: N, the number of windows, 0 to 2**62.
         seed: the job's seed.
-        epoch: the pass over the data; each has an order of its own.
+        epoch: the pass over the data; each has another order.
 
     Raises:
         UsageError: a length outside that range.

@@ -35,13 +35,14 @@ def consumed_samples_of(
 
     Args:
         state: what `make_state` returned.
-        seed: the seed of the stream that is to go on.
+        seed: the seed of the stream that continues.
         fingerprint: the fingerprint of its window database.
         geometry: the geometry of its windows.
         accept_other_data: take the position whatever else the state says.
 
     Raises:
-        StateError: it is no state, or was saved for another seed, other data or another geometry; names both values.
+        StateError: it is not a state, or was saved for another seed, other data or another geometry; the message names both
+            values.
     """
     consumed = position_in(state, "consumed_samples")
     if accept_other_data:
@@ -69,7 +70,7 @@ def consumed_samples_of(
 
 
 def _quoted(value: object) -> str:
-    """Return a value for a message, a geometry as a whole."""
+    """Return a value for a message; a geometry is not cut."""
     if not isinstance(value, dict) or len(value) >= 20:
         return shown(value)
     return "{" + ", ".join(f"{shown(key)}: {shown(part)}" for key, part in value.items()) + "}"
@@ -79,16 +80,16 @@ def epoch_of(state: Mapping[str, Any]) -> int:
     """Return the epoch in a saved state, 0 where it has none.
 
     Raises:
-        StateError: it is no integer from 0 on.
+        StateError: it is not an integer of at least 0.
     """
     return position_in(state, "epoch") if "epoch" in state else 0
 
 
 def position_in(state: Mapping[str, Any], key: str) -> int:
-    """Return an integer from 0 on out of a saved state.
+    """Return an integer of at least 0 from a saved state.
 
     Raises:
-        StateError: the state is no dict, or holds anything else under this key.
+        StateError: the state is not a dict, or holds anything else under this key.
     """
     if not isinstance(state, Mapping):
         raise StateError(f"the checkpoint's data state must be a dict, not {shown(state)}")

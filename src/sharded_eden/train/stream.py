@@ -1,7 +1,7 @@
 """position -> (epoch, window) -> example: one endless map-style dataset for every trainer.
 
-Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count. A worker computes the
-window of a position from nothing but (seed, position).
+Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count. A worker computes the window of
+a position from (seed, position).
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ MAX_EPOCH = 1 << 31
 
 
 class Stream(Dataset[Example]):
-    """The windows of a dataset in shuffled order, one pass after the other without end.
+    """The windows of a dataset in shuffled order, in an endless series of passes.
 
-    A `DataLoader` over a stream without a sampler of this package asks for the positions 0 to `len(stream)` in each of its
-    epochs. Call `set_epoch(epoch)` before each, or they all give the same rows; a repeated training pass is warned about.
+    A `DataLoader` over a stream without a sampler of this package requests the positions 0 to `len(stream) - 1` in each of its
+    epochs. Call `set_epoch(epoch)` before each, otherwise all epochs give the same rows; a repeated training pass causes a
+    warning.
 
     Args:
         dataset: the windows of a split.
-        num_samples: where the stream ends; None for one that answers at any position and reports one pass as its length.
+        num_samples: where the stream ends; None for an endless stream, whose `len()` is one pass.
         seed: decides the order; None is the dataset's seed.
         shuffle: False visits the windows in the order of their indices, in every pass.
 
     Raises:
-        UsageError: the dataset has no window.
+        UsageError: the dataset has no windows.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Stream(Dataset[Example]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a saved position belongs to: `seed`, `fingerprint` and `geometry`."""
+        """The stream that a saved position belongs to: `seed`, `fingerprint` and `geometry`."""
         return {"seed": self.seed, "fingerprint": self.dataset.fingerprint, "geometry": self.dataset.geometry}
 
     @property
@@ -99,7 +100,7 @@ class Stream(Dataset[Example]):
     def __len__(self) -> int:
         caller = sys._getframe(1)
         if caller.f_code.co_name == "__iter__" and caller.f_globals.get("__name__") == "torch.utils.data.sampler":
-            # A pass of PyTorch's sequential sampler begins: the one place in the main process that shows it.
+            # PyTorch's sequential sampler calls this when a pass begins; the main process has no other sign of it.
             if self._last_pass == self.epoch:
                 warn_of_repeated_pass(self, "Call stream.set_epoch(epoch)")
             self._last_pass = self.epoch
@@ -156,7 +157,7 @@ class Stream(Dataset[Example]):
 
 
 def warn_of_repeated_pass(stream: Stream, remedy: str) -> None:
-    """Warn that a training pass begins with the same rows as the one before; evaluations may repeat theirs."""
+    """Warn that a training pass repeats the rows of the last one; evaluations may repeat their rows."""
     is_training = (
         stream.shuffle and type(stream) is Stream and stream.dataset.split not in {"val", "validation", "test"}
     )
@@ -168,7 +169,7 @@ def warn_of_repeated_pass(stream: Stream, remedy: str) -> None:
 
 
 class EvaluationStream(Stream):
-    """One pass in a fixed random order: the same at each call, and a fair sample of the split wherever it is cut off.
+    """One pass in a fixed random order: the same in each evaluation, and any beginning of it is a random sample of the split.
 
     Positions from the number of windows on repeat the pass from its start, for ranks that have fewer rows than others. Each
     example says whether it counts: `row_counts`, a bool, (B,) in a batch, false in repeated rows.
@@ -190,12 +191,12 @@ class EvaluationStream(Stream):
 
 
 class RepeatedEvaluation(EvaluationStream):
-    """One evaluation, repeated: for trainers that count the rows of all evaluations of a job without a break.
+    """One evaluation, repeated: for trainers that count the rows of all evaluations of a job together.
 
     Args:
         dataset: the windows of a split.
         num_samples: rows of all evaluations.
-        rows_each: rows of one, after which the next begins with the same; more than the split has repeat it, and do not count.
+        rows_each: rows of one evaluation; each begins with the same rows. Rows beyond the split repeat it, and do not count.
     """
 
     def __init__(self, dataset: ShardedEdenDataset, num_samples: int, *, rows_each: int) -> None:

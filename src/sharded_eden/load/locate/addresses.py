@@ -1,7 +1,7 @@
-"""window index -> where its bytes lie in the sequence databases: the index beside the window database, mapped into memory.
+"""window index -> where its bytes are in the sequence databases, from the index file, which is mapped into memory.
 
-Enters: window indices. Leaves: addresses (`sharded_eden.format.index` explains them), and bases, which
-`sharded_eden.load.read.positioned` reads. Costs one binary search over a sampled list and one page of the index a window.
+Input: window indices. Output: addresses (see `sharded_eden.format.index`), and bases, which `sharded_eden.load.read.positioned`
+reads. Costs one binary search over a sampled list and one page of the index a window.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from sharded_eden.load.read.positioned import PositionedReader, Request
 logger = logging.getLogger(__name__)
 
 FEW = 8
-"""So few windows are found faster one by one than by calls of NumPy."""
+"""Up to this many windows are found faster one by one than with NumPy."""
 
 FEW_RUNS = 1 << 22
-"""So few runs (32 MB of first windows) are searched as a whole; in more of them a sampled list tells the block of 64."""
+"""Up to this many runs (32 MB of first windows) are searched directly; with more, a sampled list gives the block of 64."""
 
 _RUN = Struct("<qqIIIIII")
 _IN_BLOCK = np.arange(RUNS_PER_BLOCK)
@@ -56,9 +56,9 @@ class WindowAddresses:
 
     Args:
         window_db: the window database.
-        window_db_identity: what it was when the dataset was opened.
+        window_db_identity: its identity when the dataset was opened.
         paths: {sample ID: sequence database}.
-        identities: {sample ID: what its database was when the dataset was opened}.
+        identities: {sample ID: identity of its database when the dataset was opened}.
         stride: bases from one window to the next.
         total_windows: windows of the window database.
         read_ahead: announce the windows of a batch that are not in the page cache to the kernel.
@@ -208,11 +208,11 @@ class WindowAddresses:
 
 
 class StaleIndex(DatabaseError):
-    """The index describes other files than those that are there."""
+    """The index describes other files than the existing ones."""
 
 
 def open_addresses(window_db: Path, *, sequence_db_dir: Path, **options: Any) -> WindowAddresses | None:
-    """Return the index of a window database; None, with one line in the log, where there is none that describes it.
+    """Return the index of a window database; None, with one line in the log, where none describes it.
 
     Args:
         window_db: the window database.

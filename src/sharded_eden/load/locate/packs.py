@@ -1,11 +1,11 @@
-"""A pack as one example: several whole windows in one row, each with positions, labels and attention of its own.
+"""A pack as one example: several whole windows in one row, each with its own positions, labels and attention.
 
     tokens        BOS SEP A C G EOS  BOS SEP T T EOS  PAD PAD
     position_ids   0   1  2 3 4  5    0   1  2 3  4    0   1
     cu_seqlens     0                  6                11     13     (padding is a segment of its own: it ends at T)
 
-Enters: a pack index. Leaves: what `batch.py` makes of a window, with `cu_seqlens` (S,) and `max_seqlen` (), int32, beside it;
-in a batch `cu_seqlens` is (B, S), rows with fewer segments repeat T. Costs one lookup a pack beside what its windows cost.
+Input: a pack index. Output: the tensors of a window, and `cu_seqlens` (S,) and `max_seqlen` (), int32;
+in a batch `cu_seqlens` is (B, S), rows with fewer segments repeat T. Costs one lookup a pack in addition to its windows.
 """
 
 from __future__ import annotations
@@ -84,10 +84,11 @@ class PackIndex:
 
 
 def flatten_rows(batch: Example) -> Example:
-    """Return the rows of a packed batch one behind the other, as one row: what kernels for variable lengths take.
+    """Return the rows of a packed batch joined into one row, for attention kernels of variable length.
 
     Args:
-        batch: (B, T) tensors, `cu_seqlens` (B, S), `max_seqlen` (B,). An `attention_mask` is left out: boundaries say the same.
+        batch: (B, T) tensors, `cu_seqlens` (B, S), `max_seqlen` (B,). An `attention_mask` is removed: the boundaries replace
+            it.
 
     Returns:
         `tokens`, `labels`, `loss_mask`, `position_ids` (1, B * T); `cu_seqlens` (segments + 1,) int32, strictly increasing from

@@ -1,7 +1,7 @@
 """window_idx -> (sequence_id, window_in_seq_idx): the window database of one split.
 
-Opening reads the metadata and a handful of rows, however many windows there are; the names and samples that the windows
-refer to are found by leaping through the index on `sequence_id`, one seek for each.
+Opening reads the metadata and a few rows, whatever the number of windows; the tags and samples of the windows are found by
+seeks in the index on `sequence_id`, one for each.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Row = tuple[str, int, int | None]
 _LENGTH = "SELECT length FROM contig_lengths WHERE first_window_idx <= {} ORDER BY first_window_idx DESC LIMIT 1"
 
 FEW_WINDOWS = 2
-"""Below so many windows a contig most of them end with their contig, and its length is looked up together with each."""
+"""With fewer windows a contig than this, most windows end with their contig: its length is looked up with each window."""
 
 WINDOW_CACHE_KIB = 2048
-"""Page cache of the window database: its inner pages are walked at every lookup."""
+"""Page cache of the window database: every lookup reads its interior pages."""
 
 
 class WindowCursor:
@@ -93,7 +93,7 @@ class WindowIndex:
 
     @property
     def identity(self) -> FileIdentity:
-        """What tells this file from another one at the same path."""
+        """Distinguishes this file from another one at the same path."""
         return self._unchanged.identities[""]
 
     @property
@@ -114,7 +114,7 @@ class WindowIndex:
     def _write_lookups(self) -> None:
         with_rows = self._has_lengths and self.total_windows < FEW_WINDOWS * self.metadata.get("distinct_sequences", 0)
         length = f"({_LENGTH.format('w.window_idx')})" if with_rows else "NULL"
-        # The outer loop of a LEFT JOIN is its left side: rows come in the order of the array, absent ones as NULL.
+        # The outer loop of a LEFT JOIN is its left side: rows are in the order of the array, missing ones are NULL.
         self._lookup, self._lookup_many = (
             f"SELECT sequence_id, window_in_seq_idx, {length} FROM {source}"
             for source in (
@@ -124,7 +124,7 @@ class WindowIndex:
         )
 
     def check_geometry(self, *, window_size: int, stride: int, min_length: int | None) -> None:
-        """Refuse a database whose windows were cut otherwise than the dataset will read them.
+        """Raise an error for a database whose geometry differs from the dataset's.
 
         Args:
             window_size: the dataset's `seq_length`.
@@ -132,7 +132,7 @@ class WindowIndex:
             min_length: the dataset's `window_min_length_threshold`; None accepts that of the database.
 
         Raises:
-            GeometryMismatch: with both values and the command that rebuilds.
+            GeometryMismatch: with both values and the command that rebuilds it.
         """
         asked = {"window_size": window_size, "stride": stride}
         if min_length is not None:
@@ -175,7 +175,7 @@ class WindowIndex:
         return row
 
     def contig_length(self, window_idx: int) -> int | None:
-        """Return the length of the contig of a window, in bases; None where the database does not tell.
+        """Return the length of the contig of a window, in bases; None where the database does not hold it.
 
         Raises:
             DatabaseError: the table cannot be read.
@@ -225,7 +225,7 @@ class WindowIndex:
         has_index = has_id_index(self.connection)
         if not has_index:
             logger.warning("%s has no index on sequence_id; its windows are scanned once", self.path)
-        # Seeks all over a mapped file would map most of it: read instead, and leave the resident set alone.
+        # Seeks all over a mapped file would map most of it into memory: this connection reads instead.
         with closing(open_read_only(self.path, io="read", cache_kib=WINDOW_CACHE_KIB)) as connection:
             try:
                 yield from self._leap(connection, parts) if has_index else _scan(connection, parts)
@@ -283,7 +283,7 @@ def rebuild_command(
     Args:
         path: the window database.
         geometry: how its windows are cut.
-        max_ambiguous: the share of ambiguous letters from which on windows are left out.
+        max_ambiguous: the share of ambiguous letters above which windows are left out.
         force: replace the database of this name, which is damaged.
     """
     extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
@@ -298,7 +298,7 @@ def rebuild_command(
 
 
 def pack_options(metadata: Mapping[str, object]) -> str:
-    """Return the options of the command above that make the packs which a window database has."""
+    """Return the options of that command that make the same packs."""
     if "total_packs" not in metadata:
         return ""
     seed = metadata.get("pack_seed", 42)
@@ -309,7 +309,7 @@ _TEXT_BYTES = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be
 
 
 def _prefix(sequence_id: str, parts: int) -> str | None:
-    """Return the first `parts` parts with their underscores; None where nothing comes after them."""
+    """Return the first `parts` parts with their underscores; None where nothing follows them."""
     pieces = sequence_id.split("__")
     return "__".join(pieces[:parts]) + "__" if len(pieces) > parts else None
 

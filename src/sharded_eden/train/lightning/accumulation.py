@@ -15,7 +15,7 @@ from sharded_eden.train.sampler import BatchPlan
 
 @dataclass(frozen=True)
 class Accumulation:
-    """What was changed on a Trainer, so that it can be undone."""
+    """The changes made to a Trainer, so that they can be undone."""
 
     trainer: pl.Trainer
     plan: BatchPlan
@@ -26,7 +26,7 @@ class Accumulation:
     def set_on(cls, trainer: pl.Trainer, plan: BatchPlan) -> Accumulation:
         """Make each optimizer step of a Trainer see one global batch, or refuse.
 
-        With manual optimization the user's own `training_step` decides when to step: nothing is set or checked.
+        With manual optimization the user's `training_step` decides when to step: nothing is set or checked.
 
         Raises:
             UsageError: the Trainer accumulates otherwise.
@@ -69,11 +69,11 @@ class Accumulation:
 
 
 class GlobalBatchCheck(Callback):
-    """Holds every optimizer step to exactly one global batch."""
+    """Checks that every optimizer step uses exactly one global batch."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.accumulation: Accumulation | None = None
-        """What to take off where training ends in an error: Lightning then tears nothing down."""
+        """What to remove after training ends with an error, because Lightning then calls no teardown."""
         self._plan = plan
         self._examples = 0
         self._stepped = False
@@ -99,7 +99,7 @@ class GlobalBatchCheck(Callback):
         self._examples += rows * self._plan.data_parallel_size
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Refuse a step on anything but a global batch."""
+        """Raise an error for a step on anything but a global batch."""
         self._stepped = True
         if self._examples != self._plan.global_batch_size:
             raise EdenError(
@@ -123,7 +123,7 @@ def micro_batches_of_an_epoch(trainer: pl.Trainer, num_microbatches: int, steps_
         UsageError: the limit would end an epoch inside of a global batch; names one that fits.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        # Lightning means optimizer steps: it sets max_steps to the same number.
+        # Lightning counts fast_dev_run in optimizer steps: it sets max_steps to the same number.
         trainer.limit_train_batches = trainer.max_steps * num_microbatches
     whole = steps_per_epoch * num_microbatches
     limit = trainer.limit_train_batches

@@ -1,7 +1,7 @@
 """The position of a job under Lightning, read from the Trainer's counters, which are corrected after a resume.
 
 Lightning counts micro batches. A checkpoint may be resumed with another micro batch size or on other ranks, where a global
-batch has another number of them; and one that was saved inside a global batch has trained on rows that are repeated.
+batch has another number of them; and the rows of an incomplete global batch before the checkpoint are repeated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sharded_eden.train.sampler import BatchPlan
 def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: int) -> None:
     """Rewrite a restored progress as whole global batches of `num_microbatches` micro batches.
 
-    A finished epoch is closed: Lightning 2.6 would otherwise, with `max_steps`, train one more batch in it or take the first
-    batch of the next one for its last.
+    A finished epoch is closed: with `max_steps`, Lightning 2.6 would otherwise train one more batch in it, or treat the first
+    batch of the next epoch as its last.
 
     Args:
         fit_loop: Lightning's fit loop, its state just loaded, automatic optimization (one optimizer).
@@ -24,9 +24,9 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
     """
     optimizer = fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
     batches = fit_loop.epoch_loop.batch_progress
-    # Gradients are zeroed at the first micro batch of a global batch: once more than was stepped means inside of one.
+    # Gradients are zeroed at the first micro batch of a global batch: one more zeroing than steps means inside a global batch.
     inside = optimizer.zero_grad.current.completed > optimizer.step.current.completed
-    # While callbacks run at the end of a micro batch it is processed, but not completed yet.
+    # While callbacks run at the end of a micro batch, it is processed but not completed.
     in_callback = 0 if inside else batches.total.processed - batches.total.completed
     for span in ("current", "total"):
         steps = getattr(optimizer.step, span).completed
@@ -36,7 +36,7 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
         zeroed = getattr(optimizer.zero_grad, span)
         zeroed.ready = zeroed.started = zeroed.completed = steps
     if batches.current.completed >= epoch_micro_batches:
-        # A micro batch that was saved in a callback is completed here, or Lightning counts it in the next epoch.
+        # A micro batch that was saved in a callback is completed here; otherwise Lightning counts it in the next epoch.
         batches.total.completed = batches.total.processed
         batches.reset_on_run()
         optimizer.reset_on_run()
@@ -55,7 +55,7 @@ class Position:
         self._per_step = 1
 
     def follow(self, progress: Any, plan: BatchPlan, *, whole_steps: bool = False) -> None:
-        """Count on from here, by the micro batches that `progress.processed` says were trained on.
+        """Continue counting from here, by the micro batches in `progress.processed`.
 
         `processed` is counted before the callbacks that save checkpoints run, `completed` after them.
 

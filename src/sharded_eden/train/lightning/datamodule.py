@@ -1,7 +1,7 @@
-"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. With accumulation.py, the only import of Lightning.
+"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. Only this file and accumulation.py import Lightning.
 
 Input: paths and sizes. Output: three dataloaders. The training position is counted in whole global batches from the Trainer's
-progress, so that batches which workers have prefetched never count.
+progress: prefetched batches do not count.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Default(int):
-    """A default value that differs in type from the same value given by the caller."""
+    """A default value whose type distinguishes it from a value given by the caller."""
 
 
 DEFAULT_WORKERS = _Default(8)
@@ -54,8 +54,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
     Args:
         sequence_db_dir: the folder of per-sample sequence databases.
         train_window_db_path: the window database of the training split.
-        val_window_db_path: that of the validation split, None for no validation.
-        test_window_db_path: that of the test split, None for no test.
+        val_window_db_path: the window database of the validation split, None for no validation.
+        test_window_db_path: the window database of the test split, None for no test.
         seq_length: tokens of a row.
         tokenizer: None for the built-in `NucleotideTokenizer`.
         micro_batch_size: examples of one forward pass on one rank.
@@ -154,9 +154,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self._accumulation: Accumulation | None = None
 
     def _leave_undefined(self) -> None:
-        """Take back what this module does not define: Lightning then skips it without a warning, or asks the user's module.
+        """Remove hooks that this module does not need: Lightning then skips them, or calls those of the user's module.
 
-        That is the loop of a split without a database, and the hook that only compact batches need.
+        These are the loops of splits without a database, and the hook for compact batches.
         """
         if self.val_window_db_path is None:
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
@@ -193,7 +193,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._accumulation = Accumulation.set_on(self.trainer, plan)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Continue from a saved position.
 
         Raises:
             StateError: it is no state, or was saved for other data, another seed or another geometry.
@@ -241,7 +241,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         return self._evaluation_dataloader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the tensors of a compact batch where it has arrived; then comes the hook of the user's module, if it has one."""
+        """Make the tensors of a compact batch on the device, then call the hook of the user's module, if it has one."""
         if isinstance(batch, dict) and "codes" in batch:
             batch = self._expander()(batch)
         module = None if self.trainer is None else self.trainer.lightning_module
@@ -254,12 +254,12 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         return make_state(consumed_samples=self.consumed_samples, **self._streams["train"].identity)
 
     def teardown(self, stage: str | None = None) -> None:
-        """Give the Trainer back as it was."""
+        """Restore the Trainer's settings."""
         if stage == "fit" and self._accumulation is not None:
             self._accumulation.take_off()
             self._accumulation = None
 
-    # ---- what the hooks use ----
+    # ---- used by the hooks ----
 
     @property
     def consumed_samples(self) -> int:
@@ -317,7 +317,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self.load_state_dict(state)
 
     def _follow(self, trainer: pl.Trainer, plan: BatchPlan, steps_per_epoch: int) -> None:
-        """Count along with a Trainer that is about to train.
+        """Prepare counting for a Trainer that is about to train.
 
         Raises:
             UsageError: its `limit_train_batches` would end an epoch inside of a global batch.

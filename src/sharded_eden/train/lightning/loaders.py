@@ -1,4 +1,4 @@
-"""The loaders and samplers for a Lightning Trainer, which takes the loader for resumable and keeps the samplers."""
+"""The loaders and samplers for a Lightning Trainer, which treats the loader as resumable and keeps the samplers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sharded_eden.train.stream import Stream, warn_of_repeated_pass
 
 
 class Job(Protocol):
-    """What a sampler asks of the data module, which imports this file."""
+    """The part of the data module that a sampler uses; the data module imports this file."""
 
     @property
     def consumed_samples(self) -> int:
@@ -27,14 +27,14 @@ class Job(Protocol):
 
 
 class ResumableLoader(DataLoader[Example]):
-    """A `DataLoader` that Lightning takes for resumable: its position is in the state of the data module."""
+    """A `DataLoader` that Lightning treats as resumable: its position is in the state of the data module."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position is saved once for the job, not for each rank's loader."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: the sampler asks the data module."""
+        """Do nothing: the sampler reads the position from the data module."""
 
 
 class TrainSampler(DistributedSampler[Any]):
@@ -48,7 +48,7 @@ class TrainSampler(DistributedSampler[Any]):
         plan: the sizes of a step.
         ranks: the rank of this process, and their number.
         samples: positions of an epoch on all ranks together; an incomplete global batch at its end is left out.
-        job: the data module, asked for its position whenever an epoch begins.
+        job: the data module, which gives the position when an epoch begins.
     """
 
     def __init__(self, stream: Stream, plan: BatchPlan, ranks: DataParallel, *, samples: int, job: Job) -> None:

@@ -30,7 +30,7 @@ def test_commands_and_code_run_in_order(page, tmp_path, monkeypatch):
     assert [line.split()[0] for line in lines] == ["build", "split", "precompute", "verify"]
     for line in lines:
         assert cli.main(shlex.split(line)) == 0, line
-    assert (tmp_path / "train_windows.db").is_file()
+    assert (tmp_path / "windows" / "train_windows.db").is_file()
     blocks = re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
     code = next(block for block in blocks if "from sharded_eden import ShardedEdenDataset" in block)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

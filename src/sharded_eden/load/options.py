@@ -55,7 +55,7 @@ class ExampleOptions:
     skip_stats: bool = True
     """Do not count and log the windows, contigs and samples of the split."""
     io: IOMode = "auto"
-    """How database files are read: `mmap`, `read`, or `auto` by the file system."""
+    """How database files are read: `read` and `auto` by positioned reads, `mmap` mapped into memory."""
     read_with: ReadMode = "auto"
     """How sequences are read: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it."""
     read_ahead: bool = True

@@ -1,4 +1,4 @@
-"""Memory is used again only once nobody holds it."""
+"""Buffers are reused only when nothing refers to them."""
 
 from __future__ import annotations
 

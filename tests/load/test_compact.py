@@ -1,4 +1,4 @@
-"""Compact batches: small on the way, bit-identical where they arrive."""
+"""Compact batches: small between processes, and equal bit for bit after expansion."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_loader_of_compact_batches_gives_the_same_batches(small, workers, mask
 
 
 class Hooked(Recorder):
-    """Has a hook of its own, which must go on working."""
+    """Has its own hook, which must still be called."""
 
     seen = 0
 

@@ -1,4 +1,4 @@
-"""A damaged `WINDOWS.db.index` is noticed before it gives a wrong base."""
+"""A damaged `WINDOWS.db.index` is detected before it gives a wrong base."""
 
 from __future__ import annotations
 

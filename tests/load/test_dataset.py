@@ -1,4 +1,4 @@
-"""What an item is, what a dataset offers to existing callers, and how it begins and ends."""
+"""The items of a dataset, its methods for callers of the original loader, opening and closing."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_other_indices_raise_index_error(folder, index):
             dataset.__getitems__([0, index])
 
 
-# ---- what existing callers use ----
+# ---- methods of the original loader ----
 
 
 def test_attributes_of_the_original(folder):
@@ -232,7 +232,7 @@ def test_data_loader_subset_and_default_collate_agree(folder):
         assert dataset.__getitems__([]).collate()["tokens"].shape == (0, T)
 
 
-# ---- the beginning and the end ----
+# ---- opening and closing ----
 
 
 def test_closing_again_is_harmless(folder):
@@ -402,7 +402,7 @@ def test_contig_lengths_change_nothing_but_what_is_checked(folder):
 
 
 def test_a_contig_cut_short_is_found_out_where_lengths_are_recorded(folder):
-    """A short contig has one window, whatever its length: only the recorded length tells that bases are gone."""
+    """A short contig has one window, whatever its length: only the recorded length shows that bases are missing."""
     worlds.execute(
         worlds.sample_db(folder, "S0"),
         "UPDATE sequences SET nt_sequence = substr(nt_sequence, 1, 19) WHERE contig_id = 'BCR__ECT-S0__CT1-2'",
@@ -549,7 +549,7 @@ def test_half_of_the_windows_are_reversed():
 
 
 def test_the_strands_of_seed_42_stay_what_they_are():
-    """A change here changes the stream of every run that is under way."""
+    """A change here changes the stream of every running job."""
     assert "".join("RF"[not is_reversed(42, 0, i)] for i in range(32)) == "RRFFFRRFRRFFFFRFFFRRRRFFFRFFFFFF"
 
 

@@ -1,4 +1,4 @@
-"""Every documented error of opening and reading, with its words; and the odd databases that are no error."""
+"""Every documented error of opening and reading, with its message; and unusual databases that are not errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def words_of(kind: type[EdenError], folder: Path, **options: object) -> str:
 
 
 def check_all(folder: Path, **options: object) -> None:
-    """Every item is what the oracle says."""
+    """Every item equals that of the reference implementation."""
     with worlds.dataset(folder, **options) as dataset:
         for i in range(len(dataset)):
             assert as_lists(dataset[i]) == expected(folder, i)
@@ -84,7 +84,7 @@ def test_the_database_of_a_sample_is_missing(folder):
 
 
 def test_missing_samples_are_found_whatever_the_tags_before_and_after(tmp_path):
-    """The check leaps over an index; no contig before or after may hide a sample."""
+    """The check seeks in an index; no other contig may hide a sample."""
     names = [
         ("A", "X"),
         ("B", "Y"),
@@ -181,7 +181,7 @@ def error_of_reading_all(folder: Path, wanted: list[dict[str, list[float]]], **o
 @pytest.mark.parametrize("io", ["mmap", "read"])
 @pytest.mark.parametrize("which", ["windows", "sequences"])
 def test_a_file_cut_short_is_an_error_and_never_padding(tmp_path, which, io):
-    """SQLite itself reads zeros behind the end of a half page."""
+    """SQLite itself reads zeros after the end of a page that was cut."""
     folder = worlds.write(tmp_path, LONG)
     wanted = [expected(folder, i) for i in range(len(worlds.rows_of(folder)))]
     path = folder / "windows.db" if which == "windows" else worlds.sample_db(folder, "S0")
@@ -226,7 +226,7 @@ def test_what_cannot_be_read_does_not_spoil_what_can(tmp_path):
 @pytest.mark.parametrize("character", ["\0", "\1", "\n", "\r", "\t", "\x7f", "é", "\U0001f9ec"])
 @pytest.mark.parametrize("form", ["blob", "substr", "utf16"])
 def test_characters_that_are_no_letters(tmp_path, form, character):
-    """Encoded, a zero would be padding that earns a loss."""
+    """Encoded, a zero would be padding that counts in the loss."""
     folder = worlds.write(tmp_path, {"BCR__ECT-S0__CT1-1": "A" * 90, "BCR__ECT-S1__CT1-1": "A" * 90})
     path = worlds.sample_db(folder, "S0")
     if form == "utf16":
@@ -384,7 +384,7 @@ def test_a_gap_that_the_totals_hide_is_an_error_where_it_is_met(folder):
 
 
 def test_an_index_that_is_there_twice_is_refused_and_hides_no_gap(folder):
-    """Without its primary key a table may hold one index twice and lack another, and all sums be right."""
+    """Without a primary key, a table may hold one index twice and lack another while all totals are right."""
     rows, metadata = worlds.rows_of(folder), worlds.query(folder / "windows.db", "SELECT * FROM metadata")
     (folder / "windows.db").unlink()
     worlds.execute(
@@ -420,7 +420,7 @@ def test_an_empty_window_database_opens_and_cannot_be_streamed(tmp_path, totals)
         assert "--window-min-length-threshold" in str(caught.value)
 
 
-# ---- contigs that are not what the windows say ----
+# ---- contigs that contradict their windows ----
 
 
 @pytest.mark.parametrize("read_with", ["blob", "substr"])
@@ -487,7 +487,7 @@ def test_a_window_outside_of_its_contig(folder, recorded, read_with, window_in_s
         dataset[0]
 
 
-# ---- odd databases that are served ----
+# ---- unusual databases that are read ----
 
 SHAPES = {
     "without rowid": "CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL) WITHOUT ROWID",
@@ -571,7 +571,7 @@ def test_any_page_size(tmp_path, page_size):
     check_all(folder)
 
 
-# ---- what lies beside a database ----
+# ---- files beside a database ----
 
 
 def open_wal(path: Path, *statements: str) -> sqlite3.Connection:
@@ -586,7 +586,7 @@ def open_wal(path: Path, *statements: str) -> sqlite3.Connection:
     return connection
 
 
-@pytest.mark.parametrize("linked", [False, True], ids=["in place", "behind a link"])
+@pytest.mark.parametrize("linked", [False, True], ids=["file", "link"])
 @pytest.mark.parametrize("io", ["mmap", "read"])
 def test_rows_in_a_write_ahead_log_are_seen(folder, io, linked):
     sequences, windows = worlds.sample_db(folder, "S0"), folder / "windows.db"
@@ -703,7 +703,7 @@ def test_read_only_folders_are_enough(public, io):
 
 
 def test_a_write_ahead_log_in_a_read_only_folder(public):
-    """Without leave to write, SQLite may be unable to read it; then the log must not be passed over in silence."""
+    """Without write permission SQLite may be unable to read the log; that must be an error."""
     folder = worlds.write(public)
     path = worlds.sample_db(folder, "S0")
     writer = open_wal(path, "UPDATE sequences SET nt_sequence = replace(nt_sequence, 'A', 'N')")

@@ -1,4 +1,4 @@
-"""Databases that nobody made on purpose, and files that change while they are read: an `EdenError`, or right data."""
+"""Hostile databases, and files that change while they are read: an `EdenError`, or right data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in a window database: samples and tags by leaps or in one scan, damage, and the command that rebuilds it."""
+"""Window databases: samples and tags by seeks or in one scan, damage, and the command that rebuilds one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_one_id_for_each_prefix_by_leaps_or_by_a_scan(
     leapt = found(write_windows(path, ids, encoding=encoding), parts)
     assert set(leapt) == expected
     assert len(leapt) == len(expected)
-    # An index in another order than that of the bytes is none to leap through.
+    # An index in another order than that of the bytes cannot be used for seeks.
     assert found(write_windows(path, ids, kind="TEXT COLLATE NOCASE"), parts) == scanned
     partial = f"{INDEX} WHERE window_idx > 3"
     assert found(write_windows(path, ids, partial), parts) == scanned

@@ -1,4 +1,4 @@
-"""What labels weigh in the loss, and windows that are left out because too many of their letters are ambiguous."""
+"""Weights of labels in the loss, and windows that are left out because too many of their letters are ambiguous."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_batch_without_a_counted_label_is_said(tmp_path, compact):
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_the_first_base_of_a_window_is_nobody_s_label(tmp_path, compact):
-    """Without headers the first base of a packed window stands behind the last one of another."""
+    """Without BOS and SEP, the first base of a packed window follows the last base of another window."""
     folder = worlds.write(tmp_path, {f"BCR__ECT-S0__CT1-{k}": "A" + "N" * 9 for k in range(4)})
     worlds.execute(folder / "windows.db", "INSERT INTO metadata VALUES ('special_tokens', 0)")
     pack_window_database(folder / "windows.db", sequences=folder / "seqs")

@@ -46,7 +46,7 @@ def read_all(folder: Path, io: str = "auto", descriptors: int = 0) -> dict[str, 
 
 
 def sha256_of_all(samples: int) -> str:
-    """What reading every window must give: each sample has one window a contig, and they are sorted by contig ID."""
+    """The expected windows: each sample has one window a contig, sorted by contig ID."""
     digests = []
     for _ in range(samples):
         for sequence in SEQUENCES.values():

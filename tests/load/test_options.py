@@ -1,4 +1,4 @@
-"""The options of an example are declared once, and everything that makes a dataset offers all of them."""
+"""The options of an example are declared once, and every class that makes a dataset offers all of them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_argument_that_is_no_path_is_refused(small, value):
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("maker", ["dataset", "module"])
 def test_workers_read_the_same_files_after_the_folder_changes(small, tmp_path, monkeypatch, maker, start):
-    """Relative paths name other databases in the folder that the process changes to."""
+    """Relative paths would name other databases after the process changes its folder."""
     with small.dataset(seed=42) as dataset:
         expected = [dataset[i]["tokens"] for i in range(4)]
     here, there = tmp_path / "here", tmp_path / "there"

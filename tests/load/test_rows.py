@@ -1,4 +1,4 @@
-"""Rows made by the block, bit for bit against the same windows encoded one by one, whatever the tokenizer and the letters."""
+"""Rows encoded in blocks equal the same windows encoded one by one, bit for bit, for any tokenizer and letters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ENCODINGS = {name: encoding_of(tokenizer) for name, tokenizer in TOKENIZERS.item
 
 
 class Fetcher:
-    """What rows ask of a fetcher: windows that lie in a dictionary."""
+    """A fetcher whose windows are in a dictionary."""
 
     least_room = 1
 

@@ -1,4 +1,4 @@
-"""Batches on their way out of a worker: what arrives is what was sent, and its receiver's own."""
+"""Batches sent from a worker: the receiver gets equal tensors in its own memory."""
 
 from __future__ import annotations
 

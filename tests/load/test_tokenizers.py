@@ -1,4 +1,4 @@
-"""Every kind of tokenizer, as a table where it is one and as it is where it is not: the same rows either way."""
+"""Every kind of tokenizer, with and without a table of ids: the rows are the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bytes:
 
 
 class Slow:
-    """The same tokenizer, which no longer looks like a table."""
+    """The same tokenizer without the properties that allow a table."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._encoding = encoding_of(tokenizer)
@@ -112,7 +112,7 @@ def test_the_built_in_tokenizer_is_one_id_per_byte(folder):
         assert as_lists(nameless[0]) == as_lists(named[0]) == expected(folder, 0)
 
 
-# ---- what is asked of a tokenizer ----
+# ---- the interface of a tokenizer ----
 
 
 class Tokenizes:
@@ -443,11 +443,11 @@ def test_a_bare_tokenizers_tokenizer_lacks_special_ids_and_says_so(folder):
                 assert dataset[i]["tokens"].tolist() == row(ids, [1, 3], 2, 0)
 
 
-# ---- tables that are none ----
+# ---- tokenizers that are not tables ----
 
 
 class MergesPairs(Bytes):
-    """Per letter on single letters; AC has an id of its own."""
+    """One id per single letter, but AC has a separate id."""
 
     def text_to_ids(self, text: str) -> list[int]:
         return list(text.replace("AC", "\x04").encode("latin-1"))

@@ -1,4 +1,4 @@
-"""A batch under other trainers' names: where each label stands is proven by the loss that a real model computes from it."""
+"""Batches for other trainers: the losses of real models prove the position of each label."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_loss_of_a_real_model_is_the_masked_mean(small, model, compact, opti
 
 
 def test_the_loss_does_not_depend_on_padding(small, model):
-    """Padding is at the end of a row, so causal attention alone already hides it from every token that earns a loss."""
+    """Padding is at the end of a row, so causal attention alone hides it from every token that counts in the loss."""
     with small.dataset() as dataset, torch.no_grad():
         batch = to_hugging_face(next(b for b in batches(dataset) if (b["tokens"][:, -1] == 0).any()))
         seen = model(**batch).loss
@@ -115,7 +115,7 @@ def test_every_row_that_can_be(data):
     pad = data.draw(st.integers(0, 3))
     length = data.draw(st.integers(2, 12))
     rows = data.draw(st.lists(st.lists(st.integers(0, 5), max_size=length), min_size=1, max_size=4))
-    rows = [[*row[:-1], row[-1] + 10] if row else row for row in rows]  # what ends a row is no padding
+    rows = [[*row[:-1], row[-1] + 10] if row else row for row in rows]  # the row does not end with padding
     tokens = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     labels = torch.cat([tokens[:, 1:], torch.full((len(rows), 1), pad)], 1)
     loss_mask = torch.zeros(tokens.shape)
@@ -167,7 +167,7 @@ def test_what_megatron_gets(small, masks, compact):
 
 
 def test_windows_of_a_packed_row_do_not_see_one_another(model):
-    """Each window's logits are those that it has in a row of its own; padding behind the last one does not matter."""
+    """The logits of each window equal those of the same window in a separate row; padding after the last window has no effect."""
     torch.manual_seed(1)
     windows = [torch.randint(4, 200, (1, length)) for length in (11, 20, 7)]
     tokens = torch.cat([*windows, torch.zeros(1, 26, dtype=torch.long)], 1)
@@ -186,7 +186,7 @@ def test_windows_of_a_packed_row_do_not_see_one_another(model):
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory):
-    """A packed batch, the lengths of its windows, and these windows each in a row of its own, cut to its tokens."""
+    """A packed batch, the lengths of its windows, and each window in a separate row, cut to its tokens."""
     contigs = {f"BCR__ECT-S{k % 3}__CT1-{k}": worlds.random_sequence(9 + 7 * k % 40, k) for k in range(20)}
     folder = worlds.write(tmp_path_factory.mktemp("packs"), contigs)
     pack_window_database(folder / "windows.db", sequences=folder / "seqs")
@@ -281,7 +281,7 @@ def test_weights_that_labels_cannot_say_are_refused(small):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_can_be_part_of_a_collate_function(small, workers):
-    """Picklable, and as good in a worker as in the main process."""
+    """It can be pickled, and works in workers."""
     with small.dataset() as dataset:
         stream = Stream(dataset)
         loader = DataLoader(stream, batch_size=8, num_workers=workers, collate_fn=partial(collate, stream))

@@ -1,4 +1,4 @@
-"""The data module under a Lightning Trainer: what each optimizer step, epoch and validation sees, and what is refused."""
+"""The data module under a Lightning Trainer: the data of each optimizer step, epoch and validation, and errors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def module_of(folder: Path, **options: Any) -> ShardedEdenDataModule:
 
 
 class Model(pl.LightningModule):
-    """Learns next to nothing, and remembers what it saw."""
+    """A tiny model that records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,13 +119,13 @@ def trainer_of(folder: Path, **options: Any) -> pl.Trainer:
 
 
 def stream_rows(folder: Path, positions: range, *, rc_aug: bool = True, **options: Any) -> list[str]:
-    """The rows of the training stream, from a dataset and a stream of their own."""
+    """The rows of the training stream, from a separate dataset and stream."""
     with worlds.dataset(folder, rc_aug=rc_aug, **options) as dataset:
         return row_hashes(torch.stack([Stream(dataset)[p]["tokens"] for p in positions]))
 
 
 def forward_rows(folder: Path, contigs: dict[str, str]) -> set[str]:
-    """The rows of windows shown as they stand."""
+    """The rows of windows on the forward strand."""
     rows = [[1, 3, *sequence[: T - 3].encode(), 2] for sequence in contigs.values()]
     return set(row_hashes(torch.tensor(rows)))
 
@@ -134,7 +134,7 @@ Fitted = tuple[Model, pl.Trainer, ShardedEdenDataModule]
 
 
 def fit(folder: Path, model: Model | None = None, *, ckpt_path: Path | None = None, **options: Any) -> Fitted:
-    """Train; options of the data module have names of their own."""
+    """Train and return the records of the model."""
     ours = {name: options.pop(name) for name in list(options) if name in MODULE_OPTIONS}
     model = model or Model()
     trainer, module = trainer_of(folder, **options), module_of(folder, **ours)
@@ -375,7 +375,7 @@ def test_validation_is_fixed_whole_and_not_augmented(folder):
     assert len(passes) == 3
     assert all(len(each) == 7 and set(each) == forward_rows(folder, HELD_OUT) for each in passes)
     assert len({tuple(each) for each in passes}) == 1
-    # while training shows other strands as well
+    # training uses other strands too
     assert any(row not in forward_rows(folder, CONTIGS) for step in model.steps for row in step)
 
 
@@ -416,7 +416,7 @@ def test_a_missing_window_database_is_an_error_at_once(folder):
         fit(folder, val_window_db_path=folder / "nowhere.db")
 
 
-# ---- going on ----
+# ---- resuming ----
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -450,7 +450,7 @@ def test_the_state_in_a_checkpoint(folder):
     }
     waiting = module_of(folder)
     waiting.load_state_dict(state)
-    assert waiting.state_dict() == state  # before anything is open
+    assert waiting.state_dict() == state  # before a dataset is opened
     waiting.setup("fit")
     assert waiting.consumed_samples == 12
     assert waiting.state_dict() == state
@@ -510,7 +510,7 @@ def test_other_data_are_found_out_by_their_fingerprint(folder):
 
 
 def test_a_second_fit_goes_on_where_the_first_one_ended(folder):
-    """With the same Trainer or another: what a data module has served it does not serve again."""
+    """With the same Trainer or another, a data module does not repeat samples."""
     module, first, second = module_of(folder), Model(), Model()
     trainer = trainer_of(folder, max_steps=3, max_epochs=-1)
     trainer.fit(first, module)
@@ -629,14 +629,14 @@ def test_on_two_processes(folder):
     assert len(first["evaluated"]) == len(second["evaluated"]) == 4
     assert set(first["evaluated"] + second["evaluated"]) == forward_rows(folder, HELD_OUT)
 
-    assert report["tp=2"] == [(0, 1), (0, 1)]  # (rank, size) of what sees different examples
+    assert report["tp=2"] == [(0, 1), (0, 1)]  # the data-parallel (rank, size)
     assert report["tp=2 rows"] == [expected, expected]
     assert report["tp=1"] == [(0, 2), (1, 2)]
     assert report["tp=1 rows"] == [expected[0::2], expected[1::2]]
 
 
 def test_random_states_never_repeat_or_skip(folder):
-    """Stop and go on with workers, by checkpoints of every kind, until an epoch and a half is done."""
+    """Stop and resume with workers, by checkpoints of every kind, until an epoch and a half is done."""
     choose, done, checkpoint, seen = random.Random(3), 0, None, []
     while done < 8:
         done = min(8, done + choose.randrange(1, 4))

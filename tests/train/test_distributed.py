@@ -26,7 +26,7 @@ GLOBAL = 16
 
 
 def start(small, folder: Path, **options) -> list[subprocess.Popen]:
-    """Start every rank of a job as a process of its own."""
+    """Start every rank of a job as a separate process."""
     job = {
         "folder": str(folder), "sequences": str(small.sequence_db_dir), "windows": str(small.window_db),
         "seq_length": small.seq_length, "stride": small.stride, "rc_aug": True, "compact": False, "global": GLOBAL,

@@ -1,4 +1,4 @@
-"""Under Lightning on several processes: a job that is cut off goes on with other ranks, strategies, sizes and workers."""
+"""Lightning on several processes: a stopped job resumes with other ranks, strategies, sizes and workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attempt(strategy: str, ranks: int, micro: int, workers: int, saved: int, **o
 
 
 def run(small, folder: Path, attempts: list[dict]) -> list[list[dict]]:
-    """What each rank of each attempt says, see lightning_ranks.py."""
+    """The output of each rank of each attempt, see lightning_ranks.py."""
     job = {"sequences": str(small.sequence_db_dir), "windows": str(small.window_db), "folder": str(folder)}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), json.dumps({**job, "attempts": attempts})], capture_output=True, text=True,
@@ -71,7 +71,7 @@ def assert_trains_on_the_stream(small, folder: Path, attempts: list[dict]) -> li
 
 
 def test_ddp_goes_on_with_other_ranks_micro_batches_and_workers(small, tmp_path):
-    """Passes have eight or nine steps; every checkpoint but one lies inside of one."""
+    """Passes have eight or nine steps; every checkpoint but one is inside a pass."""
     assert_trains_on_the_stream(
         small,
         tmp_path,

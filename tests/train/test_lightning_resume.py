@@ -1,4 +1,4 @@
-"""A Lightning job that is cut off and goes on, in any history, trains on the uninterrupted stream."""
+"""A Lightning job that is stopped and resumed, in any history, trains on the uninterrupted stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GLOBAL_BATCH = 8
 
 
 class Recorder(pl.LightningModule):
-    """Learns next to nothing, and remembers what each optimizer step saw."""
+    """A tiny model that records the batches of each optimizer step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_random_histories(small, tmp_path, model, seed):
 
 
 class CrashInside(Recorder):
-    """Saves inside of a global batch, then dies."""
+    """Saves inside a global batch, then exits."""
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         if self.trainer.global_step == 4 and self.rows:

@@ -1,4 +1,4 @@
-"""Micro batches from Megatron's own calculator, the data module under it, and what NeMo's strategy asks for."""
+"""Micro batches from Megatron's calculator, the data module with it, and the hooks that NeMo's strategy calls."""
 
 from __future__ import annotations
 

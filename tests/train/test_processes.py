@@ -1,4 +1,4 @@
-"""Workers, forks, threads, pickles, kills: the same items everywhere, and no connection where it does not belong."""
+"""Workers, forks, threads, pickles, kills: equal items everywhere, and no connection is used in another thread or process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def in_child(function: Callable[[], object], *, killed: bool = False) -> str:
-    """Run a function in a forked child; return what it printed to the pipe that it is given, or its error."""
+    """Run a function in a forked child; return what it wrote to its pipe, or its error."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -192,7 +192,7 @@ def together(count: int, function: Callable[[int], None]) -> None:
 @pytest.mark.parametrize("read_with", ["blob", "substr"])
 def test_threads_read_at_once(tmp_path, read_with):
     contigs = dict(worlds.CONTIGS)
-    for k in range(3):  # long enough to keep handles of their own
+    for k in range(3):  # long enough to keep their own handles
         contigs[f"BCR__ECT-S{k}__CT1-9"] = worlds.random_sequence(LONG_CONTIG_BASES + 100 * k, 50 + k)
     folder = worlds.write(tmp_path, contigs)
     rows = worlds.rows_of(folder)
@@ -213,7 +213,7 @@ def test_threads_read_at_once(tmp_path, read_with):
 
         for _ in range(2):
             together(4, read)
-        for order, batch in batches.values():  # nothing that a thread has handed out was written to again
+        for order, batch in batches.values():  # no buffer that a thread has returned was written to again
             assert batch["tokens"].tolist() == [wanted[i]["tokens"] for i in order]
         for i in short[:5]:
             assert as_lists(dataset[i])["tokens"] == wanted[i]["tokens"]
@@ -293,7 +293,7 @@ def crowd(folder: Path, samples: int = 40) -> Path:
 
 
 def limited(function: Callable[[], object], descriptors: int = 32) -> str:
-    """Run a function in a child that may hold few files open, whatever it inherits."""
+    """Run a function in a child with a low limit of open files."""
 
     def run() -> object:
         inherited = len(os.listdir("/proc/self/fd"))
@@ -447,7 +447,7 @@ def test_ids_with_commas_and_quotes_survive_the_log(tmp_path):
 
 
 def test_the_log_is_complete_after_a_kill(folder):
-    """Before an item is handed over its row is on its way to the disk, whatever happens to the process then."""
+    """The row of an item is written before the item is returned, so a killed process loses none."""
 
     def read() -> None:
         dataset = worlds.dataset(folder, log_windows=True, log_dir=folder / "log")

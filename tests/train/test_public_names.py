@@ -1,4 +1,4 @@
-"""Names that users import from the package, and the module paths that go on working."""
+"""Names that users import from the package, and the old module paths that still work."""
 
 from __future__ import annotations
 

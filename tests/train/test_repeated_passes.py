@@ -1,4 +1,4 @@
-"""A second training pass gives other rows, or a warning; evaluations repeat theirs."""
+"""A second training pass gives other rows, or a warning; evaluations repeat their rows."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_batch_sampler_is_warned_and_set_epoch_goes_on(small, samples):
         assert first == at(dataset, range(8, 16))
         with pytest.warns(EdenWarning, match=AGAIN):
             assert rows(islice(loader, 4)) == first
-        sampler.set_epoch(0)  # the same epoch: goes on where it is
+        sampler.set_epoch(0)  # the same epoch: continues
         assert sampler.consumed_samples == 8
         sampler.set_epoch(1)
         assert rows(islice(loader, 4)) == at(dataset, range(n, n + 8))

@@ -1,4 +1,4 @@
-"""Whose turn is which position: the semantics of docs/one-stream.md, and any history of crashes."""
+"""Which rank reads which positions: the semantics of docs/one-stream.md, and any history of crashes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_rampup_leaves_the_stream_as_it_is():
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_histories_equal_the_uninterrupted_stream(seed):
-    """Run some steps, lose everything but the state, go on with other ranks and micro batches: 200 histories."""
+    """Run some steps, lose everything but the state, resume with other ranks and micro batches: 200 histories."""
     choose = random.Random(seed)
     size, consumed, trained = 24, 0, []
     while consumed < 20 * size:
@@ -109,7 +109,7 @@ def test_random_histories_equal_the_uninterrupted_stream(seed):
         plan = BatchPlan(micro_batch_size=micro, global_batch_size=size, data_parallel_size=ranks)
         steps = choose.randrange(1, 6)
         trained += of_all_ranks(plan, consumed, steps)
-        if choose.random() < 0.5:  # a crash inside of a global batch: what it had of it does not count
+        if choose.random() < 0.5:  # a crash inside a global batch: its samples do not count
             next(MicroBatches(plan, rank=0, consumed_samples=consumed + steps * size))
         consumed += steps * size
     assert_same_stream(trained, list(range(consumed)))

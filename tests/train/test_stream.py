@@ -1,4 +1,4 @@
-"""position -> (epoch, window): endless, the same for every way of asking."""
+"""position -> (epoch, window): endless, and the same for every way to index."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_what_megatron_gets(small, masks, compact):
 
 
 def test_windows_of_a_packed_row_do_not_see_one_another(model):
-    """The logits of each window equal those of the same window in a separate row; padding after the last window has no effect."""
+    """The logits of each window equal those of the same window in a separate row; padding at the end has no effect."""
     torch.manual_seed(1)
     windows = [torch.randint(4, 200, (1, length)) for length in (11, 20, 7)]
     tokens = torch.cat([*windows, torch.zeros(1, 26, dtype=torch.long)], 1)

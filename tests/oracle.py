@@ -21,7 +21,7 @@ def sample_of(sequence_id: str) -> str:
 
 
 def write_sequence_dbs(folder: Path, contigs: dict[str, str]) -> None:
-    """As the specification's snippet: one folder and one database for each sample."""
+    """Write sequence databases like the specification's snippet: one folder and one database for each sample."""
     by_sample: dict[str, list[tuple[str, str]]] = {}
     for sequence_id, sequence in contigs.items():
         by_sample.setdefault(sample_of(sequence_id), []).append((sequence_id, sequence))
@@ -53,7 +53,7 @@ def windows_of(
 def write_window_db(
     path: Path, contigs: dict[str, str], window_size: int, stride: int, threshold: int = 0, totals: bool = False
 ) -> list[tuple[str, int]]:
-    """As another tool would: the specified tables, no more metadata than the specification names."""
+    """Write a window database like another tool: the specified tables, with only the specified metadata."""
     rows = []
     for sequence_id in sorted(contigs, key=str.encode):
         rows += [(sequence_id, i) for i in windows_of(len(contigs[sequence_id]), window_size, stride, threshold)]
@@ -124,7 +124,7 @@ def item(
 
 
 def packed_item(windows: list[dict[str, list[float]]], seq_length: int) -> dict[str, Any]:
-    """One packed row, of items that `item` made with a seq_length of just their own tokens."""
+    """One packed row from items that `item` made without padding."""
     row: dict[str, Any] = {"tokens": [], "labels": [], "loss_mask": [], "position_ids": [], "cu_seqlens": [0]}
     padding = seq_length - sum(len(window["tokens"]) for window in windows)
     assert padding >= 0

@@ -1,4 +1,4 @@
-"""`split`: what goes where, what never moves, and what is refused."""
+"""`split`: the assignment of samples, existing splits, and errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_contig_goes_to_one_split_and_no_sample_to_two(tmp_path: Path, for
         assert part.path == tmp_path / "out" / f"{name}_split.parquet"
         assert (part.samples, part.contigs) == (len(samples[name]), len(splits[name]))
         assert part.bases == sum(splits[name].values())
-    # The rule itself: models depend on these files. All samples have the same number of bases.
+    # The rule must not change: models depend on these files. All samples have the same number of bases.
     order = sorted(SAMPLES, key=lambda s: share_of(s, 42))
     assert (samples["val"], samples["test"]) == (set(order[:8]), set(order[8:16]))
     assert share_of("S0", 42) == pytest.approx(0.4239691064105563, abs=1e-15)
@@ -126,7 +126,7 @@ def test_three_samples_or_more_always_succeed_and_shares_of_bases_are_met(
         sizes = [bases[name] for name, found in split_of.items() if found == split]
         ran_out = sum(found == "train" for found in split_of.values()) == 1 or (split == "val" and len(bases) < 4)
         assert sum(sizes) >= share * total or ran_out
-        # Beyond one and a half times its share only if one sample makes it so: all that are left are large.
+        # More than 1.5 times its share only if one sample causes it because all remaining samples are large.
         assert sum(sizes) <= 1.5 * share * total or sum(sizes) - max(sizes) <= share * total
 
 
@@ -358,7 +358,7 @@ def test_contig_in_the_wrong_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("contig_id", ["chr1", "B__", "B__X", "B__X-S-2__1", "B__X-S.2__1"])
 def test_extraction_in_columns_agrees_with_the_specification(tmp_path: Path, contig_id: str) -> None:
-    """`S.2` is a sample of the folder, so that the last two IDs are in their place and the others astray."""
+    """`S.2` is a sample of the folder, so the last two IDs are in the right database and the others are not."""
     for sample, ids in (("S.2", [contig_id]), ("T", ["B__X-T__1"])):
         (tmp_path / "db" / sample).mkdir(parents=True)
         with sqlite3.connect(tmp_path / "db" / sample / f"glm_dataset_{sample}.sqlite") as connection:

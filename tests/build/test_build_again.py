@@ -92,7 +92,7 @@ def test_a_missing_database_is_built_again_and_no_other(tmp_path: Path) -> None:
     inputs, out = world(tmp_path / "in"), tmp_path / "db"
     build_sequence_dbs([inputs], out)
     before, then = state(out), times(out)
-    for sample in ("d1", "d7", "m1"):  # of a file and two others; of two others; of what names no sample
+    for sample in ("d1", "d7", "m1"):  # of a file and two others; of two others; of records that name no sample
         (out / sample / f"glm_dataset_{sample}.sqlite").unlink()
     assert build_sequence_dbs([inputs], out).samples == 3
     assert state(out) == before
@@ -136,7 +136,7 @@ def test_what_has_changed_is_named(tmp_path: Path, change, options: dict, words:
     build_sequence_dbs([inputs], out)
     before = state(out)
     change(inputs)
-    if words is None:  # an input that is not given says nothing about what was built from it
+    if words is None:  # without an input, its samples are neither checked nor changed
         assert build_sequence_dbs([inputs], out).samples == 0
         return
     with pytest.raises(UsageError) as caught:
@@ -210,7 +210,7 @@ def test_scratch_is_left_empty(tmp_path: Path) -> None:
 
 
 def build_in_process(inputs: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Start the command; what it says on stderr goes to `out` + `.err`."""
+    """Start the command; its stderr is written to `out` + `.err`."""
     command = [
         sys.executable,
         "-m",
@@ -296,7 +296,7 @@ def test_killed_at_random_moments(tmp_path: Path, jobs: int, kills: int) -> None
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
-        if choose.random() < 0.5 or kill == kills - 1:  # else killed again on top of what is there
+        if choose.random() < 0.5 or kill == kills - 1:  # otherwise it is killed again on the existing files
             build_sequence_dbs([inputs], out, scratch=scratch)
             assert state(out) == state(tmp_path / "whole")
             assert not list(scratch.iterdir())

@@ -1,4 +1,4 @@
-"""`build` where the manifest or a receipt of an earlier run was changed by somebody else."""
+"""`build` after another program has changed the manifest or a receipt of an earlier run."""
 
 from __future__ import annotations
 

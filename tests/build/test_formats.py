@@ -1,4 +1,4 @@
-"""Inputs that are not FASTA: what is taken, and what every refusal says."""
+"""Input formats other than FASTA: what is accepted, and the message of every error."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_file_is_hashed_once_and_whole(tmp_path: Path) -> None:
     import xxhash
 
-    data = gzip.compress(b">c1\nACGT\n" * 5_000) + b"\0" * 100  # what tape archives append
+    data = gzip.compress(b">c1\nACGT\n" * 5_000) + b"\0" * 100  # tape archives append zeros
     path = put(tmp_path / "a.fa.gz", data)
     expected = xxhash.xxh3_128(data).hexdigest()
     assert file_state(path).hash == expected

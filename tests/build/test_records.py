@@ -1,4 +1,4 @@
-"""Reading FASTA: what is taken, and what every refusal says."""
+"""Reading FASTA: what is accepted, and the message of every error."""
 
 from __future__ import annotations
 
@@ -176,7 +176,9 @@ def test_inputs_are_files_folders_and_patterns_each_file_once(tmp_path: Path) ->
         write(tmp_path / name, FASTA)
     found = find_inputs([tmp_path])
     assert [str(f.relative_to(tmp_path)) for f in found] == ["a.FASTA.gz", "b.fa", "sub/c.fna.zst", "sub/deep/d.fsa"]
-    assert find_inputs([tmp_path / "x.txt"]) == [tmp_path / "x.txt"]  # named outright, whatever its ending
+    assert find_inputs([tmp_path / "x.txt"]) == [
+        tmp_path / "x.txt"
+    ]  # a file that is named is read, whatever its ending
     assert find_inputs([f"{tmp_path}/**/*.fsa"]) == [tmp_path / "sub/deep/d.fsa"]
     assert find_inputs([f"{tmp_path}/su*"]) == [tmp_path / "sub/c.fna.zst", tmp_path / "sub/deep/d.fsa"]
     with pytest.warns(EdenWarning, match=r"b\.fa is .*b\.fa"):

@@ -1,4 +1,4 @@
-"""`build` and `create_sample_database`: what lands on disk (read back with stdlib sqlite3), and what is refused."""
+"""`build` and `create_sample_database`: the files on disk (read with stdlib sqlite3), and errors."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_samples_without_rows_in_the_table_are_left_alone(tmp_path: Path) -> Non
             InputError,
             ["b.fa: record 2", "record 1 of", "a.fa"],
         ),
-        # An ID that is given out meets a record that brings the same one along.
+        # A new ID equals the ID that another record has already.
         ({"s.fa": {"BCR__ECT-s__CT1-2": "A", "c": "C"}}, {}, InputError, ["s.fa: record 2 (c)", "'BCR__ECT-s__CT1-2'"]),
         ({"a.fa": {"c": "A", "B__X-S__1": "C"}}, {"sample": "T"}, UsageError, ["record 2", "'S'", "--sample says 'T'"]),
         ({"a.fa": {"B__X-a/b__1": "A"}}, {}, UsageError, ["record 1", "leave the output folder"]),

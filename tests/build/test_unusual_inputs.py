@@ -1,4 +1,4 @@
-"""Inputs that other readers take for something else, that are cut short, or that were made to do harm."""
+"""Inputs that are ambiguous, truncated or hostile."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("absolute", [True, False])
 def test_paths_are_never_patterns(here: Path, capsys: pytest.CaptureFixture[str], name: str, absolute: bool) -> None:
-    """Beside each folder is what its name would mean as a pattern."""
+    """Beside each folder is a file that its name would match as a pattern."""
     for neighbour in ("a1", "ab", "aXb", "x"):
         fasta(here / f"in.{neighbour}/s.fa", {"c": "T" * 9})
         fasta(here / f"out.{neighbour}/contigs.parquet", {"not": "Parquet"})
@@ -152,7 +152,7 @@ def test_paths_too_long_for_sqlite_are_refused(tmp_path: Path) -> None:
 
 
 def kill_before_renaming(inputs: Path, out: Path) -> None:
-    """Leave the receipts of a run that was killed before its databases were in place."""
+    """Write the receipts of a run that was killed before its databases were published."""
     program = (
         "import os, sys; from sharded_eden import build_sequence_dbs; from sharded_eden.build.staging import Place\n"
         "Place._finish = lambda self, built: os._exit(9)\n"

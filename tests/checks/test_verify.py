@@ -1,4 +1,4 @@
-"""`sharded-eden verify` finds each planted fault by the check that is meant for it, and says what fixes it."""
+"""`sharded-eden verify` finds each planted fault by the documented check, and names the fix."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WITH_OTHERS = {
     recorded_length_of_other_windows,
     windows_swapped,
 }
-"""These make several findings: a contig that is not as long as recorded is one for either file."""
+"""Faults with several findings: a contig that is not as long as recorded is a finding for both files."""
 ALONE = [fault for fault in FAULTS if fault[0] not in WITH_OTHERS]
 
 

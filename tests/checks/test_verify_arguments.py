@@ -1,4 +1,4 @@
-"""`verify` and `bench`: swapped arguments, folders, names that look like patterns, and what the manifest knows."""
+"""`verify` and `bench`: swapped arguments, folders, names that look like patterns, and the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sharded-eden verify` finds nothing on clean data, fails on no garbage, and says so on the command line."""
+"""`sharded-eden verify` finds nothing on clean data, never fails on garbage, and its exit status shows the result."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_what_the_commands_make_is_clean(tmp_path, monkeypatch, capsys):
 
 
 def test_windows_may_be_left_out_for_their_letters(tmp_path, monkeypatch):
-    """With --max-ambiguous windows are missing within contigs, and contigs among them; that is no fault."""
+    """With --max-ambiguous, windows and whole contigs are missing; that is not an error."""
     monkeypatch.setattr("sharded_eden.windows.write.BATCH_WINDOWS", 4)
     monkeypatch.setattr("sharded_eden.checks.lengths.CHUNK_ROWS", 3)
     letters = ("NNNNA", "ACGTN", "N")
@@ -161,7 +161,7 @@ def test_windows_may_be_left_out_for_their_letters(tmp_path, monkeypatch):
 
 
 def test_windows_of_other_tools_may_stand_in_any_order(world):
-    """The specification promises none: what precompute promises is asked only of its own databases."""
+    """The specification requires no order: it is checked only in databases that precompute wrote."""
     rows = worlds.query(world.train, "SELECT sequence_id, window_in_seq_idx FROM window_mappings")
     random.Random(1).shuffle(rows)
     world.train.unlink()
@@ -189,7 +189,7 @@ def test_one_database_takes_ids_of_any_form(tmp_path):
     assert checks == {"sample"}
 
 
-# ---- how it is done ----
+# ---- implementation ----
 
 
 def test_any_number_of_processes_finds_the_same(world):
@@ -210,7 +210,7 @@ def test_a_process_that_dies_is_an_error():
 
 
 def test_special_databases_are_checked_like_others(world):
-    """A database of another encoding cannot be attached to; a table without an index is copied with one."""
+    """SQLite attaches no database of another encoding; a table without an index is copied, with an index."""
     utf16(world)
     window_index_dropped(world)
     contig_absent(world)
@@ -307,7 +307,7 @@ def damage(path: Path, choose: random.Random) -> None:
 
 
 def damage_and_verify(clean_world: World, tmp_path: Path, seeds: range) -> int:
-    """Return in how many worlds something was found."""
+    """Return the number of data sets with findings."""
     count = 0
     for seed in seeds:
         choose = random.Random(seed)

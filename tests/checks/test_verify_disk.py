@@ -67,7 +67,7 @@ def test_a_disk_that_fails_is_not_called_damage(tmp_path, failing_disk, which, o
     assert done.returncode == 1, done.stderr
     findings = json.loads(done.stdout)["findings"]
     if not options and which == "windows":
-        assert all("disk" in finding["what"] for finding in findings)  # a quick look may miss the page
+        assert all("disk" in finding["what"] for finding in findings)  # a quick check may miss the page
         return
     assert {(finding["check"], finding["file"]) for finding in findings} == {("file", str(path))}
     assert all(f"the disk fails to read it after byte {bad // 65536 * 65536:,}" in f["what"] for f in findings)

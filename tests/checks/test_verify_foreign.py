@@ -69,7 +69,7 @@ def mutation(choose: random.Random, table: str) -> list[str]:
 
 
 def verify_mutations(clean_world: World, folder, seeds: range) -> int:
-    """Return in how many worlds something was found."""
+    """Return the number of data sets with findings."""
     count = 0
     for seed in seeds:
         choose = random.Random(seed)

@@ -183,7 +183,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_bar_on_a_terminal_only(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich treats it as a terminal
     monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["build", "in", "--out", "db"]) == 0
     assert "records" in capsys.readouterr().err
@@ -314,7 +314,7 @@ def test_the_snippets_of_the_specification(here: Path) -> None:
         (1, "BCR__ECT-SAMPLE1__CT1-2", 0),
         (2, "BCR__ECT-SAMPLE1__CT1-2", 1),
     ]
-    # Ours reads what the snippet wrote, and its own replacement writes the same.
+    # The package reads what the snippet wrote, and the replacement of the snippet writes the same.
     sharded_eden.write_splits("path/to/sequence_db_dir", "splits", val=0, test=0)
     assert dict(pl.read_parquet("splits/train_split.parquet").iter_rows()) == {c: len(s) for c, s in contigs.items()}
     by_sample = defaultdict(list)

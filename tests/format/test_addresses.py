@@ -24,7 +24,7 @@ LOCK_BYTE = 1 << 30
 
 
 def base_by_arithmetic(file: int, page_bytes: int, at: int, local: int, overflow: int, b: int) -> bytes:
-    """One base, read as the docstring of `sharded_eden.format.index` says, as slowly and plainly as can be."""
+    """One base, read in the simplest way that the docstring of `sharded_eden.format.index` describes."""
     if b < local:
         return os.pread(file, 1, at + b)
     k, rest = divmod(b - local, page_bytes - 4)

@@ -121,7 +121,7 @@ def test_the_page_that_sqlite_locks_is_left_out(tmp_path: Path) -> None:
     root = empty_database(path, size)
     lock_page = LOCK_BYTE // size + 1
     with path.open("r+b") as file:
-        file.truncate((lock_page - 3) * size)  # a hole: nothing of it is written
+        file.truncate((lock_page - 3) * size)  # a hole: the file has no data there
     rows = 60_000
     with PageFile(path, size) as pages:
         tree = BTree(pages, root, TABLE_LEAF)

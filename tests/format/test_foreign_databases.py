@@ -1,4 +1,4 @@
-"""Databases that other programs wrote: right data or an `EdenError`, and nothing that they contain is run."""
+"""Databases of other programs: right data or an `EdenError`, and no code in them runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_all(folder: Path) -> None:
 
 
 def refused(folder: Path, words: str) -> None:
-    """Both the loader and `verify` refuse it."""
+    """Both the loader and `verify` report the database."""
     with pytest.raises(DatabaseError, match=words):
         read_all(folder)
     for full in (False, True):

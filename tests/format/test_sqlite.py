@@ -57,7 +57,7 @@ def test_a_second_writer_is_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", ["published", "failed"])
 def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, monkeypatch, ending):
-    """The second writer then holds a descriptor of the published file itself, and must not empty it."""
+    """The second writer then has a descriptor of the published file, and must not empty it."""
     path = tmp_path / "file.db"
     path.write_text("old")
     first = publishing(path)
@@ -86,7 +86,7 @@ def test_a_writer_that_ends_between_opening_and_locking_loses_nothing(tmp_path, 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-journal"])
 def test_a_log_of_an_older_database_is_not_left_beside_a_new_one(tmp_path, suffix):
-    """SQLite would roll it into the new file."""
+    """SQLite would apply it to the new file."""
     path = tmp_path / "windows.db"
     path.write_text("old")
     beside = tmp_path / f"windows.db{suffix}"

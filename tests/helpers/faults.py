@@ -151,7 +151,7 @@ def leftover_wal(world: World) -> None:
 
 
 def unfinished_wal(world: World) -> None:
-    """What a writer leaves that was killed: its last transaction is in the log alone."""
+    """The files of a killed writer: its last transaction is only in the log."""
     path = sample_db(world.folder, "S1")
     program = (
         "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode = WAL'); "
@@ -266,7 +266,7 @@ def pack_of_windows_that_are_not_there(world: World) -> None:
 
 
 def pack_overfull(world: World) -> None:
-    """All windows of one pack moved to another: each is still in just one."""
+    """All windows of one pack moved to another: each window is still in one pack."""
     execute(
         world.train,
         "UPDATE packs SET windows = (SELECT group_concat(hex(windows), '') FROM packs WHERE pack_idx < 2) WHERE pack_idx = 0",
@@ -307,7 +307,7 @@ def packs_in_another_order(world: World) -> None:
 
 
 def index_damaged(world: World) -> None:
-    """Another index entry than its row: the pages are sound, what they say is not."""
+    """An index entry that differs from its row: the pages are valid, their contents are not."""
     path = sample_db(world.folder, "S1")
     data = path.read_bytes()
     leaf = next(
@@ -333,7 +333,7 @@ def rewrite(path: Path, pragma: str = "", create: str = SEQUENCES) -> None:
 
 
 FAULTS = [
-    # the fault, the check that finds it and the file it names, whether a quick look sees it
+    # the fault, the check that finds it and the file it names, whether a quick check finds it
     (truncate_sample, "file", S1, True),
     (truncate_inside_a_page, "file", "val.db", True),
     (empty_file, "file", "val.db", True),

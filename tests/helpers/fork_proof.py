@@ -78,7 +78,7 @@ def in_child(function: Callable[[], object]) -> None:
 
 
 def control(folder: Path) -> None:
-    """What must be seen is seen: a child that reads through, and closes, what its parent opened."""
+    """The program detects a child that reads or closes a file that its parent opened."""
     connection = apsw.Connection(str(folder / "windows.db"))
     connection.execute("PRAGMA cache_size = 0")
     in_child(lambda: connection.execute("SELECT count(*) FROM window_mappings").get)
@@ -129,7 +129,7 @@ def main(folder: Path) -> None:
     thread = threading.Thread(target=lambda: (right(), read.set(), go_on.wait(), right()))
     thread.start()
     read.wait()
-    in_child(lambda: None)  # the child is rid of the other thread at once, and of all that only it held
+    in_child(lambda: None)  # the child drops the other thread and everything that only this thread referred to
     in_child(right)
     go_on.set()
     thread.join()

@@ -29,7 +29,7 @@ from sharded_eden import ShardedEdenDataModule
 
 
 class Watched(Recorder):
-    """Validates too, and is split over tensor-parallel and sharded over data-parallel ranks where there are such."""
+    """A model that also validates, and is divided over tensor-parallel and sharded over data-parallel ranks."""
 
     def validation_step(self, batch, batch_idx):
         self.log("rows", float(batch["row_counts"].sum()), sync_dist=True)

@@ -21,7 +21,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
 
 
 def private_kib() -> int:
-    """Memory of this process alone; mapped files are the system's cache, whoever maps them. Source: proc_pid_smaps(5)."""
+    """Private memory of this process, without mapped files. Source: proc_pid_smaps(5)."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 

@@ -43,7 +43,7 @@ def train(rank: int, folder: str, sequences: str, windows: str, layout: dict[str
     stream = Stream(ShardedEdenDataset(None, sequences, windows, 64, stride=50, rc_aug=True))
     consumed, rows, sampler = 0, [], None
     for step in range(STEPS):
-        if step % 5 == 0:  # a restart: nothing is left but the state
+        if step % 5 == 0:  # a restart: only the state remains
             state = None if sampler is None else sampler.state_dict(consumed_samples=consumed)
             sampler = MegatronBatchSampler(stream)
             if state is not None:

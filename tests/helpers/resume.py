@@ -14,7 +14,7 @@ def row_hashes(tokens: torch.Tensor) -> list[str]:
 
 
 def assert_same_stream(global_batches: Iterable[Sequence[str]], expected: Sequence[str]) -> None:
-    """The global batches, one after the other, are the expected rows: nothing twice, nothing missing, nothing moved."""
+    """Check that the global batches, in order, are the expected rows: none twice, missing or moved."""
     seen = [row for batch in global_batches for row in batch]
     for position, (row, wanted) in enumerate(zip(seen, expected, strict=False)):
         assert row == wanted, f"position {position}: {row} instead of {wanted}"

@@ -45,7 +45,7 @@ def write(
 
 @lru_cache(maxsize=32)
 def _written(contigs: tuple[tuple[str, str], ...], window_size: int, stride: int, options: tuple[Any, ...]) -> Path:
-    """Databases to copy from: writing them takes SQLite ten times as long, because it syncs."""
+    """Databases that tests copy: writing them takes SQLite ten times as long, because it syncs."""
     folder = Path(tempfile.mkdtemp(prefix="worlds-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     oracle.write_sequence_dbs(folder / "seqs", dict(contigs))
@@ -64,7 +64,7 @@ def sample_db(folder: Path, sample: str) -> Path:
 
 
 def execute(path: Path, *statements: str | tuple[str, tuple[Any, ...]]) -> None:
-    """Run statements in a database that exists, as anyone with the sqlite3 module would, and commit."""
+    """Run statements in an existing database with the sqlite3 module, and commit."""
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA synchronous = OFF")
     for statement in statements:
@@ -87,7 +87,7 @@ def rows_of(folder: Path) -> list[tuple[str, int]]:
 
 
 def expected(folder: Path, window_idx: int, **options: Any) -> dict[str, list[float]]:
-    """One item as the oracle has it."""
+    """One item of the reference implementation."""
     options = {"seq_length": T, "stride": STRIDE, **options}
     return oracle.item(folder / "seqs", folder / "windows.db", window_idx, **options)
 

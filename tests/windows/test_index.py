@@ -57,7 +57,7 @@ def all_windows(contigs: dict[str, str]) -> list[tuple[str, int]]:
 
 
 def write_windows(path: Path, windows: list[tuple[str, int]]) -> Path:
-    """A window database as others write it: without fingerprint and contig_lengths."""
+    """A window database like those of other programs: without fingerprint and contig_lengths."""
     with closing(apsw.Connection(str(path))) as database:
         database.execute(
             "PRAGMA synchronous = OFF; BEGIN; CREATE TABLE metadata (key TEXT PRIMARY KEY, value INTEGER NOT NULL)"

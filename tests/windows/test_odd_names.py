@@ -18,7 +18,7 @@ NAMES = [
     "a[1]", "a*", "a?b", "{x}", "~x", "~", "$HOME", "a b", "a%20b", "a#b", "a?mode=rw", "é", "-n", "s3:", "a'b", "a\nb",
     os.fsdecode(b"\xff[1]"),
 ]  # fmt: skip
-"""For each name there is a neighbour that the name matches as a pattern."""
+"""Names, each with the name of another file that it would match as a pattern."""
 NEIGHBOURS = {"a[1]": "a1", "a*": "ab", "a?b": "axb", "{x}": "x"}
 
 
@@ -28,7 +28,7 @@ def contigs(bases: int) -> dict[str, str]:
 
 @pytest.fixture(params=NAMES, ids=[str(name.encode(errors="surrogateescape"))[2:-1] for name in NAMES])
 def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """One odd name, which is a folder of sequence databases of 300 bases; its neighbour has contigs of 100."""
+    """A folder of sequence databases with an unusual name and contigs of 300 bases; the other folder has contigs of 100."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     oracle.write_sequence_dbs(tmp_path / request.param, contigs(300))

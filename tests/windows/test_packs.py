@@ -1,4 +1,4 @@
-"""Packs: how windows are put together, what a packed row is, and that packing changes nothing but the padding."""
+"""Packs: how windows share rows, what a packed row is, and that packing changes only the padding."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
 
 
 def expected(folder: Path, windows: list[int], *, room: int = T - 3, **options: Any) -> dict[str, Any]:
-    """One packed row, out of the oracle's items of its windows, each cut to its own tokens."""
+    """One packed row, from the reference items of its windows without padding."""
     rows = worlds.rows_of(folder)
     items = []
     for w in windows:
@@ -284,7 +284,7 @@ def test_headers_that_were_not_counted_are_refused_with_the_command(folder):
         f"precompute SPLIT.parquet {folder / 'windows.db'} --window-size {T} --stride {STRIDE} "
         "--force --pack --special-tokens 13"
     )
-    with packed(folder, include_sep=False) as dataset:  # needs fewer, and shows the same bases
+    with packed(folder, include_sep=False) as dataset:  # needs fewer special tokens, and has the same bases
         assert dataset[0]["cu_seqlens"][1] > 0
 
 
@@ -328,7 +328,7 @@ def test_windows_are_fetched_by_their_own_index(folder):
 
 
 class Sixes:
-    """A tokenizer that makes one id of six letters and nothing of fewer."""
+    """A tokenizer with one id for six letters, and none for fewer."""
 
     pad_id, bos_id, eos_id, sep_id = 0, 1, 2, 3
 
@@ -380,7 +380,7 @@ def test_attention_is_block_diagonal_and_causal(folder):
 
 
 def test_compact_rows_become_tensors_on_the_device_where_they_are(folder):
-    """The device "meta" holds no values; what is made elsewhere cannot be combined with what is there."""
+    """The device "meta" holds no values, and its tensors cannot be combined with those of another device."""
     with packed(folder, compact=True, create_attention_mask=True, soft_mask_weight=0.1) as dataset:
         batch = dataset.collate_fn(dataset.__getitems__([1, 4]))
         there = dataset.expander()({name: tensor.to("meta") for name, tensor in batch.items()})

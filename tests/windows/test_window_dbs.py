@@ -1,4 +1,4 @@
-"""`precompute`: which windows there are, how they are numbered and stored, and what is refused."""
+"""`precompute`: which windows a split has, how they are numbered and stored, and errors."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_fingerprint_is_of_what_is_in_it_not_of_how_it_was_made(
     monkeypatch.setattr(split_files, "BATCH_CONTIGS", 13)
     monkeypatch.setattr(precompute, "PAGE_BYTES", 512)
     assert fingerprint(contigs) == expected
-    # Contigs without a window are as if they were not there.
+    # Contigs without a window do not affect the numbers of others.
     long = {contig_id: n for contig_id, n in contigs.items() if n >= 2_000}
     assert len(long) < len(contigs)
     thresholds = {"window_min_length_threshold": 2_000}

@@ -1,4 +1,4 @@
-"""`kill -9` at random moments of `precompute`: the next run completes, and nobody sees that there was another before it."""
+"""`kill -9` at random moments of `precompute`: the next run completes, with the same result."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
         process.join()
         seen.add((output.exists(), (output.parent / ".w.db.partial").exists()))
-        if output.exists():  # what bears its name is whole
+        if output.exists():  # a file with the final name is complete
             assert output.read_bytes() == undisturbed
         prepare(split, output)
         assert output.read_bytes() == undisturbed

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import get_worker_info
 
 from sharded_eden.errors import UsageError
@@ -34,16 +35,16 @@ class AccessLog:
     Args:
         folder: where the file goes; None is the current folder.
         split: for the file name.
-        rank: for the file name and the rows.
+        rank: for the file name and the rows; None asks torch.distributed, then the environment variable RANK.
         sample_of: sequence ID -> sample ID.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str] | None, split: str, rank: int, sample_of: Callable[[str], str]
+        self, folder: str | os.PathLike[str] | None, split: str, rank: int | None, sample_of: Callable[[str], str]
     ) -> None:
         self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self.split = split
-        self.rank = rank
+        self.rank = _rank() if rank is None else rank
         self._sample_of = sample_of
         self._pid = -1
         self._descriptor = -1
@@ -93,3 +94,9 @@ class AccessLog:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pid": -1, "_descriptor": -1, "_locks": {}}
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))

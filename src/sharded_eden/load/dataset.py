@@ -11,6 +11,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import warn
+from sharded_eden.errors import EdenError, warn
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.access_log import AccessLog
@@ -194,11 +195,7 @@ class ShardedEdenDataset(Dataset[Example]):
             self.close()
             raise
 
-        self._access_log = (
-            AccessLog(opts.log_dir, split, _rank() if rank is None else rank, self._reader.sample_of)
-            if opts.log_windows
-            else None
-        )
+        self._access_log = AccessLog(opts.log_dir, split, rank, self._reader.sample_of) if opts.log_windows else None
         if not opts.skip_stats:
             logger.info(
                 "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
@@ -282,6 +279,16 @@ class ShardedEdenDataset(Dataset[Example]):
         rows = self._rows.make(wanted, sizes)
         self._log(wanted)
         return rows
+
+    @property
+    def items_ahead(self) -> int:
+        """The most items to `announce` beyond a batch: 0 while what is read is in the page cache."""
+        return self._fetcher.windows_ahead * self._length // self._index.total_windows
+
+    def announce(self, indices: Sequence[Index]) -> None:
+        """Tell the kernel which items are read soon. An error is raised when they are read."""
+        with suppress(EdenError):
+            self._fetcher.announce([window_idx for _, window_idx in self._windows_of(indices)[0]])
 
     def _log(self, wanted: Sequence[Wanted]) -> None:
         if self._access_log is not None:
@@ -385,9 +392,3 @@ class ShardedEdenDataset(Dataset[Example]):
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # at interpreter exit, the modules that closing needs may be unloaded
             self.close()
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))

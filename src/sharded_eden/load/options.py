@@ -59,7 +59,8 @@ class ExampleOptions:
     read_with: ReadMode = "auto"
     """How sequences are read: `blob`, `substr`, or `auto` for BLOB I/O wherever a database allows it."""
     read_ahead: bool = True
-    """Announce all windows of a batch that are not in the page cache before the first is read."""
+    """Announce windows that are not in the page cache to the kernel: those of a batch before the first is read, and those of
+    the worker's next batches."""
 
     @classmethod
     def of(cls, holder: object) -> ExampleOptions:

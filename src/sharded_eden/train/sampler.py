@@ -219,6 +219,8 @@ class StreamBatchSampler(Sampler[list[int]]):
             self.plan, rank=self.rank, consumed_samples=begin, end=self.stream.num_samples, drop_last=self.drop_last
         )
         self._last_pass = (epoch, begin, batches)
+        is_endless = self.stream.num_samples is None
+        self.stream.set_end(None if is_endless else begin + len(self) * self.plan.per_micro_step)
         return batches
 
     def __len__(self) -> int:

@@ -22,8 +22,10 @@ from sharded_eden.errors import UsageError, shown, warn
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.encode.batch import Example, Rows
 from sharded_eden.load.options import integer
+from sharded_eden.train.ahead import NextBatches
 from sharded_eden.train.order import Order
 
+ENDLESS = (1 << 63) - 1
 KEPT_ORDERS = 4
 MAX_EPOCH = 1 << 31
 
@@ -65,7 +67,8 @@ class Stream(Dataset[Example]):
         self.seed = dataset.seed if seed is None else seed
         self.shuffle = shuffle
         self._orders: OrderedDict[int, Order] = OrderedDict()
-        self._share_epoch(0)
+        self._share(0, ENDLESS)
+        self._next_batches = NextBatches()
         self._last_pass: int | None = None
 
     @property
@@ -89,13 +92,29 @@ class Stream(Dataset[Example]):
         if self._epoch_owner == os.getpid():
             self._epoch.fill_(epoch)
         else:
-            self._share_epoch(epoch)
+            self._share(epoch, int(self._end))
 
-    def _share_epoch(self, epoch: int) -> None:
-        # Workers that are already running read it from shared memory. Ranks that were started with a copy of this stream may
-        # be in other epochs, so each process that sets it has its own.
-        self._epoch = torch.tensor(epoch, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+    def set_end(self, position: int | None) -> None:
+        """State where the sampler of a pass ends, None for one without end: nothing from there on is announced to the kernel.
+
+        Rows do not depend on it. Samplers of this package call it when a pass begins.
+        """
+        end = ENDLESS if position is None else position
+        if self._epoch_owner == os.getpid():
+            self._end.fill_(end)
+        else:
+            self._share(self.epoch, end)
+
+    def _share(self, epoch: int, end: int) -> None:
+        # Workers that are already running read both from shared memory. Ranks that were started with a copy of this stream may
+        # be in other epochs, so each process that sets one has its own.
+        shared = torch.tensor([epoch, end], dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch, self._end = shared.unbind()
         self._epoch_owner = os.getpid()
+
+    def _end_of_asking(self) -> int:
+        """Return the position from which on nothing is read in this pass, as far as this stream knows."""
+        return min(int(self._end), ENDLESS if self.num_samples is None else self.num_samples)
 
     def __len__(self) -> int:
         caller = sys._getframe(1)
@@ -112,7 +131,11 @@ class Stream(Dataset[Example]):
 
     def __getitems__(self, positions: Sequence[int]) -> Rows:
         """Return the examples at many positions, over one buffer."""
-        return self.dataset.__getitems__(self.windows_at(positions))
+        rows = self.dataset.__getitems__(self.windows_at(positions))
+        if items_ahead := self.dataset.items_ahead:
+            upcoming = self._next_batches.after(positions, self._end_of_asking(), items_ahead)
+            self.dataset.announce(self.windows_at(upcoming))
+        return rows
 
     def windows_at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
         """Return (epoch, window index) of each position.
@@ -189,6 +212,9 @@ class EvaluationStream(Stream):
         rows.stacked["row_counts"] = torch.tensor([position < total for position in positions])
         return rows
 
+    def _end_of_asking(self) -> int:
+        return len(self.dataset)
+
 
 class RepeatedEvaluation(EvaluationStream):
     """One evaluation, repeated: for trainers that count the rows of all evaluations of a job together.
@@ -213,6 +239,9 @@ class RepeatedEvaluation(EvaluationStream):
     def __getitems__(self, positions: Sequence[int]) -> Rows:
         """Return the examples at many positions, over one buffer."""
         return super().__getitems__([self._within(position) for position in positions])
+
+    def _end_of_asking(self) -> int:
+        return min(self._rows_each, super()._end_of_asking())
 
     def _within(self, position: int) -> int:
         if not 0 <= position < self._total:

@@ -61,7 +61,7 @@ class WindowAddresses:
         identities: {sample ID: identity of its database when the dataset was opened}.
         stride: bases from one window to the next.
         total_windows: windows of the window database.
-        read_ahead: announce the windows of a batch that are not in the page cache to the kernel.
+        read_ahead: announce windows that are not in the page cache to the kernel.
 
     Raises:
         DatabaseError: the file is damaged.
@@ -183,6 +183,15 @@ class WindowAddresses:
     def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read windows into memory; see `PositionedReader.read`."""
         self._readers.get().read(requests, memory)
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether this thread waited for windows lately that were not in the page cache."""
+        return self._readers.get().cold_batches > 0
+
+    def announce(self, requests: Sequence[Request]) -> None:
+        """Announce windows that are read later; see `PositionedReader.announce`."""
+        self._readers.get().announce(requests)
 
     def close(self) -> None:
         """Close the files of this process."""

@@ -30,6 +30,10 @@ Header = tuple[NDArray[np.int64], int]
 """BOS, control tag and SEP, (H,) int64, and how many bases fit after it."""
 
 
+WINDOWS_AHEAD = 64
+BYTES_AHEAD = 8 << 20
+"""The most that is announced beyond a batch, in each worker: it keeps the queue of a fast disk full."""
+
 NOWHERE: Address = (-1, 0, 0, 0, 0, 0, 0)
 
 
@@ -176,6 +180,25 @@ class WindowFetcher:
             self._addresses.read(requests, memory)  # type: ignore[union-attr]
         reverse = strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
         return Placed(row_of, at_of, first_of, end_of, None if tags is None else headers, reverse)
+
+    @property
+    def windows_ahead(self) -> int:
+        """The most windows to announce beyond a batch: 0 while the windows read are in the page cache."""
+        if self._addresses is None or not self._addresses.is_cold:
+            return 0
+        return min(WINDOWS_AHEAD, BYTES_AHEAD // self._window_size)
+
+    def announce(self, windows: Sequence[int]) -> None:
+        """Tell the kernel which windows are read soon; windows without an address are left out."""
+        if self._addresses is not None:
+            room = self._untagged[1]
+            self._addresses.announce(
+                [
+                    (sample, at, local, overflow, start, length, min(length - start, room), 0)
+                    for sample, at, local, overflow, start, length, _ in self._addresses.find(windows)
+                    if sample >= 0
+                ]
+            )
 
     def _name_of(self, tag: int, window_idx: int) -> str:
         names = self._addresses.tags  # type: ignore[union-attr]

@@ -7,6 +7,8 @@ All windows of a batch are asked for before the first is waited for. A read with
 what it does not hold is announced to the kernel (`posix_fadvise`, `POSIX_FADV_WILLNEED`) and read at the end of the batch. Warm
 data therefore cost no further call. Source: preadv2(2), posix_fadvise(2).
 
+After a batch that waited for the disk, `cold_batches` is above 0: callers then `announce` windows of later batches.
+
 A file that is changed while it is read raises `DatabaseError`: size and mtime are compared after each batch, and the page
 pointers must name the pages that the index proved. See `sharded_eden.load.read.unchanged` for what remains.
 
@@ -23,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from struct import unpack_from
+from time import perf_counter
 from typing import Any
 
 from sharded_eden.errors import DatabaseError
@@ -37,6 +40,11 @@ LOCK_BYTE = 1 << 30
 """SQLite never uses the page that holds this byte. Source: https://www.sqlite.org/fileformat2.html, section 1.3.11."""
 MAX_BUFFERS = 512
 """Buffers of one `preadv`, below IOV_MAX = 1,024."""
+
+COLD_BATCHES = 1024
+"""Batches for which data count as cold after one that waited, or after an announcement of what is not in the page cache."""
+WAIT_SECONDS = 20e-6
+"""A read that takes longer has waited, where the file system cannot tell: from the page cache it takes about 3 µs."""
 
 SLOTS_AT_ONCE = 256
 """Page pointers for which memory is taken at once."""
@@ -55,7 +63,7 @@ class PositionedReader:
         paths: the sequence databases; None for those that are not read here.
         expected: what each file was when it was indexed.
         page_bytes: page size of each.
-        read_ahead: announce the windows of a batch that are not in the page cache.
+        read_ahead: announce windows that are not in the page cache.
     """
 
     def __init__(
@@ -76,6 +84,43 @@ class PositionedReader:
         self._pointers: list[bytearray] = []
         self._pointer_slots: list[memoryview] = []  # each of 4 bytes
         self._named_pages: list[int] = []
+        self.cold_batches = 0
+
+    def announce(self, requests: Sequence[Request]) -> None:
+        """Tell the kernel what later batches read. What cannot be opened raises its error when it is read, not here.
+
+        The first one is looked for in the page cache: if it is there, nothing is announced, and the data count as warm.
+
+        Args:
+            requests: see `read`; where the bases go does not matter.
+        """
+        scratch = memoryview(bytearray(max((bases for *_, bases, _ in requests), default=0)))
+        looked = False
+        with self._lock:
+            for sample, at, local, overflow, start, length, bases, _ in requests:
+                try:
+                    descriptor = self._descriptor(sample, {})
+                except DatabaseError:
+                    continue
+                self._named_pages.clear()
+                parts: list[Part] = [(descriptor, at + start, bases, ())]
+                if start + bases > local:
+                    parts = self._parts(scratch, descriptor, sample, at, local, overflow, start, length, bases, 0)
+                if self._flags and not looked:
+                    looked = True
+                    if self._has(parts[0], scratch):
+                        self.cold_batches = 0
+                        return
+                    self.cold_batches = COLD_BATCHES
+                for _, position, size_bytes, _ in parts:
+                    os.posix_fadvise(descriptor, position, size_bytes, os.POSIX_FADV_WILLNEED)
+
+    def _has(self, part: Part, scratch: memoryview) -> bool:
+        """Tell whether the page cache holds what a read needs; its page pointers count as bases."""
+        try:
+            return os.preadv(part[0], (scratch[: part[2]],), part[1], self._flags) == min(part[2], len(scratch))
+        except OSError:
+            return False
 
     def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read bases into memory.
@@ -117,8 +162,14 @@ class PositionedReader:
                 if self._announces:
                     os.posix_fadvise(part[0], part[1], part[2], os.POSIX_FADV_WILLNEED)
                 late.append(part)
-        for part in late:
-            self._wait_for(*part)
+        if late:
+            began = perf_counter()
+            for part in late:
+                self._wait_for(*part)
+            if self._announces and (flags or perf_counter() - began > WAIT_SECONDS * len(late)):
+                self.cold_batches = COLD_BATCHES
+        if self.cold_batches:
+            self.cold_batches -= 1
         for sample, descriptor in used.items():
             found = os.fstat(descriptor)
             expected = self._expected[sample]

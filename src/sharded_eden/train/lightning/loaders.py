@@ -69,6 +69,8 @@ class TrainSampler(DistributedSampler[Any]):
                     self._stream, "Pass the data module itself to trainer.fit, or call loader.sampler.set_epoch(epoch)"
                 )
             self._last_begin = begin
+        micro_steps = self._plan.micro_steps_within(begin, self._samples)
+        self._stream.set_end(begin + micro_steps * self._plan.per_micro_step)
         return chain.from_iterable(
             MicroBatches(self._plan, rank=self.rank, consumed_samples=begin, end=begin + self._samples)
         )

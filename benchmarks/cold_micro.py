@@ -1,27 +1,27 @@
-"""`python -m benchmarks.cold_micro`: read-ahead with micro batches of 1 and 2, on against off. Needs root.
+"""`python -m benchmarks.cold_micro`: read-ahead with micro batches of 1 and 2, on against off.
 
-Both read the same positions of a stream through `StreamBatchSampler`, in turns, each in a process of its own that drops
-the page cache first (`disk`, and `delay` with a delay in every request). `warm` reads each batch a second time, on and off by
-turns in one process, and compares processor seconds. Ratios are medians over the repeats.
+Both read the same positions of a stream through `StreamBatchSampler`, by turns, in one process. `disk` drops the data from the
+page cache first, `delay` (root) also adds a delay to every request, `warm` reads the same batches twice and compares processor
+seconds of the second time. Ratios are medians over the repeats.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import cold_data, machine, peers, report
+import torch
+
+from benchmarks import cold_data, machine, report
 from benchmarks.cold_data import SHAPES, SNIPPET
 from benchmarks.cold_state import slow_reads
-from benchmarks.cold_worker import STRIDE, WINDOW_SIZE, drop_caches
+from benchmarks.cold_worker import STRIDE, WINDOW_SIZE
 from benchmarks.data import ROOT
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.train.sampler import StreamBatchSampler
@@ -53,9 +53,18 @@ def batches_of(stream: Stream, micro: int, first: int, count: int) -> list[list[
     return [next(sampler) for _ in range(count // micro)]
 
 
+def drop(path: Path) -> None:
+    """Let the kernel forget the pages of a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
 def read_cold(folder: Path, read_ahead: bool, micro: int, first: int, count: int) -> float:
-    """Return windows/s of this process, opening included, with an empty page cache."""
-    drop_caches()
+    """Return windows/s, opening included, with nothing of the data in the page cache."""
+    for path in (folder / SNIPPET).rglob("*"):
+        if path.is_file():
+            drop(path)
     start = time.perf_counter()
     stream = stream_of(folder, read_ahead)
     for batch in batches_of(stream, micro, first, count):
@@ -82,14 +91,6 @@ def read_warm(folder: Path, micro: int, count: int, repeats: int) -> list[float]
     return ratios
 
 
-def in_a_process(folder: Path, read_ahead: bool, micro: int, first: int, count: int) -> float:
-    """Run `read_cold` in a new process."""
-    request = json.dumps([str(folder), read_ahead, micro, first, count])
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cold_micro", "--one", request]
-    done = subprocess.run(command, cwd=peers.REPOSITORY, capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(
@@ -103,14 +104,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--delay", type=int, default=1000, help="microseconds added to each read in the part `delay`")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        folder, *rest = json.loads(options.one)
-        print(read_cold(Path(folder), *rest))
-        return
-    if os.geteuid() != 0:
-        parser.error("the page cache cannot be dropped: run this as root")
+    torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     table = report.Table(
         "Read-ahead, micro batches of 1 and 2",
@@ -140,7 +135,7 @@ def _cells(part: str, folder: Path, micro: int, options: argparse.Namespace) -> 
     for repeat in range(options.repeats):
         for read_ahead in (True, False) if repeat % 2 else (False, True):
             first = repeat * options.windows
-            rates[read_ahead].append(in_a_process(folder, read_ahead, micro, first, options.windows))
+            rates[read_ahead].append(read_cold(folder, read_ahead, micro, first, options.windows))
     ratio = statistics.median(on / off for on, off in zip(rates[True], rates[False], strict=True))
     medians = [f"{statistics.median(rates[read_ahead]):,.0f}" for read_ahead in (True, False)]
     return [*medians, report.verdict(ratio, COLD_OVER_OFF)]

@@ -282,7 +282,7 @@ def test_headers_that_were_not_counted_are_refused_with_the_command(folder):
         packed(folder, use_control_tags=True)
     assert str(caught.value).endswith(
         f"precompute SPLIT.parquet {folder / 'windows.db'} --window-size {T} --stride {STRIDE} "
-        "--force --pack --special-tokens 13"
+        "--pack --force --special-tokens 13"
     )
     with packed(folder, include_sep=False) as dataset:  # needs fewer special tokens, and has the same bases
         assert dataset[0]["cu_seqlens"][1] > 0

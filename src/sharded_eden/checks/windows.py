@@ -20,10 +20,10 @@ from sharded_eden.checks.packs import PacksCheck
 from sharded_eden.checks.window_ranges import EVERYTHING, Range, copy_with_index, prefixes
 from sharded_eden.errors import InputError
 from sharded_eden.format import schema
-from sharded_eden.format.commands import quoted
+from sharded_eden.format.commands import precompute_command, quoted
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sqlite import open_read_only
-from sharded_eden.format.window_db import WindowDatabase, rebuild_command
+from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Say
 
 PLACES = 64
@@ -79,7 +79,9 @@ class WindowsReport:
     @property
     def fix(self) -> str:
         """The command that makes it again."""
-        return rebuild_command(self.path, self.geometry, self.metadata, self.max_ambiguous)
+        return precompute_command(
+            self.path, geometry=self.geometry, max_ambiguous=self.max_ambiguous, metadata=self.metadata, force=True
+        )
 
 
 def verify_windows(task: WindowsTask, say: Say) -> WindowsReport:

@@ -6,7 +6,7 @@ number of windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import apsw
@@ -27,7 +27,6 @@ OPTIONAL_TABLES = {
 }
 METADATA_KEYS = frozenset({*WindowGeometry().as_metadata(), "total_windows", "distinct_sequences", "fingerprint"})
 """The keys whose values must be integers."""
-MAX_WINDOW_TOKENS = 1 << 31
 
 
 class WindowDatabase:
@@ -52,7 +51,9 @@ class WindowDatabase:
     @property
     def fix(self) -> str:
         """The command that makes it again, with the settings known so far."""
-        return rebuild_command(self.path, self.geometry, self.metadata, self.max_ambiguous)
+        return precompute_command(
+            self.path, geometry=self.geometry, max_ambiguous=self.max_ambiguous, metadata=self.metadata, force=True
+        )
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems that make the database unusable. After a problem, later attributes may be missing.
@@ -104,10 +105,7 @@ class WindowDatabase:
         if missing or wrong:
             return
         try:
-            geometry = WindowGeometry.from_metadata(self.metadata)
-            if geometry.window_size > MAX_WINDOW_TOKENS:
-                raise UsageError(f"window_size must be at most {MAX_WINDOW_TOKENS}, not {geometry.window_size}")
-            self.geometry = geometry
+            self.geometry = WindowGeometry.from_metadata(self.metadata)
         except UsageError as error:
             yield Problem("metadata", f"its metadata contradicts itself: {error}", self.fix)
 
@@ -159,16 +157,6 @@ def as_integer(value: object) -> int | None:
     except (TypeError, ValueError):
         return None
     return number if -(2**63) <= number < 2**63 else None
-
-
-def rebuild_command(
-    path: Path,
-    geometry: WindowGeometry | None,
-    metadata: Mapping[str, object] | None = None,
-    max_ambiguous: float | None = None,
-) -> str:
-    """Return the command that makes a window database again, with its packs."""
-    return precompute_command(path, geometry=geometry, max_ambiguous=max_ambiguous, metadata=metadata, force=True)
 
 
 def row_problem(window_idx: int, row: Sequence[object]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
+from sharded_eden.format.commands import precompute_command
 from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
@@ -70,7 +71,7 @@ class RowFormat:
     include_eos: bool = True
     packed_bases: int | None = None
     """Bases that a window shows at most in a packed row, where the packs say so; None: as many as fit."""
-    rebuild: str = "sharded-eden precompute SPLIT.parquet WINDOWS.db --pack"
+    rebuild: str = precompute_command("WINDOWS.db", pack=True)
     """The command, but for `--special-tokens`, that packs the windows again."""
     mask_ambiguous: bool = False
     """No loss on labels other than A, C, G and T."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sharded_eden.errors import DatabaseError
+from sharded_eden.format.commands import pack_command
 from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.locate.windows import WindowIndex
@@ -54,7 +55,7 @@ class PackIndex:
 
     @property
     def _cure(self) -> str:
-        return f"sharded-eden pack {self._index.path}"
+        return pack_command(self._index.path)
 
     def windows(self, packs: Sequence[int]) -> list[list[int]]:
         """Return the window indices of each pack.

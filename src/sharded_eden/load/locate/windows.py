@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import apsw
 import numpy as np
 
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, shown
-from sharded_eden.format.commands import sibling
+from sharded_eden.format.commands import precompute_command, sibling
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
@@ -69,9 +69,7 @@ class WindowIndex:
     def __init__(self, path: str | os.PathLike[str], *, io: IOMode = "auto") -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise MissingDatabase(
-                f"{self.path}: no such window database. Make it: sharded-eden precompute SPLIT.parquet {self.path}"
-            )
+            raise MissingDatabase(f"{self.path}: no such window database. Make it: {precompute_command(self.path)}")
         self._unchanged = Unchanged({"": self.path})
         self._connections = PerThread(partial(WindowCursor, self._unchanged, io), WindowCursor.close)
         try:
@@ -108,8 +106,9 @@ class WindowIndex:
         """
         is_same = geometry == self.geometry
         path = self.path if is_same else sibling(self.path, str(geometry.window_size))
-        command = rebuild_command(path, geometry, max_ambiguous=self.max_ambiguous, force=is_same)
-        return command + pack_options(self.metadata)
+        return precompute_command(
+            path, geometry=geometry, max_ambiguous=self.max_ambiguous, metadata=self.metadata, force=is_same
+        )
 
     def _write_lookups(self) -> None:
         with_rows = self._has_lengths and self.total_windows < FEW_WINDOWS * self.metadata.get("distinct_sequences", 0)
@@ -269,40 +268,6 @@ class WindowIndex:
     def close(self) -> None:
         """Close every connection of this process."""
         self._connections.close()
-
-
-def rebuild_command(
-    path: str | os.PathLike[str],
-    geometry: WindowGeometry,
-    *,
-    max_ambiguous: float | None = None,
-    force: bool = True,
-) -> str:
-    """Return the command that makes a window database with a geometry.
-
-    Args:
-        path: the window database.
-        geometry: how its windows are cut.
-        max_ambiguous: the share of ambiguous letters above which windows are left out.
-        force: replace the database of this name, which is damaged.
-    """
-    extra = f" --window-min-length-threshold {geometry.min_length}" if geometry.min_length else ""
-    extra += " --keep-tail" if geometry.keep_tail else ""
-    extra += f" --special-tokens {geometry.special_tokens}" if geometry.special_tokens != 3 else ""
-    extra += f" --max-ambiguous {max_ambiguous:g} --sequences SEQDB" if max_ambiguous is not None else ""
-    extra += " --force" if force else ""
-    return (
-        f"sharded-eden precompute SPLIT.parquet {path} --window-size {geometry.window_size} "
-        f"--stride {geometry.stride}{extra}"
-    )
-
-
-def pack_options(metadata: Mapping[str, object]) -> str:
-    """Return the options of that command that make the same packs."""
-    if "total_packs" not in metadata:
-        return ""
-    seed = metadata.get("pack_seed", 42)
-    return " --pack" + (f" --pack-seed {seed}" if seed != 42 else "")
 
 
 _TEXT_BYTES = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}

@@ -37,6 +37,11 @@ MOST_JOBS = 1024
 """The largest number of processes: each takes memory and file descriptors, even while it is idle."""
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where tasks run.
@@ -269,11 +274,11 @@ class Meter:
         self._total = total
         self._next_report = 0.0
 
-    def reach(self, before: int, done: int) -> None:
-        """Report `done` of the current part, and `before` of the parts before it."""
+    def reach(self, done: int) -> None:
+        """Report how much is done."""
         if self._progress is not None and (now := time.monotonic()) >= self._next_report:
             self._next_report = now + REPORT_SECONDS
-            self._progress(min(before + done, self._total), self._total)
+            self._progress(min(done, self._total), self._total)
 
     def finish(self) -> None:
         """Report that everything is done."""
@@ -346,7 +351,7 @@ class Totals:
 
     def _tell(self, sample: str) -> None:
         running = self._running.values()
-        self._meter.reach(self._done, sum(tick.done for tick in running))
+        self._meter.reach(self._done + sum(tick.done for tick in running))
         if self._note is not None:
             records = self._records + sum(tick.records for tick in running)
             bases = self._bases + sum(tick.bases for tick in running)

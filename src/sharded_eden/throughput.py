@@ -19,8 +19,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from sharded_eden.errors import UsageError
-from sharded_eden.format.kinds import WINDOW_DBS_PATTERN, expect, refuse_url
-from sharded_eden.jobs import Progress
+from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
+from sharded_eden.format.schema import WINDOWS_SUFFIX
+from sharded_eden.jobs import Progress, usable_processors
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.train.stream import Stream
@@ -110,8 +111,7 @@ def bench(
         raise UsageError(f"{unknown[0]!r} is no start method here: use {', '.join(known)}")
     most = min(8, usable_processors()) if max_workers is None else max_workers
     workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
-    refuse_url(sequence_db_dir, "SEQDB")
-    expect(Path(sequence_db_dir), "SEQDB", "a folder of sequence databases")
+    sequence_db_dir = sequence_folder(sequence_db_dir)
     window_db_path = _window_database(window_db_path)
     opener = _Opener(sequence_db_dir, window_db_path, tokenizer)
     steps = 2 + 2 * (1 + len(methods) * (len(workers) - 1))
@@ -150,24 +150,10 @@ def bench(
     return BenchResult(**{**result.__dict__, "verdict": _verdict(result, is_table)})
 
 
-def usable_processors() -> int:
-    """Return how many processors this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _window_database(path: str | os.PathLike[str]) -> Path:
-    """Return a window database; of a folder that `precompute` wrote, that of the training split.
-
-    Raises:
-        UsageError: it is a URL or something else.
-    """
-    refuse_url(path, "WINDOWS.db")
-    path = Path(path)
-    expect(path, "WINDOWS.db", "a window database", "a folder of window databases")
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob(WINDOW_DBS_PATTERN))
-    return next((each for each in found if each.name == "train_windows.db"), found[0] if found else path)
+    """Return a window database; of a folder that `precompute` wrote, that of the training split."""
+    found = window_database_or_folder(path)
+    return next((each for each in found if each.name == f"train{WINDOWS_SUFFIX}"), found[0])
 
 
 class _Opener:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import sqlite3
@@ -39,9 +38,7 @@ import oracle
 from sharded_eden import cli, pack_window_database, verify
 from sharded_eden.checks import digests
 from sharded_eden.checks.findings import CHECKS
-from sharded_eden.checks.run import _each
-from sharded_eden.errors import EdenError, UsageError
-from sharded_eden.jobs import Engine
+from sharded_eden.errors import UsageError
 
 # ---- nothing on clean data ----
 
@@ -198,15 +195,6 @@ def test_any_number_of_processes_finds_the_same(world):
     alone = world.verify(full=True)
     assert len(alone.findings) >= 4
     assert world.verify(full=True, jobs=3) == alone
-
-
-def die(status: int, say: object) -> None:
-    os._exit(status)
-
-
-def test_a_process_that_dies_is_an_error():
-    with pytest.raises(EdenError, match=r"a worker process died.*fewer --jobs than 2"):
-        list(_each(die, [1, 1], Engine(jobs=2), at_once=1, heard=print))
 
 
 def test_special_databases_are_checked_like_others(world):

@@ -119,7 +119,7 @@ def test_the_command_line_takes_it(command, expected):
     [
         ("sharded-eden build IN --out x --seqs y", "No such option"),
         ("sharded-eden prepare IN", "No such command"),
-        ("sharded-eden pack", "Missing argument"),
+        ("sharded-eden pack", "Missing parameter"),
     ],
 )
 def test_a_wrong_command_is_refused(wrong, message):

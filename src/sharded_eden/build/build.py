@@ -36,7 +36,7 @@ from sharded_eden.build.staging import Place, workplace
 from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, publishing, real_folder, writing
-from sharded_eden.jobs import Engine, EngineName, Note, Progress, Totals
+from sharded_eden.jobs import Engine, EngineName, Note, Progress, Totals, usable_processors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ def build_sequence_dbs(
     files = records.find_inputs(inputs, format=format, out=out)
     total = sum(file.stat().st_size for file in files if str(file) != STANDARD_INPUT)
     if jobs is None and engine == "local":
-        jobs = min(8, _processors()) if total >= WORTH_PROCESSES_BYTES else 1
+        jobs = min(8, usable_processors()) if total >= WORTH_PROCESSES_BYTES else 1
     where = Engine(engine, jobs, address)
     settings = json.dumps({"tag": tag, "sample_regex": sample_regex, **asdict(options)}, sort_keys=True)
     with workplace(out, scratch) as place:
@@ -247,10 +247,6 @@ WORTH_PROCESSES_BYTES = 32 << 20
 
 
 PAGE_SIZES = tuple(1 << power for power in range(9, 17))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_folder(given: object, what: str) -> Path:

@@ -25,7 +25,6 @@ from typing import Any, Literal, TypeVar, get_args
 import polars as pl
 
 from sharded_eden.build.manifest import Manifest
-from sharded_eden.checks.arguments import sequence_folder, window_databases
 from sharded_eden.checks.digests import find_copies
 from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally
 from sharded_eden.checks.reading import read_windows
@@ -38,6 +37,7 @@ from sharded_eden.checks.sample import (
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
 from sharded_eden.errors import DatabaseError, EdenError, UsageError
 from sharded_eden.format.commands import build_command, quoted, split_command, verify_command
+from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
 from sharded_eden.format.parquet import parquet_source
 from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
 from sharded_eden.format.sqlite import open_read_only
@@ -113,7 +113,7 @@ def verify(
         UsageError: a window database is given twice, a number is invalid, or a path is of another kind than expected.
     """
     folder = sequence_folder(sequence_db_dir)
-    splits = [path for given in window_dbs for path in window_databases(given)]
+    splits = [path for given in window_dbs for path in window_database_or_folder(given)]
     if by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
     where = Engine(engine, jobs, address)
@@ -189,25 +189,31 @@ class _Run:
         )
 
     def _reports(
-        self, check: Callable[[Task, Say], Report], tasks: Sequence[Task], path_of: Callable[[Task], Path]
-    ) -> Iterator[Report]:
-        """Run tasks, in this process or in several, and count them as done."""
-        running: dict[int, int] = {}
-        ended = 0
+        self, check: Callable[[Task, Say], Report], tasks: Sequence[Task], paths: Iterable[Path]
+    ) -> list[Report]:
+        """Run the check of each path as a task, in this process or in several; return the reports in the order of tasks."""
+        sizes = list(map(_size, paths))
+        reached = [0] * len(tasks)  # bytes
 
         def heard(message: tuple[int, float]) -> None:
             number, share = message
-            if number >= ended:  # a worker's message may arrive after its result
-                running[number] = int(share * _size(path_of(tasks[number])))
-                self._meter.reach(self._done, sum(running.values()))
+            more = max(0, int(share * sizes[number]) - reached[number])  # a message may arrive after the result
+            reached[number] += more
+            self._done += more
+            self._meter.reach(self._done)
 
-        reports = _each(check, tasks, self.engine, 1 if self.full else TASKS_AT_ONCE, heard)
-        for number, (task, report) in enumerate(zip(tasks, reports, strict=True)):
-            yield report
-            ended = number + 1
-            running.pop(number, None)
-            self._done += _size(path_of(task))
-            self._meter.reach(self._done, sum(running.values()))
+        at_once = 1 if self.full else TASKS_AT_ONCE
+        groups = [(first, check, tasks[first : first + at_once]) for first in range(0, len(tasks), at_once)]
+        engine = Engine() if self.engine.name == "local" and len(groups) < 2 else self.engine
+        reports: dict[int, list[Report]] = {}
+        for ended in run_tasks(_check_group, groups, engine, heard=heard):
+            if ended.result is None:
+                raise ended.error or EdenError("a task of verify gave no report")
+            first = ended.task[0]
+            reports[first] = ended.result
+            for number in range(first, first + len(ended.result)):
+                heard((number, 1.0))
+        return [report for first, _, _ in groups for report in reports[first]]
 
     # ---- each database ----
 
@@ -223,7 +229,7 @@ class _Run:
             )
             for number, path in enumerate(self.splits)
         ]
-        reports = list(self._reports(verify_windows, tasks, lambda task: task.path))
+        reports = self._reports(verify_windows, tasks, self.splits)
         for report in reports:
             missing = Tally()
             for sample in sorted(report.ranges.keys() - self._paths.keys() - {""}) if self._paths else ():
@@ -258,7 +264,7 @@ class _Run:
             )
             for number, (sample, path) in enumerate(self._paths.items())
         ]
-        reports = list(self._reports(verify_sample, tasks, lambda task: task.path))
+        reports = self._reports(verify_sample, tasks, self._paths.values())
         for report in reports:
             self._findings.found += report.findings
         return reports
@@ -348,42 +354,18 @@ def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[Windo
             )
 
 
-def _each(
-    check: Callable[[Task, Say], Report], tasks: Sequence[Task], engine: Engine, at_once: int, heard: Say
-) -> Iterator[Report]:
-    """Yield the reports of tasks in their order, wherever they run.
-
-    Args:
-        check: called with a task and a function that takes the share done, from 0 to 1.
-        tasks: the tasks.
-        engine: where they run.
-        at_once: tasks sent to a process together.
-        heard: called with (number of the task, share done).
-    """
-    if engine.name == "local" and (engine.jobs == 1 or len(tasks) < 2):
-        for number, task in enumerate(tasks):
-            yield check(task, partial(_say_share, heard, number))
-        return
-    groups = [(first, check, tasks[first : first + at_once]) for first in range(0, len(tasks), at_once)]
-    waiting: dict[int, list[Report]] = {}
-    expected = 0
-    for ended in run_tasks(_check_group, groups, engine, heard=heard):
-        if ended.result is None:
-            raise ended.error or EdenError("a task of verify gave no report")
-        waiting[ended.task[0]] = ended.result
-        while expected in waiting:
-            reports = waiting.pop(expected)
-            expected += len(reports)
-            yield from reports
-
-
 def _say_share(say: Say, number: int, share: float) -> None:
     say((number, share))
 
 
 def _check_group(group: tuple[int, Callable[[Task, Say], Report], Sequence[Task]], say: Say) -> list[Report]:
+    """Check some databases; `say` is called with (number of the task, share of it that is done)."""
     first, check, tasks = group
-    return [check(task, partial(_say_share, say, first + number)) for number, task in enumerate(tasks)]
+    reports = []
+    for number, task in enumerate(tasks, start=first):
+        reports.append(check(task, partial(_say_share, say, number)))
+        say((number, 1.0))
+    return reports
 
 
 def _size(path: Path) -> int:

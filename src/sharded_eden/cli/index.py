@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from sharded_eden.cli.show import progress_bar, rate, size
-from sharded_eden.errors import UsageError
-from sharded_eden.windows.folder import WINDOWS_SUFFIX
+from sharded_eden.format.kinds import window_databases
 from sharded_eden.windows.index import IndexResult, index_window_database
 
 
@@ -37,7 +36,7 @@ def index(
     WINDOWS.db.index is written beside each window database. Windows without an address are read through SQLite, as they are
     without an index.
     """
-    for path in _window_databases(windows_dbs):
+    for path in dict.fromkeys(path for given in windows_dbs for path in window_databases(given)):
         started = time.monotonic()
         with progress_bar("reading") as progress:
             result = index_window_database(
@@ -49,19 +48,6 @@ def index(
                 progress=progress,
             )
         print_index(result, time.monotonic() - started)
-
-
-def _window_databases(paths: list[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(each for each in path.glob(f"*{WINDOWS_SUFFIX}") if not each.name.startswith("."))
-        if not inside:
-            raise UsageError(f"{path}: holds no window database: looked for *{WINDOWS_SUFFIX}")
-        found += inside
-    return list(dict.fromkeys(found))
 
 
 def print_index(result: IndexResult, seconds: float) -> None:

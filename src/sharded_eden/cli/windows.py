@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from sharded_eden.cli.show import progress_bar, rate, say_next, size
-from sharded_eden.errors import MissingDatabase, printable
+from sharded_eden.errors import printable
+from sharded_eden.format.kinds import window_databases
 from sharded_eden.format.schema import SPLITS
-from sharded_eden.windows.folder import WINDOWS_SUFFIX, precompute_window_databases
+from sharded_eden.windows.folder import precompute_window_databases
 from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
 
@@ -143,12 +144,7 @@ def pack(
     ] = None,
 ) -> None:
     """Fill rows with several whole windows each, so that short contigs waste nothing."""
-    if windows_db.is_dir():
-        paths = sorted(path for path in windows_db.glob(f"*{WINDOWS_SUFFIX}") if not path.name.startswith("."))
-        if not paths:
-            raise MissingDatabase(f"{printable(windows_db)}: holds no window database: looked for *{WINDOWS_SUFFIX}")
-    else:
-        paths = [windows_db]
+    paths = window_databases(windows_db)
     for path in paths:
         started = time.monotonic()
         with progress_bar(f"packing {path.name}") as progress:

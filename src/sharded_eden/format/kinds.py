@@ -7,12 +7,16 @@ import re
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sharded_eden.errors import EdenError, UsageError, printable, shown
-from sharded_eden.format.schema import discover_sample_databases
+from sharded_eden.errors import EdenError, MissingDatabase, UsageError, printable, shown
+from sharded_eden.format.schema import SPLIT_SUFFIX, WINDOWS_SUFFIX, discover_sample_databases
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, table_columns
 
-WINDOW_DBS_PATTERN = "*_windows.db"
 SQLITE_MAGIC, PARQUET_MAGIC = b"SQLite format 3\0", b"PAR1"
+
+
+def named(folder: str | os.PathLike[str], suffix: str) -> list[Path]:
+    """Return the files of a folder whose names end so, sorted; not those whose names begin with a dot."""
+    return sorted(path for path in Path(folder).glob(f"*{suffix}") if not path.name.startswith("."))
 
 
 def kinds_of(path: Path) -> list[str]:
@@ -23,9 +27,9 @@ def kinds_of(path: Path) -> list[str]:
             with suppress(EdenError):
                 discover_sample_databases(path)
                 found.append("a folder of sequence databases")
-            if any(path.glob(WINDOW_DBS_PATTERN)):
+            if named(path, WINDOWS_SUFFIX):
                 found.append("a folder of window databases")
-            if any(path.glob("*_split.parquet")):
+            if named(path, SPLIT_SUFFIX):
                 found.append("a folder of split files")
             return found
         with path.open("rb") as file:
@@ -68,3 +72,37 @@ def expect(path: Path, name: str, *kinds: str) -> None:
     found = kinds_of(path)
     if found and not set(found) & set(kinds):
         raise UsageError(f"{name}: {printable(path)} is {found[0]}; expected {' or '.join(kinds)}")
+
+
+def sequence_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of sequence databases that a user names.
+
+    Raises:
+        UsageError: it is a URL, or something else.
+    """
+    refuse_url(path, "SEQDB")
+    expect(Path(path), "SEQDB", "a folder of sequence databases")
+    return Path(path)
+
+
+def window_database_or_folder(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the window database that a user names, or those of a folder that `precompute` wrote.
+
+    Raises:
+        UsageError: it is a URL, or something else.
+    """
+    refuse_url(path, "WINDOWS.db")
+    expect(Path(path), "WINDOWS.db", "a window database", "a folder of window databases")
+    return named(path, WINDOWS_SUFFIX) or [Path(path)]
+
+
+def window_databases(path: Path) -> list[Path]:
+    """Return a window database that is to be changed, or those of a folder.
+
+    Raises:
+        MissingDatabase: the folder holds none.
+    """
+    found = named(path, WINDOWS_SUFFIX) if path.is_dir() else [path]
+    if not found:
+        raise MissingDatabase(f"{printable(path)}: holds no window database: looked for *{WINDOWS_SUFFIX}")
+    return found

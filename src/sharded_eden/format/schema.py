@@ -23,6 +23,8 @@ MANIFEST_FILE = "manifest.sqlite"
 """What each sample was built from; `build` writes it beside the sample folders."""
 
 SPLITS = ("train", "val", "test")
+SPLIT_SUFFIX, WINDOWS_SUFFIX = "_split.parquet", "_windows.db"
+"""How the names of split files and window databases in a folder end."""
 
 CREATE_SEQUENCES = """
 CREATE TABLE sequences (
@@ -67,7 +69,7 @@ Source: IUPAC-IUB, "Nomenclature for incompletely specified bases in nucleic aci
 
 def split_file_name(split: str) -> str:
     """Return the Parquet file name of a split: `train` -> `train_split.parquet`."""
-    return f"{split}_split.parquet"
+    return f"{split}{SPLIT_SUFFIX}"
 
 
 def sample_database_path(sequence_db_dir: str | os.PathLike[str], sample_id: str) -> Path:

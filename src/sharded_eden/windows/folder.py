@@ -15,10 +15,10 @@ from typing import Any
 
 from sharded_eden.errors import EdenWarning, InputError, printable, warn
 from sharded_eden.format.commands import split_command
+from sharded_eden.format.kinds import named
+from sharded_eden.format.schema import SPLIT_SUFFIX, WINDOWS_SUFFIX
 from sharded_eden.jobs import Engine, Progress, Say, run_tasks
 from sharded_eden.windows.precompute import CONTIGS, PACKING, PrecomputeResult, precompute_window_database
-
-SPLIT_SUFFIX, WINDOWS_SUFFIX = "_split.parquet", "_windows.db"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def splits_of_folder(folder: str | os.PathLike[str]) -> dict[str, Path]:
     Raises:
         InputError: there is none.
     """
-    files = sorted(path for path in Path(folder).glob(f"*{SPLIT_SUFFIX}") if not path.name.startswith("."))
+    files = named(folder, SPLIT_SUFFIX)
     if not files:
         raise InputError(
             f"{printable(folder)}: holds no split: looked for *{SPLIT_SUFFIX}. Make them: {split_command(out=folder)}"

@@ -108,7 +108,7 @@ def index_window_database(
             joined.add(found)
             done += found.addresses.identity.size_bytes
             bytes_read += found.bytes_read
-            meter.reach(done, 0)
+            meter.reach(done)
         joined.finish()
         if FileIdentity.of(path.stat()) != identity:
             raise DatabaseError(f"{printable(path)}: it was changed while it was read. Run the command again")

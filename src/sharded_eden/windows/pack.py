@@ -150,7 +150,7 @@ def write_packs(
         dtype: type[np.integer[Any]] = np.uint16 if geometry.window_size <= np.iinfo(np.uint16).max else np.uint32
         for bases in lengths_of_windows:
             (np.minimum(bases, geometry.usable) + geometry.special_tokens).astype(dtype).tofile(file)
-            meter.reach(0, file.tell() // np.dtype(dtype).itemsize)
+            meter.reach(file.tell() // np.dtype(dtype).itemsize)
         file.flush()
         tokens = np.memmap(file, dtype=dtype, mode="r", shape=(total,)) if total else np.empty(0, dtype=dtype)
         for windows in _buffers(total, seed):
@@ -165,7 +165,7 @@ def write_packs(
             database.executemany("INSERT INTO packs VALUES (?, ?)", enumerate(blobs, start=packs))
             packs += len(rows)
             done += len(windows)
-            meter.reach(total, done)
+            meter.reach(total + done)
     meter.finish()
     totals = {
         "total_packs": packs,

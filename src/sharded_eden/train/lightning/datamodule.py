@@ -20,6 +20,7 @@ except ImportError as error:
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from sharded_eden.jobs import usable_processors
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.encode.compact import Expander
@@ -125,7 +126,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
         self.rampup_batch_size = rampup_batch_size
-        self.num_workers = min(8, _processors()) if num_workers is DEFAULT_WORKERS else num_workers
+        self.num_workers = min(8, usable_processors()) if num_workers is DEFAULT_WORKERS else num_workers
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
         self.rc_aug = rc_aug
@@ -370,8 +371,3 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             collate_fn=stream.collate_fn,
             **workers,
         )
-
-
-def _processors() -> int:
-    """Return how many processors this process may use, as PyTorch counts them when it warns of too many workers."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""A batch at once: rows that lie in one buffer from the moment they are made, so that collating them copies nothing."""
+"""Batches whose rows are made in one shared buffer, so that collating copies nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Example = dict[str, torch.Tensor]
 class Rows(Sequence[Example]):
     """The examples of one batch: a sequence of items whose tensors are rows of shared (B, T) buffers.
 
-    Any collate function can take it; `collate` hands the buffers on without a copy.
+    Any collate function accepts it; `collate` returns the buffers without a copy.
 
     Args:
         stacked: {name: (B, T) tensor}, whose rows differ from item to item.
@@ -42,7 +42,7 @@ class Rows(Sequence[Example]):
 
     def _item(self, k: int) -> Example:
         item = {**{name: rows[k] for name, rows in self.stacked.items()}, **self.shared}
-        if "cu_seqlens" in item:  # a batch's are filled up with T, an item's end where its row ends
+        if "cu_seqlens" in item:  # in a batch, rows are padded with T; in an item, they end with the row
             cu_seqlens = item["cu_seqlens"]
             segments = int(torch.count_nonzero(cu_seqlens < cu_seqlens[-1]))
             item["cu_seqlens"] = cu_seqlens[: segments + 1]
@@ -53,7 +53,7 @@ class Rows(Sequence[Example]):
 
     def collate(self) -> Example:
         """Return the batch: every tensor contiguous, with a leading dimension B."""
-        # repeat() copies even a single row: a batch is its user's to write to, what items share is not.
+        # repeat() copies even a single row: users may write to a batch, but not to tensors that items share.
         repeated = {name: t.repeat(len(self), *(1 for _ in t.shape)) for name, t in self.shared.items()}
         return {**self.stacked, **repeated}
 
@@ -62,7 +62,7 @@ def collate(batch: Any) -> Any:
     """Collate examples into a batch; `Rows` come without a copy, anything else through PyTorch's `default_collate`.
 
     Packed rows that come as a list get `cu_seqlens` of one length, filled up with T, and `tags` of one shape.
-    In a worker the batch is made to travel, see `sharded_eden.load.encode.sent`.
+    In a worker, the batch is prepared for sending, see `sharded_eden.load.encode.sent`.
     """
     if isinstance(batch, Rows):
         collated: Any = batch.collate()
@@ -75,7 +75,7 @@ def collate(batch: Any) -> Any:
 
 
 def _of_one_shape(items: Sequence[Example], name: str) -> list[Example]:
-    """Return items whose tensors of this name are filled up to one shape: boundaries with T, tags with -1."""
+    """Return items whose tensors of this name are padded to one shape: boundaries with T, tags with -1."""
     shapes = [item[name].shape for item in items]
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     filled = []

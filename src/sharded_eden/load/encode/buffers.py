@@ -1,8 +1,8 @@
-"""Memory for rows, used again as soon as nobody holds it: fresh memory costs several times more than filling it.
+"""Reuses memory for rows when nothing refers to it: new memory costs several times more than filling it.
 
 A batch of 32 rows of 8,192 tokens is 5 MB, which the allocator takes from the system and gives back each time; the page faults
-of new memory then cost four times as much as encoding the rows. A buffer is free again when nothing but this pool refers to
-it: tensors made of it, views of them and whatever was collated without a copy all hold a reference.
+of new memory then cost four times as much as encoding the rows. A buffer is free when only this pool refers to it: tensors over
+it, views of them and batches that were collated without a copy all hold a reference.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_POOLED_BYTES = 64 << 20
-"""What one pool keeps at most; a batch that finds no free buffer beyond that gets memory of its own."""
+"""The most memory that one pool keeps; beyond it, a batch without a free buffer gets new memory."""
 
 LOOKS = 4
-"""Buffers that are looked at before a new one is made."""
+"""Buffers that are checked before a new one is made."""
 
 PAGE_BYTES = 4096
 LABELS_OFFSET_BYTES = 2048
-"""How far each array lies from the one before it, modulo a page.
+"""The distance of each array from the previous one, modulo a page.
 
-Labels are tokens moved by one. Where a load follows a store to the same place in another page, processors take the one for the
-other and wait: copying a row then costs 34 us instead of 2. Half a page lies between them, whatever the allocator gives.
+Labels are tokens moved by one. If a load follows a store to the same offset in another page, processors treat them as dependent
+and wait: copying a row then costs 34 us instead of 2. Arrays are therefore half a page apart.
 Source: Intel 64 and IA-32 Architectures Optimization Reference Manual, "4-KByte aliasing".
 """
 
@@ -38,15 +38,15 @@ BATCH_DTYPES = (*DTYPES, np.int64)
 """Of tokens, labels, loss mask and position ids."""
 
 Arrays = tuple[NDArray[Any], ...]
-"""Arrays over memory of their own."""
+"""Arrays with their own memory."""
 
 
 class RowBuffers:
-    """Hands out arrays for rows of `seq_length` tokens. For one thread.
+    """Provides arrays for rows of `seq_length` tokens. For one thread.
 
     Args:
         seq_length: T.
-        dtypes: of the arrays; unless given, of tokens, labels and loss mask.
+        dtypes: of the arrays; by default, of tokens, labels and loss mask.
     """
 
     def __init__(self, seq_length: int, dtypes: tuple[type[np.generic], ...] = DTYPES) -> None:
@@ -62,7 +62,7 @@ class RowBuffers:
         pool = self._pool.get(shape)
         if pool is None:
             pool = self._pool[shape] = deque()
-        # The oldest first: those are the ones that their users are done with. A few looks, whatever the pool holds.
+        # The oldest first: they are the most likely to be free. A fixed number of checks, whatever the size of the pool.
         for _ in range(min(LOOKS, len(pool))):
             pool.rotate(-1)
             if _references(pool[-1]) <= self._unused:
@@ -74,7 +74,7 @@ class RowBuffers:
         return arrays
 
     def clear(self) -> None:
-        """Let go of all memory that is not in use elsewhere."""
+        """Free all memory that is not in use elsewhere."""
         self._pool.clear()
         self._pooled_bytes = 0
 

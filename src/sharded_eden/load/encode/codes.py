@@ -1,12 +1,11 @@
-"""Rows of codes, one byte a token: what compact batches are, and what full ones are made of, a block of rows at once.
+"""Rows of codes, one byte a token. Compact batches consist of codes; full batches are made from them in blocks of rows.
 
     codes       1    4  ...   3   A   C   g  ...   T    2    0    0
     tokens     BOS  tag...   SEP  65  67  71 ...   84  EOS  PAD  PAD
 
-A letter stands for itself, its strand already chosen, and a number below 32 for what is no base, so that tokens and loss
-mask are one lookup each in a table of 256 entries. Where letters are their own ids they are only widened.
-
-Costs half of what the same rows cost one by one: a block of rows is one call of NumPy.
+The code of a base is its letter, on the chosen strand; codes below 32 are special tokens. So tokens and loss mask are one
+lookup each in a table of 256 entries. Where letters equal their ids, they are only widened. A block of rows is one call of
+NumPy, which costs half as much as the same rows one by one.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ LEAST_LETTER = 32
 """The first byte that can be a letter in a tokenizer's table."""
 
 BLOCK_BYTES = 1 << 18
-"""Codes that are turned into tensors at once: they stay in a core's cache between being read and being used."""
+"""Codes that are converted to tensors at once: they stay in a core's cache between reading and use."""
 
 _COMPLEMENT_BYTES = COMPLEMENT.tobytes()
 
 
 class Specials(NamedTuple):
-    """The codes of what is no base: control characters, which no sequence holds."""
+    """The codes of special tokens: control characters, which no sequence holds."""
 
     pad: int = 0
     bos: int = 1
@@ -58,8 +57,8 @@ Ints = NDArray[np.int64]
 
 
 def reverse_complement_in_place(letters: NDArray[np.uint8]) -> None:
-    """Turn letters, (n,) uint8, into those of the other strand."""
-    # As bytes: twice as fast as a lookup of bytes in NumPy, which widens them to indices first.
+    """Replace letters, (n,) uint8, by their reverse complement."""
+    # bytes.translate is twice as fast as a lookup in NumPy, which widens bytes to indices first.
     letters[::-1] = np.frombuffer(letters.tobytes().translate(_COMPLEMENT_BYTES), dtype=np.uint8)
 
 
@@ -78,7 +77,7 @@ class CodeTables:
         """(256,) int64: code -> id; `UNKNOWN` for codes of tags and bytes that the tokenizer does not encode alone."""
         letter_weights = row_format.loss_weights()
         self.weights = np.ones(256, dtype=np.float32) if letter_weights is None else letter_weights.copy()
-        """(256,) float32: code -> what it weighs as a label."""
+        """(256,) float32: code -> its weight as a label."""
         self.weights[:LEAST_LETTER] = 0
         if row_format.loss_on_eos:
             self.weights[specials.eos] = 1
@@ -94,7 +93,7 @@ class CodeTables:
         labels: NDArray[np.int64],
         loss_mask: NDArray[np.float32],
     ) -> None:
-        """Make tokens, labels and loss mask of rows, without what is no code: tags, and what ends inside a packed row.
+        """Make tokens, labels and loss mask of rows, without tags and without the ends of windows inside a packed row.
 
         Args:
             codes: (B, T) uint8.
@@ -116,9 +115,9 @@ class CodeTables:
         loss_mask[:, -1] = 0
 
     def any_loss(self, codes: NDArray[np.uint8], cu_seqlens: NDArray[np.int32] | None = None) -> bool:
-        """Tell whether any label earns a loss: of rows (B, T) uint8, packed where there are `cu_seqlens` (B, S)."""
+        """Return whether any label of rows (B, T) uint8 counts in the loss; packed rows have `cu_seqlens` (B, S)."""
         earning = (self.weights > 0)[codes]
-        earning[:, 0] = False  # what a window begins with is nobody's label
+        earning[:, 0] = False  # the first token of a window is not a label
         if cu_seqlens is not None:
             row, boundary = np.nonzero(cu_seqlens < codes.shape[1])
             earning[row, cu_seqlens[row, boundary]] = False
@@ -134,7 +133,7 @@ def _ids(encoding: Encoding, table: NDArray[np.int64], specials: Specials) -> ND
 
 
 class CodeEncoder:
-    """Makes rows of codes around letters that lie in them already.
+    """Completes rows of codes that hold the letters already.
 
     Args:
         row_format: the layout of a row; its tokenizer is a table.
@@ -196,7 +195,7 @@ class CodeEncoder:
         return int(np.count_nonzero(np.take(self._known, codes, mode="clip"))) == letters
 
     def check(self, letters: NDArray[np.uint8]) -> None:
-        """Refuse the letters of a window that the tokenizer's table does not know.
+        """Raise an error for letters of a window that are not in the tokenizer's table.
 
         Raises:
             UnicodeError: with the first one.

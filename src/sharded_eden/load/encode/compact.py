@@ -1,6 +1,6 @@
-"""Compact batches: 8 KB a window on its way to the device instead of 229, and the tensors made there. Bit-identical.
+"""Compact batches: 8 KB instead of 229 KB a window are sent to the device, which makes equal tensors, bit for bit.
 
-A compact row is T codes, see `sharded_eden.load.encode.codes`. Control tags, whose ids are arbitrary, travel beside them.
+A compact row is T codes, see `sharded_eden.load.encode.codes`. Control tags, whose ids are arbitrary, are separate tensors.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from sharded_eden.load.encode.example import RowFormat
 from sharded_eden.load.read.connections import PerThread
 
 CompactBatch = Mapping[str, torch.Tensor]
-"""`codes` (B, T) uint8; with control tags `tags` (B, G) int64, -1 behind shorter ones; whatever else is passed on.
+"""`codes` (B, T) uint8; with control tags `tags` (B, G) int64, padded with -1; and other keys.
 
 Packed rows have `cu_seqlens` (B, S) int32 too, and tags of each window: (B, windows of a row, G)."""
 
 
 def check_compact(row_format: RowFormat) -> None:
-    """Refuse a layout of which no compact batches can be made.
+    """Raise an error for a layout that has no compact form.
 
     Raises:
-        UsageError: the tokenizer is no table, so that its tokens cannot be made on a device.
+        UsageError: the tokenizer does not have one id per letter, so its tokens cannot be made on a device.
     """
     if row_format.encoding.table is None:
         raise UsageError(
@@ -101,7 +101,7 @@ class Expander:
         return tokens, labels, loss_mask
 
     def _put_tags(self, tags: torch.Tensor, tokens: torch.Tensor, segments: torch.Tensor | None) -> None:
-        """Write the ids of control tags behind each BOS: (B, G), or (B, windows of a row, G) in packed rows."""
+        """Write the ids of control tags after each BOS: (B, G), or (B, windows of a row, G) in packed rows."""
         first = int(self._format.include_bos)
         if segments is None:
             place = tokens[:, first : first + tags.shape[1]]
@@ -116,7 +116,7 @@ class Expander:
 
 
 def positions_in_windows(cu_seqlens: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where each token stands in its window of a packed row, and which tokens are the last of theirs.
+    """Return the position of each token in its window of a packed row, and which tokens are the last ones of a window.
 
     Args:
         cu_seqlens: (B, S) integers: where each window begins, and T from the end of the last one on.

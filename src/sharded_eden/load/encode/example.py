@@ -4,7 +4,7 @@ tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
 labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
 loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where the label is a base)
 
-A packed row holds several windows one behind the other, each with its own header and EOS.
+A packed row holds several windows one after another, each with its own header and EOS.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class RowFormat:
 class RowEncoder:
     """Fills rows of int64 tokens, int64 labels and float32 loss masks.
 
-    A row is made of windows one behind the other, each with a header and EOS of its own, and padding behind the last; without
+    A row consists of windows one after another, each with its own header and EOS, and padding after the last one; without
     packing there is one.
 
     Args:

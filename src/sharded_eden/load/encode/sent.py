@@ -1,8 +1,8 @@
-"""How batches travel from a worker to the main process: small tensors as bytes through the pipe.
+"""Sends batches from a worker to the main process: small tensors as bytes through the pipe.
 
 PyTorch passes a descriptor of shared memory for each tensor, however small, which takes several hundred microseconds. Up to
-half a megabyte, sending the bytes themselves is faster: two to four times as many batches a second where one holds a row or
-two of 8,192 tokens, or 32 rows of codes.
+half a megabyte, sending the bytes themselves is faster: two to four times as many batches a second with one or two rows of
+8,192 tokens, or 32 rows of codes.
 
 Batches of this size fill the pipe. If the main process is killed, the thread that writes to the pipe never returns, and Python
 waits for it when the worker exits. So each worker also watches its parent, and ends at once when the parent is gone.
@@ -24,7 +24,7 @@ MOST_BYTES = 1 << 19
 """Larger tensors are sent as shared memory, as PyTorch does."""
 
 DTYPES = frozenset({torch.int64, torch.int32, torch.uint8, torch.float32, torch.bool})
-"""The dtypes of tensors that are sent as bytes: those of our batches."""
+"""The dtypes of tensors that are sent as bytes."""
 
 POLL_SECONDS = 1.0
 """How often a worker checks that its parent is alive."""
@@ -33,7 +33,7 @@ _watching_process: int | None = None
 
 
 class _Bytes(NamedTuple):
-    """A tensor in transit."""
+    """A tensor that is being sent."""
 
     data: bytes
     dtype: str
@@ -41,7 +41,7 @@ class _Bytes(NamedTuple):
 
 
 class SentBatch(dict[str, Any]):
-    """A batch that another process receives as a plain dict. In a worker, it starts the watch over the parent process."""
+    """A batch that another process receives as a plain dict. In a worker, it starts the thread that watches the parent."""
 
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)

@@ -1,4 +1,4 @@
-"""What belongs to one thread of one process: SQLite connections cross neither a fork nor a pickle.
+"""Objects of one thread of one process: SQLite connections must not be used after a fork, and cannot be pickled.
 
 Source: https://www.sqlite.org/howtocorrupt.html, section 2.6: a connection that was carried through fork() must not be used
 in the child, and not be closed there either.
@@ -23,13 +23,13 @@ CLOSE_SECONDS = 30.0
 """How long closing waits for a query of another thread."""
 
 _inherited: list[object] = []
-"""What the parent process had open when it forked this one: never used here, and never closed here either."""
+"""The objects that the parent process had open at the fork: this process never uses or closes them."""
 
 _instances: weakref.WeakValueDictionary[int, PerThread[Any]] = weakref.WeakValueDictionary()
 
 
 class PerThread(Generic[T]):
-    """One `T` for each thread that asks, made on first use; a forked child and an unpickled copy start with none.
+    """One `T` for each thread, made on first use; a forked child and an unpickled copy start with none.
 
     Args:
         make: makes a `T`; called in the thread that will use it.
@@ -48,7 +48,7 @@ class PerThread(Generic[T]):
         _watch_forks()
 
     def opened(self) -> list[T]:
-        """Return what is open now, of every thread."""
+        """Return the open objects of all threads."""
         return alive(self._all)
 
     def get(self) -> T:
@@ -61,14 +61,14 @@ class PerThread(Generic[T]):
         return value
 
     def close(self) -> None:
-        """Close what this process has open, in every thread; what a parent process opened is left alone."""
+        """Close the objects of all threads of this process, but not those that a parent process opened."""
         opened = self.opened()
         self._start_empty()
         for value in opened:
             self._close_when_idle(value)
 
     def _close_when_idle(self, value: T) -> None:
-        """Close a `T`; where another thread uses its SQLite connection at this moment, wait until it does not."""
+        """Close a `T`; wait while another thread uses its SQLite connection."""
         until = time.monotonic() + CLOSE_SECONDS
         while True:
             try:
@@ -90,13 +90,13 @@ class PerThread(Generic[T]):
 
 def alive(values: weakref.WeakValueDictionary[int, T]) -> list[T]:
     """Return the values of a weak dictionary."""
-    # valuerefs() makes its list in one step, so that no other thread can change the dictionary underneath.
+    # valuerefs() makes its list in one step, so that no other thread can change the dictionary meanwhile.
     return [value for ref in values.valuerefs() if (value := ref()) is not None]
 
 
 @lru_cache(maxsize=1)
 def _watch_forks() -> None:
-    """Let forked children start with none, and keep alive there what the parent has open: letting go would close it."""
+    """In a forked child, start with no objects, and keep those of the parent alive: freeing them would close them."""
     os.register_at_fork(
         before=lambda: _inherited.append([(each._local, each.opened()) for each in alive(_instances)]),
         after_in_parent=_inherited.pop,
@@ -110,13 +110,13 @@ def _empty_all() -> None:
 
 
 def connection_budget(promised: int = 0) -> int:
-    """Return how many databases a thread may hold open: a third of the file descriptors that are left.
+    """Return how many databases a thread may keep open: a third of the free file descriptors.
 
     The rest is for other datasets, for threads and forked children, which inherit what is open, and for the trainer. The
     soft limit is raised to the hard one first.
 
     Args:
-        promised: descriptors that others were told they may use, and do not use yet.
+        promised: descriptors that other threads may still open.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

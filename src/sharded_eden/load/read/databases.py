@@ -1,7 +1,7 @@
-"""contig ID -> the contig, ready to be read: the pool of sequence databases, one for each thread.
+"""contig ID -> its open contig: a pool of sequence databases for each thread.
 
-Databases stay open up to a budget of file descriptors, handles of long contigs up to one of memory; beyond these the least
-recently used goes. Costs nothing but a look where the contig is open, 2 µs where only its database is.
+Databases stay open within a limit of file descriptors, handles of long contigs within a limit of memory; beyond them, the least
+recently used one is closed. An open contig costs a dictionary lookup, an open database 2 µs.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ MAX_PAGE_LIST_BYTES = 32 << 20
 
 
 class LongContigs(OrderedDict[str, Contig]):
-    """The handles that stay open: least recently used first out, bounded in number and in bytes of page lists."""
+    """The handles that stay open, limited in number and in bytes of page lists; the least recently used is closed first."""
 
     def __init__(self) -> None:
         super().__init__()
         self._page_list_bytes = 0
 
     def keep(self, contig_id: str, contig: Contig) -> None:
-        """Take a handle in, and let go of the least recently used ones beyond the bounds."""
+        """Add a handle, and close the least recently used ones beyond the limits."""
         self[contig_id] = contig
         self._page_list_bytes += contig.page_list_bytes
         while len(self) > 1 and (len(self) > MAX_LONG_HANDLES or self._page_list_bytes > MAX_PAGE_LIST_BYTES):
@@ -51,20 +51,20 @@ class LongContigs(OrderedDict[str, Contig]):
             self._page_list_bytes -= freed.page_list_bytes
 
     def forget(self, sample_id: str) -> None:
-        """Let go of every handle of a database that is about to be closed."""
+        """Close every handle of a database that is about to be closed."""
         for contig_id in [key for key, contig in self.items() if contig.sample_id == sample_id]:
             self._page_list_bytes -= self.pop(contig_id).page_list_bytes
 
 
 _pools: weakref.WeakValueDictionary[int, OpenDatabases] = weakref.WeakValueDictionary()
 _budgeting = threading.Lock()
-os.register_at_fork(after_in_child=_budgeting._at_fork_reinit)  # type: ignore[attr-defined]  # as the standard library does
+os.register_at_fork(after_in_child=_budgeting._at_fork_reinit)  # type: ignore[attr-defined]  # as in the standard library
 
 TRIM_EVERY = 128
 """Databases opened between two calls of `return_freed_memory`."""
 
 PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16)
-"""Seconds between attempts to open a file while other threads come and go with the last file descriptors."""
+"""Seconds between attempts to open a file while other threads use the last file descriptors."""
 
 
 class OpenDatabases:
@@ -99,7 +99,7 @@ class OpenDatabases:
         return self.with_room(lambda: SampleDatabase(sample_id, reader.paths[sample_id], reader.io, reader.read_with))
 
     def with_room(self, open_file: Callable[[], T], kept: str = "") -> T:
-        """Return what `open_file` returns, with room made for it where others have used up the file descriptors.
+        """Return the result of `open_file`; if no file descriptor is free, close other databases first.
 
         Args:
             open_file: opens one file more; DatabaseError where it cannot.
@@ -112,14 +112,14 @@ class OpenDatabases:
             except DatabaseError as error:
                 if self._make_room(kept):
                     continue
-                # Whoever took the last descriptor may have given it back before we looked: that is no fault of the file.
+                # Another thread may have freed the last descriptor since: the file is not at fault.
                 pause = next(pauses, None)
                 if pause is None or not isinstance(error.__cause__, apsw.CantOpenError):
                     raise
                 time.sleep(pause)
 
     def _make_room(self, kept: str) -> bool:
-        """Close half of what is open where no file descriptor is left; return whether that was so, and helped."""
+        """Close half of the open databases if no file descriptor is free; return whether that freed any."""
         others = [sample_id for sample_id in self._open if sample_id != kept]
         if not others or not descriptors_are_exhausted():
             return False
@@ -130,7 +130,7 @@ class OpenDatabases:
 
     def _close(self, database: SampleDatabase) -> None:
         self.long_contigs.forget(database.sample_id)
-        database.connection.close(True)  # else a handle that failed to read would raise its error once more
+        database.connection.close(True)  # otherwise a handle that failed to read would raise its error again
 
     def close(self) -> None:
         """Close them all."""
@@ -139,17 +139,17 @@ class OpenDatabases:
 
 
 def return_freed_memory() -> None:
-    """Give memory that was freed back to the system, where its C library can (glibc).
+    """Return freed memory to the system, where the C library can (glibc).
 
-    To open a database SQLite takes 90 KB more than it keeps. The allocator cannot use these gaps again, so a thousand
-    databases would weigh as much as two thousand.
+    To open a database SQLite takes 90 KB more than it keeps. The allocator cannot use these gaps again, so a thousand databases
+    would use as much memory as two thousand.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class SequenceReader:
-    """Reads contigs of many sequence databases, each thread and process through connections of its own.
+    """Reads contigs of many sequence databases, with separate connections for each thread and process.
 
     Args:
         paths: {sample ID: sequence database}.
@@ -172,17 +172,17 @@ class SequenceReader:
         self._databases = PerThread(partial(OpenDatabases, self), OpenDatabases.close)
 
     def open_all(self) -> None:
-        """Open every database that fits into the budget of file descriptors, in this thread."""
+        """Open every database within the limit of file descriptors, in this thread."""
         opened = self._databases.get()
         for sample_id in itertools.islice(self.paths, opened.limit):
             opened.get(sample_id)
 
     def sample_of(self, contig_id: str) -> str:
-        """Return the sample of a contig: what its ID says, or the only one there is."""
+        """Return the sample of a contig: the one in its ID, or the only one."""
         return self._only_sample or extract_sample_id(contig_id)
 
     def contig(self, contig_id: str) -> Contig | None:
-        """Return a contig ready to be read until the next one is asked for in this thread; None where there is no such one.
+        """Return an open contig, valid until the next call in this thread; None if the database does not hold it.
 
         Raises:
             MissingDatabase: its sample has no database.
@@ -207,7 +207,7 @@ class SequenceReader:
         return found
 
     def check_unchanged(self, samples: Iterable[str]) -> None:
-        """Refuse sequence databases that are not what they were when this reader was made.
+        """Raise an error for sequence databases that have changed since this reader was made.
 
         Raises:
             DatabaseError: names the file and both identities.

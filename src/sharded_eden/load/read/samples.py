@@ -1,4 +1,4 @@
-"""Windows name samples whose sequence databases are there: checked when a dataset is opened."""
+"""Checks, when a dataset is opened, that the samples that windows name have sequence databases."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.databases import SequenceReader
 
 SEEKS_OF_ONLY_SAMPLE = 4096
-"""IDs that are looked at where there is just one sequence database, which needs no sample IDs."""
+"""The number of IDs that are checked if there is only one sequence database, which needs no sample IDs."""
 
 
 def _check_only_sample(
     only_sample: str, index: WindowIndex, sequence_db_dir: str | os.PathLike[str], holds: Callable[[str], bool]
 ) -> None:
-    """Refuse windows of other samples where just one sample has a sequence database.
+    """Raise an error for windows of other samples if only one sample has a sequence database.
 
     IDs that name no sample are accepted, and so are those of contigs that the database holds, whatever sample they name.
 
@@ -29,7 +29,7 @@ def _check_only_sample(
         only_sample: the sample of the database.
         index: the windows.
         sequence_db_dir: the folder of the database.
-        holds: tells whether the database holds a contig.
+        holds: returns whether the database holds a contig.
 
     Raises:
         MissingDatabase: an ID names another sample, and the database does not hold its contig.
@@ -50,7 +50,7 @@ def _check_only_sample(
 
 
 def check_samples(index: WindowIndex, reader: SequenceReader, sequence_db_dir: str | os.PathLike[str]) -> None:
-    """Refuse windows of samples without a sequence database.
+    """Raise an error for windows of samples without a sequence database.
 
     Args:
         index: the windows.

@@ -1,10 +1,11 @@
-"""One sequence database in one thread, and what a contig of it is: flat cost in contig length.
+"""One sequence database in one thread: reads part of a contig at a cost independent of its length.
 
-Enters: a contig ID, a 0-based start and a buffer. Leaves: the bases, as the bytes that the database holds.
-Costs: SQLite's incremental BLOB I/O reads just the bytes asked for (on TEXT values too), about 3 µs a window. The first read
-of a contig walks its chain of overflow pages; a handle that stays open remembers the pages, so long contigs keep theirs.
+Input: a contig ID, a 0-based start and a buffer. Output: the bases, as the bytes in the database.
+Costs: SQLite's incremental BLOB I/O reads only the requested bytes (also of TEXT values), about 3 µs a window. The first read
+of a contig follows its chain of overflow pages; an open handle caches the page numbers, so the handles of long contigs stay
+open.
 
-`substr()`, which loads the whole value first, is the fallback where BLOB I/O cannot serve: WITHOUT ROWID tables, views,
+`substr()`, which loads the whole value first, is the fallback where BLOB I/O does not work: WITHOUT ROWID tables, views,
 UTF-16 databases. Source: https://www.sqlite.org/c3ref/blob_open.html
 """
 
@@ -24,20 +25,20 @@ from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unre
 ReadMode = Literal["auto", "blob", "substr"]
 
 LONG_CONTIG_BASES = 1 << 17
-"""Contigs from here on keep a handle of their own: 128 kb are 32 pages, whose walk costs as much as a lookup."""
+"""Contigs of this length and more have their own handle: 128 kb are 32 pages, and following them costs as much as a lookup."""
 
 
 class Contig(Protocol):
-    """One contig, ready to be read."""
+    """One open contig."""
 
     sample_id: str
     length: int
     """Bases."""
     page_list_bytes: int
-    """What SQLite remembers for this contig alone, in a handle worth keeping; 0 where there is none."""
+    """Bytes that SQLite caches in a handle of this contig; 0 without such a handle."""
 
     def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
-        """Fill `out` from `at` on with the `length` bases from `start` on; -1: to its end. All of them must exist."""
+        """Write `length` bases from `start` into `out` at `at`; -1: to its end. All of them must exist."""
 
 
 class BlobContig:
@@ -52,7 +53,7 @@ class BlobContig:
         self.page_list_bytes = 0
 
     def reopen(self, rowid: int) -> None:
-        """Become the contig of another row."""
+        """Move the handle to the contig of another row."""
         self._blob.reopen(rowid)
         self.length = self._blob.length()
 
@@ -78,12 +79,12 @@ class SubstrContig:
     def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
         """See `Contig.read`."""
         place = out[at : len(out) if length < 0 else at + length]
-        # The one place with SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
+        # The only use of SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
         data: bytes = self._cursor.execute(
             "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ? COLLATE BINARY",
             (start * self._unit.itemsize + 1, len(place) * self._unit.itemsize, self._key),
         ).get
-        # What is not ASCII becomes a byte that no tokenizer table knows, and is refused there.
+        # Other characters than ASCII become a byte that is in no tokenizer table, and is refused there.
         place[:] = np.minimum(np.frombuffer(data, dtype=self._unit), 0xFF)
 
 
@@ -115,7 +116,7 @@ class SampleDatabase:
             raise
 
     def open_contig(self, contig_id: str) -> Contig | None:
-        """Return a contig of this database, None where it has no such one.
+        """Return a contig of this database, None if it is absent.
 
         A contig that is not `kept_open` may be read until the next one of this database is asked for.
         """

@@ -1,10 +1,10 @@
-"""Files must stay what they were when the dataset was opened: identities are recorded then and compared while reading.
+"""Detects changed files: records the identities of files when the dataset is opened, and compares them while reading.
 
-Enters: paths. Leaves: identities, or the error that names both. Costs one `os.stat` a file and batch.
+Input: paths. Output: identities, or an error that names both. Costs one `os.stat` a file and batch.
 
-What is noticed: another size, another modification time or another inode, so a file that was renamed over, rewritten, vacuumed,
-shortened or appended to. What is not: a writer that restores size and modification time, and one that writes between two checks
-until the next check of the file, which follows the next batch that reads it.
+It detects another size, modification time or inode: a file that was replaced, rewritten, vacuumed, shortened or extended. It
+does not detect a writer that restores size and modification time. A write between two checks is detected only at the next check
+of the file, after the next batch that reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sharded_eden.format.index import FileIdentity
 
 
 def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
-    """Return what tells the file at a path from others.
+    """Return the identity of the file at a path.
 
     Raises:
         MissingDatabase: there is none.
@@ -33,7 +33,7 @@ def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
 
 
 class Unchanged:
-    """The identities of files, as they were at first.
+    """The identities of files when they were first checked.
 
     Args:
         paths: {name: path}.
@@ -44,7 +44,7 @@ class Unchanged:
         self.identities = {name: file_identity(path) for name, path in self.paths.items()}
 
     def check(self, names: Iterable[str]) -> None:
-        """Compare files with what they were.
+        """Compare files with their first identities.
 
         Raises:
             DatabaseError: one was changed or replaced; names both identities.

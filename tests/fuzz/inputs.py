@@ -160,29 +160,37 @@ def table_records(data: bytes, kind: str) -> Records:
 
 
 def genbank_records(data: bytes) -> Records:
-    """Read LOCUS, VERSION and ORIGIN of each record."""
+    """Read LOCUS, VERSION and ORIGIN of each record.
+
+    As GenBank's format says: the header ends at FEATURES, so that a VERSION after it is none, and the first one counts; lines
+    that begin with 12 spaces continue the line before them, ORIGIN too, whose text is not bases; a line that begins with //
+    ends the record.
+    """
     records: Records = []
     length: int | None = None
-    name, parts, inside = "", [], False
+    name, parts, place = "", [], "header"
     for line in data.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n"):
         if line.startswith("LOCUS"):
             found = re.search(r"(\d+) bp", line)
             if found is None:
                 raise Undecided("no length in LOCUS")
-            length, parts, inside = int(found.group(1)), [], False
-        elif line.startswith("VERSION"):
-            name = (line[12:].split() or [""])[0]
-        elif line.startswith("ORIGIN"):
-            inside = True
-        elif line.rstrip() == "//" and length is None:
+            length, name, parts, place = int(found.group(1)), "", [], "header"
+        elif line.startswith("//") and length is None:
             continue
-        elif line.rstrip() == "//":
+        elif line.startswith("//"):
             sequence = "".join(parts)
-            if length is None or len(sequence) != length:
+            if len(sequence) != length:
                 raise Refused(f"LOCUS says {length} bases, there are {len(sequence)}")
             records.append((name, sequence))
-            length, name, inside = None, "", False
-        elif inside:
+            length = None
+        elif line.startswith("ORIGIN"):
+            place = "ORIGIN"
+        elif line.startswith("FEATURES"):
+            place = "features"
+        elif line.startswith("VERSION") and place == "header":
+            name = name or (line[12:].split() or [""])[0]
+        elif place == "bases" or (place == "ORIGIN" and not line.startswith(" " * 12)):
+            place = "bases"
             parts.append(re.sub(r"\s", "", line[10:]))
     if length is not None:
         raise Refused("no // after the last record")

@@ -92,8 +92,9 @@ def item(
     bos: bool = True,
     sep: bool = True,
     eos: bool = True,
+    table: str = "sequences",
 ) -> dict[str, list[float]]:
-    """One training example with the built-in tokenizer, as lists."""
+    """One training example with the built-in tokenizer, as lists; `sequences NOT INDEXED` finds the contig without an index."""
     connection = sqlite3.connect(window_db)
     sequence_id, k = connection.execute(
         "SELECT sequence_id, window_in_seq_idx FROM window_mappings WHERE window_idx = ?", (window_idx,)
@@ -101,7 +102,7 @@ def item(
     connection.close()
     sample = sample_of(sequence_id)
     connection = sqlite3.connect(sequence_db_dir / sample / f"glm_dataset_{sample}.sqlite")
-    (sequence,) = connection.execute("SELECT nt_sequence FROM sequences WHERE contig_id = ?", (sequence_id,)).fetchone()
+    (sequence,) = connection.execute(f"SELECT nt_sequence FROM {table} WHERE contig_id = ?", (sequence_id,)).fetchone()
     connection.close()
 
     tag = [ord(c) for c in f"<ctrl_{sequence_id.split('__')[0].lower()}>"] if control_tags else []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
@@ -76,6 +80,19 @@ def test_shares_are_met_and_depend_on_the_seed() -> None:
     assert [share_of(n, 1) < 0.5 for n in names[:99]] != [share_of(n, 2) < 0.5 for n in names[:99]]
 
 
+def described(folder: Path, sizes: dict[str, int]) -> Path:
+    """A folder of one contig a sample, described by its table alone, which is newer than the (empty) databases."""
+    table = {"contig_id": [f"B__X-{s}__1" for s in sizes], "length": list(sizes.values()), "sample": list(sizes)}
+    for name in sizes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"glm_dataset_{name}.sqlite").touch()
+    path = folder / "contigs.parquet"
+    pl.DataFrame(table, schema_overrides={"length": pl.Int64}).write_parquet(path)
+    later = time.time_ns() + 10**9
+    os.utime(path, ns=(later, later))
+    return folder
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.sets(st.integers(0, 10**6), min_size=3, max_size=60), st.data())
 def test_added_samples_move_no_other(
@@ -87,25 +104,10 @@ def test_added_samples_move_no_other(
     by = data.draw(st.sampled_from(["sample", "contig"]))
     homes = []
     for part in (sorted(fewer), names):
-        pl.DataFrame({"contig_id": [f"B__X-{s}__1" for s in part], "sample": part, "length": [4] * len(part)}).cast(
-            {"length": pl.Int64}
-        ).write_parquet(folder / "contigs.parquet")
-        for name in part:
-            (folder / name).mkdir(exist_ok=True)
-            (folder / name / f"glm_dataset_{name}.sqlite").touch()
+        described(folder, dict.fromkeys(part, 4))
         write_splits(folder, folder / "out", by=by, val=0.3, test=0.3, seed=len(part))
         homes.append({contig: name for name, split in read(folder / "out").items() for contig in split})
     assert homes[0].items() <= homes[1].items()
-
-
-def sized(folder: Path, sizes: dict[str, int]) -> Path:
-    """A folder of one contig a sample, described by its table alone."""
-    table = {"contig_id": [f"B__X-{s}__1" for s in sizes], "length": list(sizes.values()), "sample": list(sizes)}
-    for name in sizes:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / f"glm_dataset_{name}.sqlite").touch()
-    pl.DataFrame(table, schema_overrides={"length": pl.Int64}).write_parquet(folder / "contigs.parquet")
-    return folder
 
 
 @settings(max_examples=100, deadline=None)
@@ -131,7 +133,7 @@ def test_three_samples_or_more_always_succeed_and_shares_of_bases_are_met(
 
 
 def test_thirteen_samples_with_default_shares_succeed_for_every_seed(tmp_path: Path) -> None:
-    db = sized(tmp_path / "db", {f"S{i}": 1_000 * (i + 1) for i in range(13)})
+    db = described(tmp_path / "db", {f"S{i}": 1_000 * (i + 1) for i in range(13)})
     for seed in range(20):
         result = write_splits(db, tmp_path / f"{seed}", seed=seed)
         assert all(part.samples >= 1 for part in result.parts.values())
@@ -139,7 +141,7 @@ def test_thirteen_samples_with_default_shares_succeed_for_every_seed(tmp_path: P
 
 
 def test_one_very_large_sample_is_for_training(tmp_path: Path) -> None:
-    db = sized(tmp_path / "db", {"HUGE": 10**9} | {f"S{i}": 10**7 for i in range(20)})
+    db = described(tmp_path / "db", {"HUGE": 10**9} | {f"S{i}": 10**7 for i in range(20)})
     for seed in range(10):
         write_splits(db, tmp_path / f"{seed}", seed=seed, val=0.05, test=0.05)
         assert "HUGE" in samples_in(read(tmp_path / f"{seed}")["train"])
@@ -329,6 +331,39 @@ def test_table_that_lists_a_sample_without_a_database(tmp_path: Path) -> None:
     (tmp_path / "db/B/glm_dataset_B.sqlite").unlink()
     with pytest.raises(DatabaseError, match=r"contigs\.parquet lists contigs of 'B', which has no sequence database"):
         write_splits(tmp_path / "db", tmp_path / "out", val=0, test=0)
+
+
+def test_databases_that_were_changed_after_the_table_was_written(tmp_path: Path) -> None:
+    for sample in "AB":
+        (tmp_path / f"{sample}.fa").write_text(f">c\n{'ACGT' if sample == 'A' else 'ACGTAC'}\n")
+    build_sequence_dbs([f"{tmp_path}/*.fa"], tmp_path / "db")
+    table, path = tmp_path / "db/contigs.parquet", tmp_path / "db/A/glm_dataset_A.sqlite"
+    before = path.read_bytes()
+
+    def lengths(out: str) -> list[int]:
+        write_splits(tmp_path / "db", tmp_path / out, val=0, test=0)
+        return list(read(tmp_path / out)["train"].values())
+
+    os.utime(path)  # newer, with the same contigs, as a copy may be
+    assert lengths("same") == [4, 6]
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE sequences SET nt_sequence = 'ACGTA'")
+    with pytest.raises(DatabaseError, match=r"A\.sqlite: was changed after .* of 4 bases then, .* of 5 now") as caught:
+        lengths("out")
+    assert f"rm {table}" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+    path.write_bytes(before)
+    state = path.stat()
+    shutil.copyfile(tmp_path / "db/B/glm_dataset_B.sqlite", tmp_path / "other")
+    with closing(sqlite3.connect(tmp_path / "other")) as database, database:
+        database.execute("UPDATE sequences SET contig_id = 'BCR__ECT-A__CT1-1'")
+    os.utime(tmp_path / "other", ns=(state.st_atime_ns, table.stat().st_mtime_ns - 10**9))
+    os.replace(tmp_path / "other", path)  # an older file in the place of the database
+    with pytest.raises(DatabaseError, match=r"of 4 bases then, .* of 6 now"):
+        lengths("out")
+    table.unlink()
+    assert lengths("out") == [6, 6]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias
 
 import polars as pl
 
+from sharded_eden.build.contig_table import changed_samples
 from sharded_eden.errors import DatabaseError, UsageError, printable, shown, warn
 from sharded_eden.format import schema
 from sharded_eden.format.commands import quoted, split_command
@@ -326,6 +327,11 @@ def _contigs(folder: Path) -> pl.DataFrame:
             raise DatabaseError(
                 f"{printable(table)} lists contigs of {_some(missing)}, which {'have' if len(missing) > 1 else 'has'} no "
                 f"sequence database in {printable(folder)}. Build them again, or remove {quoted(table)}: it is not needed"
+            )
+        for sample, what in changed_samples(table, parts[0].lazy(), databases):
+            raise DatabaseError(
+                f"{printable(databases[sample])}: was changed after {printable(table)} was written ({printable(what, 300)}). "
+                f"Build the sample again with --force, or let split read the databases: rm {quoted(table)}"
             )
     parts += [
         contigs_of_database(path).with_columns(pl.lit(sample).alias(SAMPLE))

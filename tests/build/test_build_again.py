@@ -19,10 +19,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sharded_eden import build_sequence_dbs
+from sharded_eden import build_sequence_dbs, write_splits
 from sharded_eden.build import contig_table, scatter
 from sharded_eden.build.staging import workplace
-from sharded_eden.errors import DatabaseError, EdenError, InputError, UsageError
+from sharded_eden.errors import DatabaseError, EdenError, EdenWarning, InputError, UsageError
 
 
 def fasta(path: Path, records: dict[str, str]) -> Path:
@@ -302,3 +302,19 @@ def test_killed_at_random_moments(tmp_path: Path, jobs: int, kills: int) -> None
             assert not list(scratch.iterdir())
             shutil.rmtree(out)
     assert killed > 0.4 * kills
+
+
+def test_a_database_that_was_changed_since_leaves_the_table_of_contigs(tmp_path: Path) -> None:
+    fasta(tmp_path / "in/a.fa", {"x": "ACGT"})
+    fasta(tmp_path / "in/b.fa", {"x": "ACGT"})
+    out = tmp_path / "db"
+    build_sequence_dbs([tmp_path / "in"], out)
+    with closing(sqlite3.connect(out / "a/glm_dataset_a.sqlite")) as database, database:
+        database.execute("UPDATE sequences SET nt_sequence = 'ACGTACG'")
+    fasta(tmp_path / "in/c.fa", {"x": "ACGTA"})
+    with pytest.warns(EdenWarning, match=r"glm_dataset_a\.sqlite: was changed after .* of 4 bases then, .* of 7 now"):
+        build_sequence_dbs([tmp_path / "in"], out)
+    # The table is newer than the database now, and could hide the change.
+    assert pl.read_parquet(out / "contigs.parquet")["sample"].to_list() == ["b", "c"]
+    write_splits(out, tmp_path / "splits", val=0, test=0)
+    assert pl.read_parquet(tmp_path / "splits/train_split.parquet")["length"].to_list() == [7, 4, 5]

@@ -19,6 +19,7 @@ from sharded_eden import build_sequence_dbs
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.records import find_inputs, read_records
 from sharded_eden.errors import EdenWarning, InputError, UsageError
+from sharded_eden.format.parquet_batches import BATCH_BYTES, LONGEST_BATCH_BYTES, MOST_ROWS, batch_limit
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -332,6 +333,54 @@ def test_decompression_stops_at_the_limit(tmp_path: Path, name: str, start: byte
     assert message.startswith("InputError"), done.stdout
     assert int(megabytes) < 260
     assert resource  # used by the program above
+
+
+TABLE_BOMB = """
+import resource, sys
+from itertools import islice
+resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+from sharded_eden.build.records import read_records
+for record in islice(read_records(sys.argv[1]), 5):
+    pass
+print(len(record.sequence), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.parametrize("long_field", ["text", "id"])
+def test_a_value_that_many_rows_of_parquet_share_is_kept_once(tmp_path: Path, long_field: str) -> None:
+    rows, long = 100_000, "ACGT" * 225_000
+    names = pa.array([f"c{i}" for i in range(rows)])
+    fields = {"text": pa.array(["ACGT"] * rows), "id": names}
+    shared = [f"BCR__ECT-S__{'d' * 100} {long}"] if long_field == "id" else [long]
+    fields[long_field] = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(shared))
+    pq.write_table(pa.table(fields), tmp_path / "S.parquet", compression="zstd")
+    assert (tmp_path / "S.parquet").stat().st_size < 2_000_000  # stands for 90 GB
+    done = subprocess.run(
+        [sys.executable, "-c", TABLE_BOMB, tmp_path / "S.parquet"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    length, megabytes = map(int, done.stdout.split())
+    assert length == (900_000 if long_field == "text" else 4)
+    assert megabytes < 2_000
+
+
+def test_how_many_rows_of_parquet_are_decoded_at_once(tmp_path: Path) -> None:
+    path, long = tmp_path / "S.parquet", "ACGT" * 25_000
+    table = pa.table(
+        {"text": [long + "ACGTN"[i] for i in range(5)], "id": [b"0001", b"0002", b"0003", b"0004", b"0005"]}
+    )
+    pq.write_table(table, path, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY", "id": "PLAIN"})
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(0)]
+    stored = groups[0].column(0).total_uncompressed_size
+    assert stored < 2 * len(long)  # of 5: each repeats the one before it
+    most, is_shared = batch_limit(table.schema.field("text"), groups, "S")
+    assert (most * stored <= LONGEST_BATCH_BYTES < (most + 1) * stored, is_shared) == (True, False)
+    assert batch_limit(table.schema.field("id"), groups, "S") == (MOST_ROWS, True)
+    assert batch_limit(pa.field("id", pa.binary(BATCH_BYTES // 3)), groups, "S") == (3, False)
+    with pytest.raises(InputError, match="'id' is neither text nor an integer, but list"):
+        batch_limit(pa.field("id", pa.list_(pa.string())), groups, "S")
+    assert [r.sequence for r in read_records(path)] == table["text"].to_pylist()
 
 
 # ---- folders, links, URLs, paths ----

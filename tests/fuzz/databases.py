@@ -175,30 +175,30 @@ def _read(case: Case, sequences: Path, windows: Path, packed: bool | None = None
                     rows[index] = item["tokens"].tolist()
     case.must_not_leave()
     if total is not None:
-        _judge_rows(sequences, windows, total, rows, options["use_control_tags"], options["packed"], choose)
+        _judge_rows(case, sequences, windows, total, rows, options["use_control_tags"], options["packed"])
 
 
 def _judge_rows(
+    case: Case,
     sequences: Path,
     windows: Path,
     total: int,
     rows: dict[int, list[int]],
     tags: bool,
     packed: bool,
-    choose: random.Random,
 ) -> None:
     try:
         with closing(sqlite3.connect(f"file:{windows}?mode=ro&immutable=1", uri=True)) as database:
             (count,) = database.execute(f"SELECT count(*) FROM {'packs' if packed else 'window_mappings'}").fetchone()
             packs = dict(database.execute("SELECT pack_idx, windows FROM packs")) if packed else {}
-            special = database.execute("SELECT value FROM metadata WHERE key = 'special_tokens'").fetchone()
+            special = dict(database.execute("SELECT key, value FROM metadata")).get("special_tokens", 3)
     except sqlite3.Error as error:
         raise Wrong(f"opened, but sqlite3 says {error}") from error
-    if count != total:
+    if count != total and case.error is None:  # a window that is missing is noticed where it is read
         raise Wrong(f"a length of {total}, {count} rows")
     # In a pack a window has as many bases as the metadata leave room for, which may be changed too.
-    usable = T - int(special[0] if special else 3)
-    for index in choose.sample(sorted(rows), min(30, len(rows))):
+    usable = T - int(special)
+    for index in case.choose.sample(sorted(rows), min(30, len(rows))):
         try:
             expected = _expected(sequences, windows, index, packs if packed else None, tags, usable, "sequences")
             failure = None
@@ -401,8 +401,8 @@ def _objects(path: Path) -> set[Any]:
         return set()
 
 
-def _changed_sequences(case: Case, folder: Path) -> Path:
-    """Change a sequence database or the table of contigs, or remove that; return what was changed."""
+def _change_sequences(case: Case, folder: Path) -> None:
+    """Change a sequence database or the table of contigs, or remove that."""
     choose, sample = case.choose, case.choose.choice(SAMPLES)
     table = folder / "seqs" / "contigs.parquet"
     if choose.random() < 0.4:
@@ -411,12 +411,10 @@ def _changed_sequences(case: Case, folder: Path) -> Path:
         table if table.exists() and choose.random() < 0.6 else folder / "seqs" / sample / f"glm_dataset_{sample}.sqlite"
     )
     change_file(case, path)
-    return path
 
 
 def _split(case: Case, folder: Path) -> None:
-    original = _rows_of(folder / "seqs")
-    changed = _changed_sequences(case, folder)
+    _change_sequences(case, folder)
     before = _contents(folder)
     out = case.folder / "new"
     with case.package():
@@ -430,14 +428,13 @@ def _split(case: Case, folder: Path) -> None:
         row for path in out.glob("*.parquet") for row in pl.read_parquet(path).select("contig_id", "length").rows()
     )
     expected = []
-    has_table = (folder / "seqs" / "contigs.parquet").exists() and changed.suffix == ".sqlite"
-    rows_now = original if has_table else _rows_of(folder / "seqs")  # `split` takes the table that `build` wrote
-    for sample, rows in rows_now.items():
+    for sample, rows in _rows_of(folder / "seqs").items():
         if isinstance(rows, str):
             raise Undecided(f"sqlite3 {sqlite3.sqlite_version} cannot read {sample}: {rows}")
         if any(not isinstance(i, str) or not isinstance(s, str) for i, s in rows):
             raise Wrong(f"split accepted {rows!r:.200}")
-        expected += [(contig_id, len(bases)) for contig_id, bases in rows]
+        # In bytes: a letter beyond ASCII is no base, which the loader and verify report.
+        expected += [(contig_id, len(bases.encode())) for contig_id, bases in rows]
     if found != sorted(expected):
         odd = set(found) ^ set(expected)
         raise Wrong(f"split holds other contigs than the databases: {sorted(odd)!r:.300}")

@@ -26,19 +26,9 @@ def test_a_few_hundred_cases():
     assert min(report.outcomes["data"], report.outcomes["error"]) >= 40
 
 
-OPEN = {"genbank", "dataset", "verify", "commands", "rebuild"}
-"""Targets with findings that are not settled: see "Fuzzing" in docs/reliability.md."""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "target",
-    [
-        pytest.param(target, marks=[pytest.mark.xfail(strict=False, reason="open findings")] if target in OPEN else [])
-        for target in fuzz.WEIGHTS
-    ],
-)
+@pytest.mark.parametrize("target", fuzz.WEIGHTS)
 def test_20_000_cases(target):
     share = round(20_000 * fuzz.WEIGHTS[target] / sum(fuzz.WEIGHTS.values()))
     report = fuzz.run(share, first_seed=FIRST_SEED, targets={target: 1}, jobs=2)

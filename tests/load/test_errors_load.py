@@ -295,10 +295,15 @@ def test_sequences_kept_as_blobs_are_bytes_like_any_other(folder):
             r"its metadata contradicts itself: stride must be at least 1",
         ),
         ("INSERT INTO metadata VALUES ('total_windows', 'all')", r"metadata total_windows='all' is not an integer"),
+        (
+            "CREATE TABLE copy AS SELECT * FROM metadata; DROP TABLE metadata; ALTER TABLE copy RENAME TO metadata; "
+            "INSERT INTO metadata VALUES ('stride', 7)",
+            r"metadata holds the key 'stride' more than once: 50 and 7",
+        ),
     ],
 )
 def test_not_a_window_database(folder, statement, found):
-    worlds.execute(folder / "windows.db", statement)
+    worlds.execute(folder / "windows.db", *statement.split(";"))
     words = words_of(DatabaseError, folder)
     assert words.startswith(f"{folder}/windows.db: ")
     assert re.search(found, words)

@@ -2,11 +2,14 @@
 
 Input: the existing table, and the rows of newly built samples. Output: the new table, written in one pass that holds a
 few blocks of each. It depends on the samples alone, not on the order in which they were built.
+
+The table is right as long as nothing else writes the databases. The contigs of databases that are newer than the table are
+read and compared: a copy of a folder may be newer, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -14,12 +17,14 @@ import polars as pl
 
 from sharded_eden.build.manifest import Receipt
 from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
-from sharded_eden.errors import DatabaseError, printable, shown
+from sharded_eden.errors import DatabaseError, EdenError, printable, shown, warn
 from sharded_eden.format import schema
+from sharded_eden.format.lengths import contigs_of_database
 from sharded_eden.format.publish import publishing
+from sharded_eden.format.schema import CONTIG_ID, LENGTH
 
 FILES_AT_ONCE = 500
-"""Receipts read at once."""
+"""Receipts, or databases, read at once."""
 
 _SAMPLE = pl.col("sample")
 
@@ -67,6 +72,47 @@ def update_contig_table(out: Path, receipts: Sequence[tuple[Path, Receipt]], fol
         ) from error
 
 
+def changed_samples(table: Path, rows: pl.LazyFrame, databases: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """Yield each sample whose database was changed after the table was written: its name, and what differs.
+
+    Reads the contig IDs and lengths of databases that are as new as the table or newer, no sequence.
+
+    Args:
+        table: the file.
+        rows: its rows.
+        databases: {sample ID: sequence database}.
+    """
+    written = table.stat().st_mtime_ns
+    # A file that was put in the place of another one keeps its own mtime_ns, but gets a new ctime_ns.
+    states = {sample: path.stat() for sample, path in databases.items()}
+    newer = [sample for sample, state in states.items() if max(state.st_mtime_ns, state.st_ctime_ns) >= written]
+    for start in range(0, len(newer), FILES_AT_ONCE):
+        some = newer[start : start + FILES_AT_ONCE]
+        listed = _with(rows.select(CONTIG_ID, LENGTH, "sample"), some).collect().partition_by("sample", as_dict=True)
+        for sample in some:
+            if (expected := listed.get((sample,))) is None:
+                continue
+            try:
+                found = contigs_of_database(databases[sample])
+            except EdenError as error:
+                yield sample, str(error)
+                continue
+            if what := _difference(expected.drop("sample"), found):
+                yield sample, what
+
+
+def _difference(listed: pl.DataFrame, found: pl.DataFrame) -> str:
+    """Return how the contigs of a database differ from those that the table lists; nothing where they do not."""
+    listed, found = listed.sort(CONTIG_ID, LENGTH), found.sort(CONTIG_ID, LENGTH)
+    if listed.equals(found):
+        return ""
+    if listed.height != found.height:
+        return f"{listed.height:,} contigs then, {found.height:,} now"
+    at = (listed[CONTIG_ID].ne_missing(found[CONTIG_ID]) | listed[LENGTH].ne_missing(found[LENGTH])).arg_max() or 0
+    (name, length), (name_now, length_now) = listed.row(at), found.row(at)
+    return f"contig {shown(name)} of {length:,} bases then, {shown(name_now)} of {length_now:,} now"
+
+
 def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) -> None:
     latest = {built.result.sample: number for number, (_, receipt) in enumerate(receipts) for built in receipt.built}
     merged = []
@@ -74,7 +120,16 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
         old = scan_rows(table)
         if not old.select(_SAMPLE.is_sorted()).collect().item():
             old = old.sort("sample", maintain_order=True)
-        merged.append(_without(old, list(latest)))
+        # Without a row in the table, `split` reads the database itself.
+        changed = dict(changed_samples(table, old, _kept_databases(table.parent, latest)))
+        if changed:
+            sample, what = next(iter(changed.items()))
+            warn(
+                f"{printable(schema.sample_database_path(table.parent, sample))}: was changed after {printable(table)} was "
+                f"written ({printable(what, 300)}). The table lists {len(changed):,} such samples no more; verify says what is "
+                "wrong with them"
+            )
+        merged.append(_without(old, [*latest, *changed]))
     parts: list[Path] = []
     for layer in _layers([receipt for _, receipt in receipts]):
         of_layer = []
@@ -95,6 +150,11 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
         rows_of_all.sink_parquet(polars_path(unfinished), maintain_order=True)
     for part in parts:
         part.unlink()
+
+
+def _kept_databases(out: Path, built: Mapping[str, int]) -> dict[str, Path]:
+    """Return {sample ID: database} of the samples that were not built now."""
+    return {sample: path for sample, path in schema.discover_sample_databases(out).items() if sample not in built}
 
 
 def _layers(receipts: Sequence[Receipt]) -> list[list[int]]:

@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 from sharded_eden.build.fasta import Entry, fasta_entries
 from sharded_eden.build.source import MAX_LINE, Source, check_text, describe, text_lines
 from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError, printable, shown
+from sharded_eden.format.parquet_batches import BATCH_BYTES, batch_limit, decoded_if_short
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BATCH_BYTES = 32 << 20
-"""Bytes of a Parquet file decoded at once; a single row may be longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +112,12 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
                     f"({MAX_LINE:,} each)"
                 )
         size = sum(group.total_byte_size for group in groups)
-        batch_rows = int(min(65_536, max(1, BATCH_BYTES * rows // max(1, size))))
         columns = [text] if name is None else [text, name]
-        yield from _rows(file.iter_batches(batch_rows, columns=columns), text, name, source.called)
+        limits = [batch_limit(file.schema_arrow.field(column), groups, source.called) for column in columns]
+        batch_rows = max(1, min(BATCH_BYTES * rows // max(1, size), *(most for most, _ in limits)))
+        shared = [column for column, (_, is_shared) in zip(columns, limits, strict=True) if is_shared]
+        with pq.ParquetFile(raw, read_dictionary=shared) as again:
+            yield from _rows(again.iter_batches(batch_rows, columns=columns), text, name, source.called)
 
 
 def arrow(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -342,8 +343,8 @@ def _rows(batches: Iterator[pa.RecordBatch], text: str, name: str | None, called
     row = 0
     for batch in batches:
         batch.validate(full=True)  # offsets in a damaged file could otherwise point outside its buffers
-        texts = batch.column(text)
-        names = None if name is None else batch.column(name)
+        texts = decoded_if_short(batch.column(text))
+        names = None if name is None else decoded_if_short(batch.column(name))
         for i in range(batch.num_rows):
             row += 1
             where = f"{called}: row {row}"

@@ -89,7 +89,13 @@ class WindowDatabase:
 
     def _metadata(self) -> Iterator[Problem]:
         wrong = False
+        values: dict[object, object] = {}
         for key, value in self._db.execute("SELECT key, value FROM metadata"):
+            if key in values:  # the table of another program may have no key
+                wrong = True
+                what = f"metadata holds the key {shown(key)} more than once: {shown(values[key])} and {shown(value)}"
+                yield Problem("metadata", what, self.fix)
+            values[key] = value
             if key == "max_ambiguous" and isinstance(value, (int, float)):
                 self.max_ambiguous = float(value)
             number = as_integer(value)

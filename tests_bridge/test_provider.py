@@ -41,6 +41,11 @@ def datasets_of(provider, train: int, valid: int, test: int, tokenizer=None) -> 
     return get_dataset_provider(provider)([train, valid, test], provider, tokenizer)
 
 
+def dataset_of(sequences: str, windows: str, **options: Any) -> ShardedEdenDataset:
+    """As the provider opens a split by default."""
+    return ShardedEdenDataset(None, sequences, windows, 64, stride=50, include_sep="with_tags", **options)
+
+
 def rows_of(stream: Stream, positions: range) -> list[str]:
     return [row_hashes(stream[p]["tokens"][None])[0] for p in positions]
 
@@ -108,7 +113,7 @@ def test_counts_are_exact_and_what_is_not_asked_for_is_none(splits):
 def test_two_ranks_get_the_stream_in_its_order_and_resume_anywhere(splits, tmp_path, workers):
     provider = provider_of(splits)
     provider.num_workers = workers
-    dataset = ShardedEdenDataset(None, splits.sequences, splits.train, 64, stride=50, rc_aug=True)
+    dataset = dataset_of(splits.sequences, splits.train, rc_aug=True)
     total = len(dataset) * 2 // GLOBAL * GLOBAL + GLOBAL  # more than two passes
     expected = rows_of(Stream(dataset), range(total))
 
@@ -131,7 +136,7 @@ def test_two_ranks_get_the_stream_in_its_order_and_resume_anywhere(splits, tmp_p
 
 def test_each_evaluation_sees_the_same_fair_sample(splits, tmp_path):
     provider = provider_of(splits)
-    dataset = ShardedEdenDataset(None, splits.sequences, splits.val, 64, stride=50)
+    dataset = dataset_of(splits.sequences, splits.val)
     assert len(dataset) > 2 * GLOBAL
     sample = rows_of(EvaluationStream(dataset), range(2 * GLOBAL))
 
@@ -183,6 +188,30 @@ def test_bridges_tokenizer_encodes_unless_it_only_counts_the_vocabulary(splits, 
     train, _, _ = datasets_of(provider_of(splits, nucleotide_tokenizer=True), 8, 0, 0, counts)
     plain, _, _ = datasets_of(provider_of(splits), 8, 0, 0)
     assert torch.equal(train[0]["tokens"], plain[0]["tokens"])
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_sep_and_pad_of_a_nucleotide_tokenizer(splits, tmp_path, legacy):
+    """Bridge's tokenizers have no `_sep_id` and no `pad_id`; the vocabulary has both tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<EOS>", "<PAD>", "<BOS>", "<SEP>"]
+    vocabulary = {name: k for k, name in enumerate(names)} | {f"unused{k}": k for k in range(4, 32)}
+    letters = Tokenizer(models.WordLevel(vocabulary | {chr(code): code for code in range(32, 127)}))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters.add_special_tokens(names)
+    PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<BOS>", eos_token="<EOS>").save_pretrained(tmp_path)
+    tokenizer = build_tokenizer(
+        TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path), legacy_tokenizer=legacy)
+    )
+    train, _, _ = datasets_of(provider_of(splits, include_sep=True, rc_aug=False), 8, 0, 0, tokenizer)
+    dataset = train.dataset
+    assert (dataset.bos_id, dataset.eos_id, dataset.sep_id, dataset.pad_id) == (2, 0, 3, 1)
+    with ShardedEdenDataset(None, splits.sequences, splits.train, 64, stride=50) as built_in:
+        for window in range(8):
+            expected = [{0: 1, 1: 2, 2: 0}.get(token, token) for token in built_in[window]["tokens"].tolist()]
+            assert dataset[window]["tokens"].tolist() == expected
 
 
 def test_what_bridge_asks_of_a_dataset_config(splits):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MissingExtra,
         MissingSequence,
         StateError,
+        UnknownArgument,
         UsageError,
         WriteError,
     )
@@ -61,6 +62,7 @@ _HOME = {
     "StateError": "sharded_eden.errors",
     "Stream": "sharded_eden.train.stream",
     "StreamBatchSampler": "sharded_eden.train.sampler",
+    "UnknownArgument": "sharded_eden.errors",
     "UsageError": "sharded_eden.errors",
     "WriteError": "sharded_eden.errors",
     "WindowGeometry": "sharded_eden.format.geometry",
@@ -97,6 +99,7 @@ __all__ = [
     "StateError",
     "Stream",
     "StreamBatchSampler",
+    "UnknownArgument",
     "UsageError",
     "WindowGeometry",
     "WriteError",

@@ -2,6 +2,7 @@
 
     EdenError
     ├── UsageError          invalid or contradictory arguments                          (ValueError)
+    │   └── UnknownArgument     an argument that does not exist                            (TypeError)
     ├── InputError          a sequence or Parquet file that is not accepted             (ValueError)
     ├── DatabaseError       a database cannot be read or has the wrong contents         (ValueError)
     │   ├── MissingDatabase     it does not exist                                       (FileNotFoundError)
@@ -36,6 +37,10 @@ class EdenError(Exception):
 
 class UsageError(EdenError, ValueError):
     """Invalid or contradictory arguments."""
+
+
+class UnknownArgument(UsageError, TypeError):
+    """A keyword argument that does not exist; the message names a similar one that does."""
 
 
 class WriteError(UsageError):

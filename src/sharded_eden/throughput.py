@@ -257,7 +257,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _loader_rate(dataset: ShardedEdenDataset, batch_size: int, workers: int, method: str, seconds: float) -> float:
     """Return the rate of a whole loop, measured after the workers have started."""
-    expand = dataset.expander() if dataset.compact else None
+    expand = dataset.expander() if dataset.options.compact else None
     loader = DataLoader(
         Stream(dataset),
         batch_sampler=_Endless(batch_size),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import oracle
 from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset
-from sharded_eden.errors import GeometryMismatch, MissingDatabase, UsageError
+from sharded_eden.errors import GeometryMismatch, MissingDatabase, UnknownArgument, UsageError
 from sharded_eden.load.options import ExampleOptions, with_option_fields
 
 OPTIONS = {option.name: option.default for option in dataclasses.fields(ExampleOptions)}
@@ -57,7 +60,7 @@ NOT_DEFAULT = {
     "window_min_length_threshold": 0, "create_attention_mask": True, "use_control_tags": True, "include_bos": False,
     "include_sep": False, "include_eos": False, "mask_ambiguous": True, "soft_mask_weight": 0.5, "loss_on_eos": True,
     "compact": True, "packed": True, "log_windows": True, "log_dir": "log", "skip_stats": False, "io": "read",
-    "read_with": "substr", "read_ahead": False,
+    "read_with": "substr", "read_ahead": False, "bos_id": 4, "eos_id": 5, "sep_id": 6, "pad_id": 7,
 }  # fmt: skip
 
 
@@ -72,9 +75,52 @@ def test_the_data_module_passes_every_option_on(small, tmp_path):
 
 
 @pytest.mark.parametrize("maker", [ShardedEdenDataset.open, ShardedEdenDataModule])
-def test_an_unknown_option_is_refused(small, maker):
-    with pytest.raises(TypeError, match="compakt"):
-        maker(small.sequence_db_dir, small.window_db, compakt=True)
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("compakt", "compact"), ("include_seps", "include_sep"), ("sequence_dir", "sequence_db_dir"), ("zebra", None)],
+)
+def test_an_unknown_option_is_refused_with_the_closest_one(small, maker, name, near):
+    with pytest.raises(UnknownArgument, match=f"got an unexpected keyword argument '{name}'") as refused:
+        maker(small.sequence_db_dir, small.window_db, **{name: True})
+    assert isinstance(refused.value, TypeError)
+    assert str(refused.value).endswith(f". Did you mean {near}?" if near else f"'{name}'")
+
+
+@pytest.mark.parametrize("name", ["include_bos", "include_sep", "include_eos"])
+@pytest.mark.parametrize("value", ["with-tags", None, 2, "True"])
+def test_an_unknown_value_of_a_special_token_is_refused(small, name, value):
+    with pytest.raises(UsageError, match=rf"{name} must be one of True, False.*, not {value!r}"):
+        small.dataset(**{name: value})
+
+
+@pytest.mark.parametrize("tags", [False, True])
+@pytest.mark.parametrize("bos", [True, False, "with_tags"])
+@pytest.mark.parametrize("sep", [True, False, "with_tags"])
+def test_special_tokens_with_tags_only(small, tags, bos, sep):
+    has_bos, has_sep = (tags if value == "with_tags" else value for value in (bos, sep))
+    with small.dataset(use_control_tags=tags, include_bos=bos, include_sep=sep) as dataset:
+        assert (dataset.include_bos, dataset.include_sep) == (has_bos, has_sep)
+        for window in range(4):
+            row = oracle.item(
+                small.sequence_db_dir, small.window_db, window, seq_length=64, stride=50, control_tags=tags, bos=has_bos,
+                sep=has_sep,
+            )  # fmt: skip
+            assert {part: tensor.tolist() for part, tensor in dataset[window].items()} == row
+
+
+def test_the_dataset_has_the_attributes_of_the_original(small, tmp_path):
+    with small.dataset(create_attention_mask=True, log_windows=True, log_dir=tmp_path, include_eos=False) as dataset:
+        assert (dataset.bos_id, dataset.eos_id, dataset.sep_id, dataset.pad_id) == (1, 2, 3, 0)
+        assert (dataset.include_bos, dataset.include_eos, dataset.create_attention_mask) == (True, False, True)
+        assert (dataset.log_windows, dataset.skip_stats, dataset.use_control_tags) == (True, True, False)
+
+
+def test_the_page_of_options_has_every_option_and_its_defaults():
+    page = (Path(__file__).parent.parent.parent / "docs" / "options.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \| .+ \|$", page, flags=re.MULTILINE)
+    expected = [(name, *(repr(default),) * 3) for name, default in OPTIONS.items()]
+    of_provider = {"include_sep": repr("with_tags")}  # tests_bridge/test_options.py compares it with the provider
+    assert table == [(name, one, two, of_provider.get(name, three)) for name, one, two, three in expected]
 
 
 def test_open_takes_the_geometry_from_the_database(small):

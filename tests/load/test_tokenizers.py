@@ -290,9 +290,7 @@ def test_ids_that_a_row_needs_and_the_tokenizer_lacks(folder):
     only_pad = Attributes(pad_id=0)
     for name in ("bos", "sep", "eos"):
         options = {f"include_{other}": False for other in ("bos", "sep", "eos") if other != name}
-        with pytest.raises(
-            UsageError, match=rf"no {name.upper()} id: give it an integer {name}_id, or pass include_{name}="
-        ):
+        with pytest.raises(UsageError, match=rf"no {name.upper()} id: pass {name}_id=, or include_{name}=False"):
             worlds.dataset(folder, only_pad, **options)
     with worlds.dataset(folder, only_pad, include_bos=False, include_sep=False, include_eos=False) as dataset:
         assert as_lists(dataset[0]) == expected(folder, 0, bos=False, sep=False, eos=False)
@@ -539,3 +537,125 @@ def test_the_table_and_the_slow_path_give_the_same_rows(folder, make, tags):
                 for i in range(len(fast)):
                     assert as_lists(fast[epoch, i]) == as_lists(called[epoch, i])
             assert slow.calls == before + 2 * len(fast)
+
+
+# ---- special ids in the vocabulary, and given ones ----
+
+
+def nucleotide_tokenizer(*names: str) -> tokenizers.Tokenizer:
+    """One id per character; EOS 0, PAD 1, BOS 2, SEP 3 of these names, as special tokens."""
+    vocabulary = {chr(code): code for code in range(32, 127)} | {name: k for k, name in enumerate(names)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="N"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(list(names))
+    return tokenizer
+
+
+NUCLEOTIDE_SPECIALS = ("<EOS>", "<PAD>", "<BOS>", "<SEP>")
+
+
+class Wrapped:
+    """A tokenizer of which only `text_to_ids` is seen, and these attributes."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, **ids: int) -> None:
+        self._tokenizer = tokenizer
+        vars(self).update(ids)
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+
+def special(encoding: Any) -> tuple[int, int, int, int]:
+    return encoding.bos, encoding.eos, encoding.sep, encoding.pad
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: hugging_face(t, bos_token="<BOS>", eos_token="<EOS>"),
+        lambda t: Wrapped(t, bos_id=2, eos_id=0),
+        lambda t: Wrapped(t, bos_id=2, eos_id=0, sep_id=0, pad_token_id=0),
+    ],
+    ids=["listed", "encoded", "EOS as SEP"],
+)
+def test_sep_and_pad_of_the_vocabulary_come_before_eos(folder, make):
+    tokenizer = make(nucleotide_tokenizer(*NUCLEOTIDE_SPECIALS))
+    encoding = encoding_of(tokenizer)
+    assert special(encoding) == (2, 0, 3, 1)
+    assert encoding.ids_of_0_1 == {"bos": 2, "eos": 0, "sep": 0, "pad": 0}
+    with worlds.dataset(folder, tokenizer) as dataset:
+        assert (dataset.bos_id, dataset.eos_id, dataset.sep_id, dataset.pad_id) == (2, 0, 3, 1)
+        row = dataset[3]["tokens"].tolist()
+        assert row[:2] == [2, 3]
+        assert dataset[0]["tokens"][-1] == 0
+        assert 1 in [dataset[i]["tokens"][-1] for i in range(len(dataset))], "short rows end with PAD"
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        Wrapped(nucleotide_tokenizer("<EOS>", "<PAD?>"), bos_id=2, eos_id=0),
+        hugging_face(character_tokenizer(), bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"),
+        hugging_face(pair_tokenizer(), bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"),
+        Wrapped(tokenizers.Tokenizer(models.WordLevel({"A": 4, "ACGT": 5, "[UNK]": 6}, unk_token="[UNK]")), eos_id=0),
+        Bytes(),
+    ],
+    ids=["characters", "character_tokenizer", "pairs", "unknown words", "bytes"],
+)
+def test_a_vocabulary_without_these_tokens_has_none(tokenizer):
+    encoding = encoding_of(tokenizer)
+    own = {"sep": 3, "pad": 0} if isinstance(tokenizer, Bytes) else {"sep": encoding.eos, "pad": encoding.eos}
+    assert {"sep": encoding.sep, "pad": encoding.pad} == own
+
+
+def test_attributes_come_before_the_vocabulary(folder):
+    whole = nucleotide_tokenizer(*NUCLEOTIDE_SPECIALS)
+    assert special(encoding_of(Wrapped(whole, bos_id=2, eos_id=0, _sep_id=7, pad_id=8))) == (2, 0, 7, 8)
+    tokenizer = hugging_face(whole, bos_token="<BOS>", eos_token="<EOS>", sep_token="<BOS>")
+    with pytest.raises(
+        UsageError, match=r"has two ids for SEP: sep_token_id is 2, <SEP> in its vocabulary is 3.*sep_id="
+    ):
+        worlds.dataset(folder, tokenizer)
+    with worlds.dataset(folder, tokenizer, sep_id=2) as dataset:
+        assert dataset[0]["tokens"][:2].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("make", [lambda t: hugging_face(t, bos_token="<BOS>", eos_token="<EOS>"), lambda t: None])
+@pytest.mark.parametrize("compact", [False, True])
+def test_given_ids_are_used(folder, make, compact):
+    tokenizer = make(nucleotide_tokenizer(*NUCLEOTIDE_SPECIALS))
+    ids = {"bos_id": 10, "eos_id": 11, "sep_id": 12, "pad_id": 13}
+    with worlds.dataset(folder, tokenizer, **ids, compact=compact) as dataset:
+        assert {name: getattr(dataset, name) for name in ids} == ids
+        for window in range(len(dataset)):
+            whole = dataset.collate_fn(dataset.__getitems__([window]))
+            tokens = (dataset.expander()(whole) if compact else whole)["tokens"][0].tolist()
+            known = expected(folder, window)["tokens"]
+            assert tokens == [{0: 13, 1: 10, 2: 11, 3: 12}.get(token, token) for token in known]
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ({"sep_id": 65}, "sep_id=65 is the id of the letter A in the tokenizer NucleotideTokenizer"),
+        ({"pad_id": ord("N")}, "pad_id=78 is the id of the letter N"),
+        ({"bos_id": 256}, "bos_id=256 is no id of the tokenizer NucleotideTokenizer, which has 256"),
+        ({"eos_id": -1}, "eos_id must be an integer from 0 on, not -1"),
+        ({"sep_id": "<SEP>"}, "sep_id must be an integer from 0 on, not '<SEP>'"),
+        ({"sep_id": True}, "sep_id must be an integer from 0 on, not True"),
+        ({"sep_id": 3.0}, "sep_id must be an integer from 0 on, not 3.0"),
+    ],
+)
+def test_given_ids_that_cannot_be_special_are_refused(folder, ids, words):
+    with pytest.raises(UsageError, match=words):
+        worlds.dataset(folder, **ids)
+
+
+def test_given_ids_may_be_tokens_that_were_added(folder):
+    tokenizer = hugging_face(character_tokenizer())
+    tokenizer.add_tokens(["<sep>"])
+    added = tokenizer.convert_tokens_to_ids("<sep>")
+    assert added >= tokenizer.vocab_size
+    with worlds.dataset(folder, tokenizer, sep_id=np.int64(added)) as dataset:
+        assert dataset[0]["tokens"][1] == added
+        assert type(dataset.sep_id) is int

@@ -447,6 +447,7 @@ def test_the_state_in_a_checkpoint(folder):
             "special_tokens": 3,
             "keep_tail": 0,
         },
+        "rows": {"bos": 1, "sep": 3, "eos": 2, "pad": 0, "control_tags": False, "rc_aug": True},
     }
     waiting = module_of(folder)
     waiting.load_state_dict(state)
@@ -472,7 +473,11 @@ def saved(folder: Path, **changes: Any) -> Path:
 
 
 REFUSED = [
-    ({"seed": 41}, r"another stream: seed was 41, is 42\. Go on with .* or pass accept_other_data=True", True),
+    (
+        {"seed": 41},
+        r"another stream: seed was 41, is 42\. Continue with .* accept_other_data=True keeps the position, 12 cons",
+        True,
+    ),
     ({"fingerprint": 7}, r"fingerprint was 7, is \d+\.", True),
     ({"geometry": {"window_size": 64, "stride": 49}}, r"geometry was \{'window_size': 64, 'stride': 49\}, is \{", True),
     ({"seed": 41, "fingerprint": 7}, r"seed was 41, is 42; fingerprint was 7, is", True),

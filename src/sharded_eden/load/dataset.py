@@ -35,7 +35,7 @@ from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.addresses import open_addresses
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
-from sharded_eden.load.options import ExampleOptions, absolute_path, integer, takes_options
+from sharded_eden.load.options import ExampleOptions, Include, absolute_path, integer, takes_options
 from sharded_eden.load.read.databases import Connections, SequenceReader
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.read.samples import check_samples
@@ -98,8 +98,8 @@ class ShardedEdenDataset(Dataset[Example]):
         log_windows: bool = False,
         log_dir: str | os.PathLike[str] | None = None,
         skip_stats: bool = True,
-        include_bos: bool = True,
-        include_sep: bool = True,
+        include_bos: Include = True,
+        include_sep: Include = True,
         include_eos: bool = True,
         seed: int = 42,
         *,
@@ -112,16 +112,15 @@ class ShardedEdenDataset(Dataset[Example]):
             use_control_tags=use_control_tags, include_bos=include_bos, include_sep=include_sep, include_eos=include_eos,
             log_windows=log_windows, log_dir=log_dir, skip_stats=skip_stats, **options,
         )  # fmt: skip
+        vars(self).update(vars(opts))  # every option is an attribute; some are replaced below by what they come to
+        self.include_bos, self.include_sep = opts.has_bos, opts.has_sep
         self.tokenizer = tokenizer
         self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
         self.window_db_path = absolute_path(window_db_path, "window_db_path")
         self.seq_length = seq_length
         self.rc_aug = rc_aug
         self.stride = 7992 if stride is None else stride
-        self.use_control_tags = use_control_tags
         self.split = split
-        self.compact = opts.compact
-        self.packed = opts.packed
         self.seed = integer(seed, "seed")
 
         expect(Path(self.sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
@@ -144,9 +143,9 @@ class ShardedEdenDataset(Dataset[Example]):
 
             self._format = RowFormat(
                 seq_length,
-                encoding_of(tokenizer),
-                include_bos=opts.include_bos,
-                include_sep=opts.include_sep,
+                encoding_of(tokenizer, bos_id=opts.bos_id, eos_id=opts.eos_id, sep_id=opts.sep_id, pad_id=opts.pad_id),
+                include_bos=self.include_bos,
+                include_sep=self.include_sep,
                 include_eos=opts.include_eos,
                 packed_bases=self._index.geometry.usable if opts.packed else None,
                 rebuild=self._index.rebuild_command(replace(self._index.geometry, special_tokens=3)),
@@ -154,6 +153,8 @@ class ShardedEdenDataset(Dataset[Example]):
                 soft_mask_weight=opts.soft_mask_weight,
                 loss_on_eos=opts.loss_on_eos,
             )
+            ids = self._format.encoding
+            self.bos_id, self.eos_id, self.sep_id, self.pad_id = ids.bos, ids.eos, ids.sep, ids.pad
             self._addresses = open_addresses(
                 self._index.path,
                 sequence_db_dir=Path(self.sequence_db_dir),
@@ -250,6 +251,15 @@ class ShardedEdenDataset(Dataset[Example]):
         """How the windows were cut and packed, from the metadata of the window database."""
         geometry = self._index.geometry.as_metadata()
         return geometry if self._packs is None else {**geometry, "pack_fingerprint": self._packs.fingerprint}
+
+    @property
+    def rows(self) -> tuple[dict[str, int | None], dict[str, int | None]]:
+        """What decides the tokens of a row beside its window, and what it was in version 0.1 for the same tokenizer.
+
+        Special ids (None where rows lack the token), `control_tags` and `rc_aug`. Rows of 0.1 had BOS, SEP and EOS.
+        """
+        flags = {"control_tags": bool(self.options.use_control_tags), "rc_aug": bool(self.rc_aug)}
+        return {**self._format.special_ids, **flags}, {**self._format.encoding.ids_of_0_1, **flags}
 
     @property
     def window_db_conn(self) -> apsw.Connection:

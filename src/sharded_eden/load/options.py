@@ -11,15 +11,22 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from sharded_eden.errors import UsageError, shown
+from sharded_eden.errors import UnknownArgument, UsageError, shown
 from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.read.sequences import ReadMode
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
+
+Include = bool | Literal["with_tags"]
+"""Whether rows have a special token: all, none, or those with control tags."""
+
+WITH_TAGS: Literal["with_tags"] = "with_tags"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +39,20 @@ class ExampleOptions:
     """Add the causal mask to each example."""
     use_control_tags: bool = False
     """Put the ids of `<ctrl_NAME>` after BOS; NAME is the lower-cased ID before its first `__`."""
-    include_bos: bool = True
-    """Begin rows with BOS."""
-    include_sep: bool = True
-    """Put SEP before the bases."""
+    include_bos: Include = True
+    """Begin rows with BOS; "with_tags": only where there are control tags."""
+    include_sep: Include = True
+    """Put SEP before the bases; "with_tags": only where there are control tags."""
     include_eos: bool = True
     """End the bases with EOS."""
+    bos_id: int | None = None
+    """The id of BOS; None takes that of the tokenizer, see `sharded_eden.load.encode.tokenizer.encoding_of`."""
+    eos_id: int | None = None
+    """The id of EOS; None takes that of the tokenizer."""
+    sep_id: int | None = None
+    """The id of SEP; None takes that of the tokenizer, or EOS."""
+    pad_id: int | None = None
+    """The id of PAD; None takes that of the tokenizer, or EOS."""
     mask_ambiguous: bool = False
     """No loss on labels other than A, C, G and T."""
     soft_mask_weight: float = 1.0
@@ -62,6 +77,30 @@ class ExampleOptions:
     """Announce windows that are not in the page cache to the kernel: those of a batch before the first is read, and those of
     the worker's next batches."""
 
+    def __post_init__(self) -> None:
+        """Refuse values of the special tokens that mean nothing.
+
+        Raises:
+            UsageError: with the option, its value and the values that it can have.
+        """
+        for name, values in (
+            ("include_bos", (True, False, WITH_TAGS)),
+            ("include_sep", (True, False, WITH_TAGS)),
+            ("include_eos", (True, False)),
+        ):
+            if (value := getattr(self, name)) not in values:
+                raise UsageError(f"{name} must be one of {', '.join(map(repr, values))}, not {shown(value)}")
+
+    @property
+    def has_bos(self) -> bool:
+        """Whether rows begin with BOS."""
+        return self.use_control_tags if self.include_bos == WITH_TAGS else bool(self.include_bos)
+
+    @property
+    def has_sep(self) -> bool:
+        """Whether SEP comes before the bases."""
+        return self.use_control_tags if self.include_sep == WITH_TAGS else bool(self.include_sep)
+
     @classmethod
     def of(cls, holder: object) -> ExampleOptions:
         """Return the options that an object holds as attributes of the same names."""
@@ -69,7 +108,10 @@ class ExampleOptions:
 
 
 def takes_options(function: Callable[..., T]) -> Callable[..., T]:
-    """Show all options in the signature of a function that takes `**options`, for `help` and `inspect.signature`."""
+    """Show all options in the signature of an `__init__` that takes `**options`, and refuse unknown ones.
+
+    `help` and `inspect.signature` then list them.
+    """
     signature = inspect.signature(function)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     added = [
@@ -78,7 +120,31 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
         if option.name not in signature.parameters
     ]
     function.__signature__ = signature.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
-    return function
+    return _checked(function)
+
+
+def refuses_unknown(cls: type[T]) -> type[T]:
+    """Let the `__init__` of a dataclass raise `UnknownArgument` for arguments that it does not have."""
+    cls.__init__ = _checked(cls.__init__)  # type: ignore[misc]
+    return cls
+
+
+def _checked(init: Callable[..., T]) -> Callable[..., T]:
+    """Return an `__init__` that refuses unknown keyword arguments, with the closest name that it has."""
+    names = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @wraps(init)
+    def checked(self: Any, *arguments: Any, **named: Any) -> T:
+        for name in named:
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                raise UnknownArgument(
+                    f"{type(self).__name__}() got an unexpected keyword argument {shown(name)}"
+                    + (f". Did you mean {near[0]}?" if near else "")
+                )
+        return init(self, *arguments, **named)
+
+    return checked
 
 
 def with_option_fields(cls: type[T]) -> type[T]:

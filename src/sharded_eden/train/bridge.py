@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
-from sharded_eden.load.options import ExampleOptions, absolute_path, with_option_fields
+from sharded_eden.load.options import ExampleOptions, Include, absolute_path, refuses_unknown, with_option_fields
 from sharded_eden.train.stream import RepeatedEvaluation, Stream
 
 try:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from megatron.bridge.training.config import DatasetBuildContext
 
 
+@refuses_unknown
 @dataclass(kw_only=True)
 @with_option_fields
 class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
@@ -63,18 +64,19 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     `context.test_samples`, which Bridge counts as one evaluation."""
     dataloader_type: str = "single"
     """How Bridge samples: only "single" keeps the order."""
+    include_sep: Include = "with_tags"
+    """Put SEP before the bases; by default only where there are control tags, as the provider of the original loader does."""
+    skip_getting_attention_mask_from_dataset: bool | None = None
+    """Whether Bridge's training step makes the mask itself. None becomes `not create_attention_mask`."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_db_dir", "train_window_db_path", "val_window_db_path", "test_window_db_path", "log_dir"):
             if (path := getattr(self, name)) is not None:
                 setattr(self, name, absolute_path(path, name))
+        if self.skip_getting_attention_mask_from_dataset is None:
+            self.skip_getting_attention_mask_from_dataset = not ExampleOptions.of(self).create_attention_mask
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
-
-    @property
-    def skip_getting_attention_mask_from_dataset(self) -> bool:
-        """Whether batches have no mask; Bridge's training step reads it."""
-        return not ExampleOptions.of(self).create_attention_mask
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
         """Return the training, validation and test streams with exactly the requested numbers of samples.
@@ -86,8 +88,8 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             A stream of each split, None where its count is 0. Validation and test are None without a window database, too.
 
         Raises:
-            UsageError: another `dataloader_type`, an option that Bridge's training step does not support, or training samples
-                without a window database.
+            UsageError: another `dataloader_type`, an option that Bridge's training step does not support, training samples
+                without a window database, or a requested mask that batches do not have.
             EdenError: a database is refused, see `ShardedEdenDataset`.
         """
         if self.dataloader_type != "single":
@@ -101,6 +103,11 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
                 raise UsageError(
                     f"{name}=True: the training step of Megatron Bridge cannot read such batches. Leave it False"
                 )
+        if not self.skip_getting_attention_mask_from_dataset and not options.create_attention_mask:
+            raise UsageError(
+                "skip_getting_attention_mask_from_dataset=False: the training step then asks for a mask that batches do not "
+                "have. Set create_attention_mask=True, or leave it out"
+            )
         train = validation = test = None
         if context.train_samples > 0:
             if self.train_window_db_path is None:

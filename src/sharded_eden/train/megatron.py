@@ -17,6 +17,7 @@ import torch
 
 from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.train.sampler import BatchPlan, StreamBatchSampler
+from sharded_eden.train.state import AcceptOtherData
 from sharded_eden.train.stream import Stream
 
 CALCULATOR = "megatron.core.num_microbatches_calculator"
@@ -153,7 +154,12 @@ class MegatronBatchSampler(StreamBatchSampler):
     """
 
     def __init__(
-        self, stream: Stream, *, consumed_samples: int = 0, drop_last: bool = True, accept_other_data: bool = False
+        self,
+        stream: Stream,
+        *,
+        consumed_samples: int = 0,
+        drop_last: bool = True,
+        accept_other_data: AcceptOtherData = False,
     ) -> None:
         place = data_parallel_position()
         calculator = getattr(sys.modules.get(CALCULATOR), "_GLOBAL_NUM_MICROBATCHES_CALCULATOR", None)

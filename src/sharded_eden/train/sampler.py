@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 from sharded_eden.errors import UsageError
 from sharded_eden.load.options import integer
-from sharded_eden.train.state import consumed_samples_of, epoch_of, make_state, position_in
+from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, make_state, position_in, position_of
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass
 
 
@@ -178,7 +178,8 @@ class StreamBatchSampler(Sampler[list[int]]):
         consumed_samples: the position to begin at.
         rampup_batch_size: (first size, increment, samples), see `BatchPlan`.
         drop_last: at a finite end, leave out an incomplete global batch; else ranks with fewer rows repeat from the start.
-        accept_other_data: take the position of a state that was saved for another stream.
+        accept_other_data: True takes the position of a state that was saved for another stream or by the original loader;
+            "restart" begins at 0 instead. A state of this stream is always resumed.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         consumed_samples: int = 0,
         rampup_batch_size: tuple[int, int, int] | None = None,
         drop_last: bool = True,
-        accept_other_data: bool = False,
+        accept_other_data: AcceptOtherData = False,
     ) -> None:
         self.stream = stream
         self.plan = BatchPlan(
@@ -207,7 +208,7 @@ class StreamBatchSampler(Sampler[list[int]]):
             raise UsageError(f"consumed_samples must not be negative, but is {self.consumed_samples}")
         self._last_pass: tuple[int, int, MicroBatches] | None = None
         self.drop_last = drop_last
-        self.accept_other_data = accept_other_data
+        self.accept_other_data = check_accept_other_data(accept_other_data)
 
     def __iter__(self) -> MicroBatches:
         begin, epoch = self.consumed_samples, self.stream.epoch
@@ -263,10 +264,10 @@ class StreamBatchSampler(Sampler[list[int]]):
         Raises:
             StateError: it is no state, or was saved for another stream.
         """
-        self.consumed_samples = consumed_samples_of(
+        self.consumed_samples, epoch = position_of(
             state, **self.stream.identity, accept_other_data=self.accept_other_data
         )
-        self.stream.set_epoch(epoch_of(state))
+        self.stream.set_epoch(epoch)
 
 
 def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_parallel_size: int) -> list[int]:

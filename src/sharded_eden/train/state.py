@@ -3,86 +3,139 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from sharded_eden.errors import StateError, shown
+from sharded_eden.errors import StateError, UsageError, shown
 
 VERSION = 1
+"""The usual version of a state; 2 has an epoch; 3 belongs to rows that version 0.1 of this package would not make."""
+
 MAX_POSITION = 1 << 62
+
+RESTART: Literal["restart"] = "restart"
+AcceptOtherData = bool | Literal["restart"]
+"""Which positions of other streams are accepted: none; all, as they are; or all, as the start of a new stream at 0."""
+
+Rows = Mapping[str, int | None]
+"""What decides the tokens of a row beside its window, see `ShardedEdenDataset.rows`."""
 
 
 def make_state(
-    *, consumed_samples: int, seed: int, fingerprint: int, geometry: Mapping[str, int], epoch: int = 0
+    *,
+    consumed_samples: int,
+    seed: int,
+    fingerprint: int,
+    geometry: Mapping[str, int],
+    rows: tuple[Rows, Rows],
+    epoch: int = 0,
 ) -> dict[str, Any]:
     """Return the state to save: JSON-like and rank-independent.
 
-    `epoch` is that of `Stream.set_epoch`. A state with an epoch other than 0 has version 2, which earlier programs refuse.
+    `rows` are those of now and those of version 0.1, `epoch` is that of `Stream.set_epoch`. Programs that would ignore an epoch
+    or other rows refuse the version of a state that has them.
     """
+    now, of_0_1 = rows
     state = {
-        "version": VERSION,
+        "version": VERSION + 2 if now != of_0_1 else _version(epoch),
         "consumed_samples": consumed_samples,
         "seed": seed,
         "fingerprint": fingerprint,
         "geometry": dict(geometry),
+        "rows": dict(now),
     }
-    return {**state, "version": VERSION + 1, "epoch": epoch} if epoch else state
+    return {**state, "epoch": epoch} if epoch else state
 
 
-def consumed_samples_of(
-    state: Mapping[str, Any], *, seed: int, fingerprint: int, geometry: Mapping[str, int], accept_other_data: bool
-) -> int:
-    """Return the position in a saved state, after checking that the state belongs to this stream.
+def position_of(
+    state: Mapping[str, Any],
+    *,
+    seed: int,
+    fingerprint: int,
+    geometry: Mapping[str, int],
+    rows: tuple[Rows, Rows],
+    accept_other_data: AcceptOtherData,
+) -> tuple[int, int]:
+    """Return the consumed samples and the epoch in a saved state, after checking that the state belongs to this stream.
 
     Args:
-        state: what `make_state` returned.
+        state: what `make_state` returned, here or in version 0.1.
         seed: the seed of the stream that continues.
         fingerprint: the fingerprint of its window database.
         geometry: the geometry of its windows.
-        accept_other_data: take the position whatever else the state says.
+        rows: what decides its rows, and what it was in version 0.1: a state without `rows` belongs to the latter.
+        accept_other_data: True takes the position of any state, "restart" is 0 where the state belongs to another stream.
 
     Raises:
-        StateError: it is not a state, or was saved for another seed, other data or another geometry; the message names both
-            values.
+        StateError: it is not a state, or was saved for another seed, other data, another geometry or other rows; the message
+            names both values.
     """
-    consumed = position_in(state, "consumed_samples")
-    if accept_other_data:
-        return consumed
-    cure = "Go on with what it was saved for, or pass accept_other_data=True to take its position as it is."
+    position = position_in(state, "consumed_samples"), position_in(state, "epoch") if "epoch" in state else 0
+    if accept_other_data is True:
+        return position
+    problem = _problem(state, {"seed": seed, "fingerprint": fingerprint, "geometry": dict(geometry)}, rows)
+    if not problem:
+        return position
+    if accept_other_data == RESTART:
+        return 0, 0
+    raise StateError(
+        f"{problem}. Continue with what it was saved for, or pass accept_other_data to what loads the position "
+        "(ShardedEdenDataModule, StreamBatchSampler or MegatronBatchSampler). accept_other_data=True keeps the position, "
+        f"{position[0]} consumed samples, but neither the order of the windows nor their strands: some windows are seen twice "
+        'and others not at all. accept_other_data="restart" begins a new stream at 0'
+    )
+
+
+def check_accept_other_data(value: AcceptOtherData) -> AcceptOtherData:
+    """Return an argument `accept_other_data`.
+
+    Raises:
+        UsageError: it is neither a bool nor "restart".
+    """
+    if not isinstance(value, bool) and value != RESTART:
+        raise UsageError(f"accept_other_data must be True, False or {RESTART!r}, not {shown(value)}")
+    return value
+
+
+def _problem(state: Mapping[str, Any], here: dict[str, Any], rows: tuple[Rows, Rows]) -> str:
+    """Return why a state does not belong to a stream; empty where it does."""
     if "version" not in state:
-        raise StateError(
+        return (
             "the checkpoint holds a bare consumed_samples, as the original loader saves it: it does not say for which data, "
-            f"seed and order, and the original's order was another one. {cure}"
+            "seed and rows, and the original visits the windows in another order"
         )
-    expected = VERSION + 1 if "epoch" in state else VERSION
-    if type(state["version"]) is not int or state["version"] != expected:
-        raise StateError(
-            f"the checkpoint's data state has version {shown(state['version'])}, this program reads version {VERSION}. {cure}"
-        )
-    here = {"seed": seed, "fingerprint": fingerprint, "geometry": dict(geometry)}
-    differing = [key for key in here if type(state.get(key)) is not type(here[key]) or state.get(key) != here[key]]
-    if differing:
-        raise StateError(
-            "the checkpoint belongs to another stream: "
-            + "; ".join(f"{key} was {_quoted(state.get(key))}, is {_quoted(here[key])}" for key in differing)
-            + f". {cure}"
-        )
-    return consumed
+    version, expected = state["version"], [_version("epoch" in state)]
+    expected += [VERSION + 2] if "rows" in state else []
+    if type(version) is not int or version not in expected:
+        reads = " or ".join(map(str, expected))
+        return f"the checkpoint's data state has version {shown(version)}, this program reads version {reads} of such a state"
+    differing = [
+        f"{key} was {_quoted(state.get(key))}, is {_quoted(value)}"
+        for key, value in here.items()
+        if type(state.get(key)) is not type(value) or state.get(key) != value
+    ]
+    now, of_0_1 = rows
+    saved = state.get("rows", of_0_1)
+    if not isinstance(saved, Mapping):
+        differing.append(f"rows was {shown(saved)}, is {_quoted(now)}")
+    elif saved != now:
+        when = "" if "rows" in state else " in version 0.1"
+        differing += [
+            f"rows[{shown(key)}] was {shown(saved.get(key))}{when}, is {shown(now.get(key))}"
+            for key in [*now, *sorted(set(saved) - set(now), key=str)]
+            if key not in saved or key not in now or saved[key] != now[key]
+        ][:8]
+    return f"the checkpoint belongs to another stream: {'; '.join(differing)}" if differing else ""
+
+
+def _version(has_epoch: int) -> int:
+    return VERSION + bool(has_epoch)
 
 
 def _quoted(value: object) -> str:
     """Return a value for a message; a geometry is not cut."""
-    if not isinstance(value, dict) or len(value) >= 20:
+    if not isinstance(value, Mapping) or len(value) >= 20:
         return shown(value)
     return "{" + ", ".join(f"{shown(key)}: {shown(part)}" for key, part in value.items()) + "}"
-
-
-def epoch_of(state: Mapping[str, Any]) -> int:
-    """Return the epoch in a saved state, 0 where it has none.
-
-    Raises:
-        StateError: it is not an integer of at least 0.
-    """
-    return position_in(state, "epoch") if "epoch" in state else 0
 
 
 def position_in(state: Mapping[str, Any], key: str) -> int:

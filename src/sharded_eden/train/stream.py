@@ -73,8 +73,9 @@ class Stream(Dataset[Example]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The stream that a saved position belongs to: `seed`, `fingerprint` and `geometry`."""
-        return {"seed": self.seed, "fingerprint": self.dataset.fingerprint, "geometry": self.dataset.geometry}
+        """The stream that a saved position belongs to: `seed`, `fingerprint`, `geometry`, and `rows` (now and in 0.1)."""
+        data = self.dataset
+        return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": data.rows}
 
     @property
     def epoch(self) -> int:

@@ -91,9 +91,18 @@ class RowFormat:
             )
         for name, wanted in (("bos", self.include_bos), ("sep", self.include_sep), ("eos", self.include_eos)):
             if wanted and getattr(self.encoding, name) is None:
-                raise UsageError(
-                    f"the tokenizer has no {name.upper()} id: give it an integer {name}_id, or pass include_{name}=False"
-                )
+                raise UsageError(f"the tokenizer has no {name.upper()} id: pass {name}_id=, or include_{name}=False")
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """The ids of `bos`, `sep`, `eos` and `pad`; None for tokens that rows do not have."""
+        ids = self.encoding
+        return {
+            "bos": ids.bos if self.include_bos else None,
+            "sep": ids.sep if self.include_sep else None,
+            "eos": ids.eos if self.include_eos else None,
+            "pad": ids.pad,
+        }
 
     @property
     def weighs_letters(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
 from sharded_eden.format.schema import NUCLEOTIDES
+from sharded_eden.load.encode.special_ids import special_ids_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Encoding:
     pad: int
     table: NDArray[np.int64] | None
     """(256,) int64: byte -> id, lower case as upper case, `UNKNOWN` where the tokenizer must be asked; None: no table."""
+    ids_of_0_1: Mapping[str, int | None]
+    """`bos`, `sep`, `eos` and `pad` as version 0.1 of this package took them: from attributes alone."""
 
     @property
     def special(self) -> frozenset[int]:
@@ -72,26 +75,36 @@ class Encoding:
         return frozenset(i for i in (self.bos, self.eos, self.sep, self.pad) if i is not None)
 
 
-def encoding_of(tokenizer: Any) -> Encoding:
+def encoding_of(
+    tokenizer: Any,
+    *,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    sep_id: int | None = None,
+    pad_id: int | None = None,
+) -> Encoding:
     """Return how a tokenizer encodes.
+
+    A special id is the given one, else an attribute of the tokenizer, else (SEP and PAD) the id of `<SEP>` or `<PAD>` in its
+    vocabulary, else (SEP and PAD) EOS.
 
     Args:
         tokenizer: with `text_to_ids`, or a `tokenize` that returns ints (Megatron), or of Hugging Face; None for the built-in.
+        bos_id: the id of BOS; None asks the tokenizer, as for all that follow.
+        eos_id: the id of EOS.
+        sep_id: the id of SEP.
+        pad_id: the id of PAD.
 
     Raises:
-        UsageError: it offers none of these, or neither a PAD nor an EOS id.
+        UsageError: it offers no way to encode, neither a PAD nor an EOS id, or two different ids for SEP or PAD; or a given id
+            stands for a base, or is not in the vocabulary.
+
+    Example: `encoding_of(None).sep` is 3, `encoding_of(None, sep_id=7).sep` is 7.
     """
     tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
     text_to_ids = _find_text_to_ids(tokenizer)
-    eos = _special_id(tokenizer, "eos_id", "eos_token_id", "eod", "eod_id")
-    sep = _special_id(tokenizer, "_sep_id", "sep_id", "sep_token_id")
-    pad = _special_id(tokenizer, "pad_id", "pad_token_id")
-    pad = eos if pad is None else pad
-    if pad is None:
-        raise UsageError(
-            f"the tokenizer {_name(tokenizer)} has neither a PAD nor an EOS id to fill short rows with: "
-            "give it an integer pad_id (or pad_token_id)"
-        )
+    given = {"bos": bos_id, "eos": eos_id, "sep": sep_id, "pad": pad_id}
+    special = special_ids_of(tokenizer, text_to_ids, given)
     table = _table(text_to_ids)
     if table is None:
         logger.warning(
@@ -100,27 +113,17 @@ def encoding_of(tokenizer: Any) -> Encoding:
         )
     return Encoding(
         text_to_ids=text_to_ids,
-        bos=_special_id(tokenizer, "bos_id", "bos_token_id"),
-        eos=eos,
-        sep=eos if sep is None else sep,
-        pad=pad,
+        bos=special.bos,
+        eos=special.eos,
+        sep=special.sep,
+        pad=special.pad,
         table=table,
+        ids_of_0_1=special.of_0_1,
     )
 
 
 def _name(tokenizer: Any) -> str:
     return type(tokenizer).__name__
-
-
-def _special_id(tokenizer: Any, *names: str) -> int | None:
-    for name in names:
-        try:
-            value = getattr(tokenizer, name, None)
-        except Exception:
-            continue
-        if isinstance(value, int | np.integer) and not isinstance(value, bool):
-            return int(value)
-    return None
 
 
 def _find_text_to_ids(tokenizer: Any) -> Callable[[str], list[int]]:

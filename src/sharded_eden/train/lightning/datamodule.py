@@ -32,7 +32,7 @@ from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoa
 from sharded_eden.train.megatron import DataParallel, data_parallel_of, plan_of_job
 from sharded_eden.train.nemo import DataSampler, steps_are_global_batches
 from sharded_eden.train.sampler import BatchPlan
-from sharded_eden.train.state import consumed_samples_of, make_state, position_in
+from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, make_state, position_in, position_of
 from sharded_eden.train.stream import EvaluationStream, Stream
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         seed: decides order and strands.
         num_epochs: passes over the data in one Lightning epoch.
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
-        accept_other_data: take the position of a checkpoint that was saved for other data, another seed or by the original.
+        accept_other_data: True takes the position of a checkpoint that was saved for another stream or by the original loader;
+            "restart" begins at 0 instead. A checkpoint of this stream is always resumed.
         options: all others, see `sharded_eden.load.options.ExampleOptions`. With `compact`, the tensors are made on the device.
 
     Raises:
@@ -106,7 +107,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         log_dir: str | os.PathLike[str] | None = None,
         *,
         multiprocessing_context: str | None = None,
-        accept_other_data: bool = False,
+        accept_other_data: AcceptOtherData = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_epochs = num_epochs
         self.multiprocessing_context = multiprocessing_context
-        self.accept_other_data = accept_other_data
+        self.accept_other_data = check_accept_other_data(accept_other_data)
         # Every option is an attribute, read when a split is opened.
         opts = ExampleOptions(
             create_attention_mask=create_attention_mask,
@@ -204,9 +205,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._pending_state = dict(state_dict)
             return
         stream = self._streams["train"]
-        self._position = Position(
-            consumed_samples_of(state_dict, **stream.identity, accept_other_data=self.accept_other_data)
-        )
+        consumed, _ = position_of(state_dict, **stream.identity, accept_other_data=self.accept_other_data)
+        self._position = Position(consumed)
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Return the training batches of this rank."""

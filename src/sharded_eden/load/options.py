@@ -125,7 +125,7 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
 
 def refuses_unknown(cls: type[T]) -> type[T]:
     """Let the `__init__` of a dataclass raise `UnknownArgument` for arguments that it does not have."""
-    cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign, misc]
+    cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign]
     return cls
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import worlds
 from resume import assert_same_stream, row_hashes
@@ -22,16 +26,42 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MICRO, GLOBAL = 2, 8
 """The batch sizes of the examples."""
 
+MOST_SECONDS = 600
+"""Two ranks and their launcher import PyTorch and transformers, and unload them: a minute of processor time."""
+
 
 def run(example: str, folder: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an example in a folder under `watched.py`; with several ranks, start it as `torchrun` does."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     program = [str(HELPERS / "watched.py"), "seen", str(ROOT / "examples" / example)]
-    environment = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, *program, *arguments], cwd=folder, env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    environment = {
+        "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1",
+    }  # fmt: skip
+    command = [sys.executable, *launcher, *program, *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        out, err = _tracebacks_of(process)
+        pytest.fail(f"{example} on {ranks} ranks took longer than {MOST_SECONDS} s\n{out}\n{err}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _tracebacks_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """End a process and all that it started, each with a traceback on stderr, and return what they wrote."""
+    for each in [*psutil.Process(process.pid).children(recursive=True)[::-1], psutil.Process(process.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            print(each.pid, each.status(), each.cpu_times()[:2], each.cmdline())
+            each.send_signal(signal.SIGABRT)
+            time.sleep(0.5)
+    return process.communicate(timeout=60)
 
 
 def global_batches(folder: Path, ranks: int) -> list[list[str]]:

@@ -196,11 +196,14 @@ def test_a_missing_extra_names_itself():
         "except MissingExtra as error:\n    assert isinstance(error, ImportError); print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "lightning is not installed. Install it: pip install 'sharded-eden[train]'"
+    assert (
+        done.stdout.strip()
+        == "lightning is not installed. Install it, in the clone of this package: pip install '.[train]'"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program.replace("'lightning'", "'torch'")], capture_output=True, text=True, check=False
     )
-    assert "pip install 'sharded-eden[train]'" in done.stdout + done.stderr
+    assert "pip install '.[train]'" in done.stdout + done.stderr
 
 
 def test_megatron_bridge_names_its_extra():
@@ -215,4 +218,4 @@ def test_megatron_bridge_names_its_extra():
         program.partition("\n")[2],
     ):  # without Megatron, and as here: with Megatron core, without Bridge
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.strip().endswith("Install it: pip install 'sharded-eden[bridge]'")
+        assert done.stdout.strip().endswith("Install it, in the clone of this package: pip install '.[bridge]'")

@@ -75,7 +75,7 @@ class MissingExtra(EdenError, ImportError):
     """An optional dependency is missing; the message names the extra that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed. Install it: pip install 'sharded-eden[{extra}]'")
+        super().__init__(f"{what} is not installed. Install it, in the clone of this package: pip install '.[{extra}]'")
         self._arguments = (what, extra)
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:

@@ -101,7 +101,12 @@ def run_tasks(
         return _run_on_ray(function, iter(tasks), engine)
     if engine.jobs == 1:
         return _run_here(function, iter(tasks), heard)
-    return _run_in_pool(function, iter(tasks), engine.jobs or os.cpu_count() or 1, heard)
+    return _run_in_pool(function, iter(tasks), engine.jobs or usable_processors(), heard)
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use; a job's limit counts, not the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -> Iterator[Ended[Task, Result]]:
@@ -118,9 +123,10 @@ _messages: Any = None
 _stop: Any = None
 
 
-def _begin_worker(messages: Any, stop: Any) -> None:
+def _begin_worker(messages: Any, stop: Any, begun: Any) -> None:
     global _messages, _stop
     _messages, _stop = messages, stop
+    begun.set()
     import signal
 
     # Ctrl-C reaches the whole process group; the parent process then stops its workers
@@ -150,10 +156,10 @@ def _run_in_pool(
     function: Work[Task, Result], tasks: Iterator[Task], jobs: int, heard: Say
 ) -> Iterator[Ended[Task, Result]]:
     context = multiprocessing.get_context("spawn")  # a forked worker would inherit SQLite connections and threads
-    messages, stop = context.SimpleQueue(), context.Event()
+    messages, stop, begun = context.SimpleQueue(), context.Event(), context.Event()
     listener = threading.Thread(target=_listen, args=(messages, inbox := _Inbox()), daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop, begun))
     running: dict[Future[Result], Task] = {}
     try:
         while True:
@@ -168,9 +174,11 @@ def _run_in_pool(
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     raise EdenError(
-                        "a worker process died. Either memory ran out: run the same command again, with fewer --jobs than "
-                        f"{jobs} (what is finished is kept). Or a Python script starts it without "
-                        "`if __name__ == '__main__':`, which worker processes need"
+                        "a worker process died, most likely because memory ran out. Run the same command again, with fewer "
+                        f"--jobs than {jobs}: what is finished is kept"
+                        if begun.is_set()
+                        else "no worker process could start. Each imports the Python script that starts it, so the script "
+                        "must call this package under `if __name__ == '__main__':`"
                     ) from error
                 yield Ended(task, result=None if error else future.result(), error=error)
         inbox.deliver(heard)

@@ -50,7 +50,7 @@ def test_bench_refuses_what_it_cannot_measure(small, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 def test_bench_counts_the_processors_that_it_may_use():
     one = min(os.sched_getaffinity(0))
-    count = "from sharded_eden.throughput import usable_processors; print(usable_processors())"
+    count = "from sharded_eden.jobs import usable_processors; print(usable_processors())"
     code = f"import os; os.sched_setaffinity(0, [{one}]); {count}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

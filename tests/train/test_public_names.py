@@ -51,7 +51,7 @@ def test_transformers_is_loaded_for_the_callback_alone():
         "try:\n    sharded_eden.Position\nexcept sharded_eden.MissingExtra as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    missing = "transformers is not installed. Install it: pip install 'sharded-eden[transformers]'"
+    missing = "transformers is not installed. Install it, in the clone of this package: pip install '.[transformers]'"
     assert done.stdout.splitlines() == ["False", missing]
 
 

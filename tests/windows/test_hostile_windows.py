@@ -99,7 +99,7 @@ def test_pack_of_metadata_without_a_key_replaces_its_totals(tmp_path: Path) -> N
     worlds.execute(path, "DROP TABLE metadata", "CREATE TABLE metadata (key, value, note)")
     worlds.execute(path, *(("INSERT INTO metadata VALUES (?, ?, 'x')", row) for row in rows))
     for seed in (1, 2):
-        pack_window_database(path, seed=seed)
+        pack_window_database(path, seed=seed, overwrite=True)
         assert worlds.query(path, "SELECT value FROM metadata WHERE key = 'pack_seed'") == [(seed,)]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import sqlite3
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from sharded_eden import (
     ShardedEdenDataModule,
     ShardedEdenDataset,
     Stream,
+    cli,
     pack_window_database,
     precompute_window_database,
 )
@@ -117,6 +120,73 @@ def test_every_window_is_in_exactly_one_pack(tmp_path, many):
         assert sum(len(each) > 1 for each in samples) > 0.9 * len(samples)  # a pack mixes samples
 
 
+def test_packs_are_not_replaced_by_others(tmp_path, capsys):
+    """Checkpoints are tied to them. What is there stays as it is, byte for byte."""
+    folder = world(tmp_path)
+    path, split = folder / "windows.db", folder / "split.parquet"
+    before = path.read_bytes()
+    precompute = partial(precompute_window_database, split, path, T, STRIDE)
+    for refused, why in (
+        (partial(pack_window_database, path, seed=7), "pack_seed=42, not 7"),
+        (partial(precompute, pack=True, pack_seed=7), "pack_seed=42, not 7"),
+        (precompute, "which the new one would not have"),
+    ):
+        with pytest.raises(UsageError, match=f"has packs, {why}.*Checkpoints are tied.*--force"):
+            refused()
+        assert path.read_bytes() == before
+    assert cli.main(["pack", str(path), "--seed", "7"]) == 1
+    assert "pack_seed=42, not 7" in capsys.readouterr().err
+    precompute(pack=True)
+    pack_window_database(path)
+    assert cli.main(["pack", str(path)]) == 0
+    packs = packs_of(path)
+
+    assert cli.main(["pack", str(path), "--seed", "7", "--force"]) == 0
+    assert packs_of(path) != packs
+    precompute(pack=True, overwrite=True)
+    assert packs_of(path) == packs
+    precompute(overwrite=True)
+    assert "total_packs" not in metadata_of(path)
+    pack_window_database(path, seed=7)
+    assert sorted(each.name for each in folder.iterdir()) == ["seqs", "split.parquet", "windows.db"]
+
+
+def test_packs_of_the_same_seed_that_differ_are_not_replaced(tmp_path):
+    """Another program or version may have made them: the fingerprint decides, which checkpoints record."""
+    path = world(tmp_path) / "windows.db"
+    fingerprint = metadata_of(path)["pack_fingerprint"]
+    for statement in (
+        f"UPDATE metadata SET value = {fingerprint - 1} WHERE key = 'pack_fingerprint'",
+        "DELETE FROM metadata WHERE key LIKE 'pack_%'",
+    ):
+        worlds.execute(path, statement)
+        for again in (
+            partial(pack_window_database, path),
+            partial(precompute_window_database, tmp_path / "split.parquet", path, T, STRIDE, pack=True),
+        ):
+            with pytest.raises(UsageError, match="has packs, and the new ones differ"):
+                again()
+    pack_window_database(path, overwrite=True)
+    assert metadata_of(path)["pack_fingerprint"] == fingerprint
+
+
+def test_command_for_more_special_tokens_writes_to_a_new_name(tmp_path):
+    """Checkpoints belong to the packs that are there."""
+    path = world(tmp_path) / "windows.db"
+    before = path.read_bytes()
+    options = {"packed": True, "use_control_tags": True, "seq_length": T, "stride": STRIDE}
+    with pytest.raises(UsageError, match="packed for 3 special tokens") as refused:
+        ShardedEdenDataset(None, tmp_path / "seqs", path, **options)
+    command = str(refused.value).split("for as many: ")[1]
+    assert "--force" not in command
+    words = shlex.split(command.replace("SPLIT.parquet", str(tmp_path / "split.parquet")))
+    assert words[3] == str(tmp_path / f"windows.{T}.db")
+    assert cli.main(words[1:]) == 0
+    assert path.read_bytes() == before
+    with ShardedEdenDataset(None, tmp_path / "seqs", words[3], **options) as dataset:
+        assert len(dataset[0]["tokens"]) == T
+
+
 def test_packing_later_packing_again_and_other_sources_of_lengths_give_the_same(tmp_path):
     at_once = world(tmp_path / "a")
     later = world(tmp_path / "b", pack=False)
@@ -131,7 +201,7 @@ def test_packing_later_packing_again_and_other_sources_of_lengths_give_the_same(
         worlds.execute(later / "windows.db", "DROP TABLE packs")
         pack_window_database(later / "windows.db", **source)
         assert packs_of(at_once / "windows.db") == packs_of(later / "windows.db")
-    pack_window_database(later / "windows.db", seed=7, sequences=later / "seqs")
+    pack_window_database(later / "windows.db", seed=7, sequences=later / "seqs", overwrite=True)
     assert packs_of(at_once / "windows.db") != packs_of(later / "windows.db")
     assert (
         metadata_of(at_once / "windows.db")["pack_fingerprint"] != metadata_of(later / "windows.db")["pack_fingerprint"]

@@ -90,7 +90,7 @@ class PacksCheck:
     def fix(self) -> str:
         """The command that packs the windows again."""
         sequences = None if self._has_lengths else self._sequences
-        return pack_command(self._path, seed=self._metadata.get("pack_seed", 42), sequences=sequences)
+        return pack_command(self._path, seed=self._metadata.get("pack_seed", 42), sequences=sequences, force=True)
 
     def run(self, *, full: bool, seed: int, lengths_are_sound: bool) -> None:
         """Check the packs, if there are any.

@@ -58,8 +58,8 @@ def precompute(
         bool,
         typer.Option(
             "--force",
-            help="Replace a window database of another geometry or of other contigs. Checkpoints are tied to the windows that "
-            "they were trained on.",
+            help="Replace a window database of another geometry, of other contigs or with other packs. Checkpoints are tied to "
+            "the windows that they were trained on.",
         ),
     ] = False,
     jobs: Annotated[int, typer.Option(help="Splits of a folder that are worked on at once.")] = 1,
@@ -142,13 +142,21 @@ def pack(
     sequences: Annotated[
         Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, for the same purpose.")
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Replace its packs by others. Checkpoints are tied to the packs that they were trained on."
+        ),
+    ] = False,
 ) -> None:
     """Fill rows with several whole windows each, so that short contigs waste nothing."""
     paths = window_databases(windows_db)
     for path in paths:
         started = time.monotonic()
         with progress_bar(f"packing {path.name}") as progress:
-            result = pack_window_database(path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+            result = pack_window_database(
+                path, seed=seed, lengths=lengths, sequences=sequences, overwrite=force, progress=progress
+            )
         print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
         _print_packs(result)
         print(f"on disk  {size(path.stat().st_size):>15}  {printable(path)}")

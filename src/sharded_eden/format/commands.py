@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 
 from sharded_eden.format.geometry import WindowGeometry
@@ -65,7 +66,7 @@ def precompute_command(
         sequences: the folder of sequence databases, needed for `max_ambiguous`.
         metadata: the metadata of a window database whose packs are to be made again.
         pack: make packs where `metadata` does not say so.
-        force: replace a window database of another geometry or of other contigs.
+        force: replace a window database of another geometry, of other contigs or with other packs.
     """
     words = ["sharded-eden precompute", quoted(split), quoted(window_db)]
     if geometry is not None:
@@ -89,19 +90,24 @@ def precompute_command(
     return " ".join(words)
 
 
-def pack_command(window_db: PathLike, *, seed: object = 42, sequences: PathLike | None = None) -> str:
+def pack_command(
+    window_db: PathLike, *, seed: object = 42, sequences: PathLike | None = None, force: bool = False
+) -> str:
     """Return the command that packs the windows of a window database.
 
     Args:
         window_db: the window database.
         seed: the seed of the packs; ignored unless it is an integer.
         sequences: the folder of sequence databases, needed where the window database has no table `contig_lengths`.
+        force: replace packs that are not the same.
     """
     words = ["sharded-eden pack", quoted(window_db)]
     if isinstance(seed, int) and seed != 42:
         words.append(f"--seed {seed}")
     if sequences is not None:
         words.append(f"--sequences {quoted(sequences)}")
+    if force:
+        words.append("--force")
     return " ".join(words)
 
 
@@ -118,6 +124,11 @@ def index_command(sequence_db_dir: PathLike = "SEQDB", window_db: PathLike = "WI
 
 
 def sibling(path: PathLike, suffix: str) -> Path:
-    """Return a new name beside a file: `train_windows.db` -> `train_windows.8192.db` for the suffix `8192`."""
+    """Return a new name beside a file: `train_windows.db` -> `train_windows.8192.db` for the suffix `8192`.
+
+    Where that exists, `train_windows.8192-2.db` is next.
+    """
     path = Path(path)
-    return path.with_name(f"{path.stem}.{suffix}{path.suffix}")
+    suffixes = chain([suffix], (f"{suffix}-{k}" for k in count(2)))
+    names = (path.with_name(f"{path.stem}.{each}{path.suffix}") for each in suffixes)
+    return next(name for name in names if not name.exists())

@@ -131,9 +131,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except apsw.Error as error:
         if getattr(error, "extendedresult", 0) not in _WRITE_ERRORS:
             raise
-        reason = (
-            "no space is left on the disk, or the quota is reached" if isinstance(error, apsw.FullError) else str(error)
-        )
+        # SQLite calls a reached quota an I/O error.
+        full = "no space is left on the disk, or the quota is reached"
+        reason = full if isinstance(error, apsw.FullError) else f"{error}: the disk fails, or the quota is reached"
         raise write_error(path, reason) from error
     except Exception as error:
         if type(error).__module__ != "polars.exceptions" or "(os error" not in str(error):

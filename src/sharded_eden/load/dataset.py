@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ class ShardedEdenDataset(Dataset[Example]):
                 include_sep=self.include_sep,
                 include_eos=opts.include_eos,
                 packed_bases=self._index.geometry.usable if opts.packed else None,
-                rebuild=self._index.rebuild_command(replace(self._index.geometry, special_tokens=3)),
+                rebuild=self._index.pack_again_command(),
                 mask_ambiguous=opts.mask_ambiguous,
                 soft_mask_weight=opts.soft_mask_weight,
                 loss_on_eos=opts.loss_on_eos,

@@ -1,4 +1,4 @@
-"""Existing window databases: their geometry and fingerprint, and whether another one may replace them."""
+"""Window databases and packs that exist already: what they hold, and whether others may replace them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,53 @@ from sharded_eden.errors import DatabaseError, UsageError, printable
 from sharded_eden.format.commands import precompute_command, sibling
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.sqlite import READ_ERRORS, is_mutable_now, open_read_only
+from sharded_eden.format.sqlite import READ_ERRORS, is_mutable_now, open_read_only, table_columns
 from sharded_eden.format.window_db import WindowDatabase
+
+
+@dataclass(frozen=True)
+class ExistingPacks:
+    """The packs of a window database, which are about to be replaced."""
+
+    path: Path
+    seed: int | None
+    """None where the database does not record it, as for the fingerprint."""
+    fingerprint: int | None
+
+    def check_seed(self, seed: int | None) -> None:
+        """Refuse packs of another seed, and None, which stands for no packs.
+
+        Raises:
+            UsageError: with both seeds.
+        """
+        if seed is None:
+            raise self._refusal("which the new one would not have")
+        if self.seed is not None and seed != self.seed:
+            raise self._refusal(f"pack_seed={self.seed}, not {seed}")
+
+    def check_fingerprint(self, fingerprint: int) -> None:
+        """Refuse packs, complete but not published, that are not the same.
+
+        Raises:
+            UsageError: they differ.
+        """
+        if fingerprint != self.fingerprint:
+            raise self._refusal("and the new ones differ")
+
+    def _refusal(self, what: str) -> UsageError:
+        return UsageError(
+            f"{printable(self.path)}: this window database has packs, {what}. Checkpoints are tied to the packs that they "
+            "were trained on, so they are not replaced. Write packs to a copy of it or to another window database; or "
+            "replace them with --force (overwrite=True)"
+        )
+
+
+def existing_packs(state: WindowDatabase, database: apsw.Connection) -> ExistingPacks | None:
+    """Return the packs of a window database without problems; None where it neither has nor records any."""
+    seed, fingerprint = state.metadata.get("pack_seed"), state.metadata.get("pack_fingerprint")
+    if fingerprint is None and not table_columns(database, "packs"):
+        return None
+    return ExistingPacks(state.path, seed, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -27,6 +72,7 @@ class Existing:
     fingerprint: int | None
     """None where the database does not record one."""
     fingerprint_of_rows: int
+    packs: ExistingPacks | None
 
     def check_geometry(self, wanted: WindowGeometry) -> None:
         """Raise an error for a new database of another geometry.
@@ -55,9 +101,7 @@ class Existing:
             raise self._refusal("other contigs or windows", self.geometry)
 
     def _refusal(self, what: str, wanted: WindowGeometry) -> UsageError:
-        suffixes = (str(wanted.window_size), *(f"{wanted.window_size}-{k}" for k in range(2, 100)))
-        others = (sibling(self.path, suffix) for suffix in suffixes)
-        other = next((path for path in others if not path.exists()), self.path.with_name("WINDOWS.db"))
+        other = sibling(self.path, str(wanted.window_size))
         return UsageError(
             f"{printable(self.path)}: this window database exists and has {what}. Checkpoints are tied to the windows that "
             f"they were trained on, so it is not replaced. Write to another name: "
@@ -81,7 +125,8 @@ def existing_windows(path: Path, split: Path) -> Existing | None:
             assert state.geometry is not None  # noqa: S101 - narrows the type
             fingerprint, total = state.metadata.get("fingerprint"), state.total_windows
             of_rows = 0 if fingerprint is not None else fingerprint_of_rows(database, state.metadata, total)
-            return Existing(path, split, state.geometry, fingerprint, of_rows)
+            packs = existing_packs(state, database)
+            return Existing(path, split, state.geometry, fingerprint, of_rows, packs)
     except (DatabaseError, *READ_ERRORS) as error:
         raise UsageError(
             f"{printable(path)}: there is a file with this name, which is not a window database or a damaged one "

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, cast
 
 import apsw
 import numpy as np
@@ -37,6 +37,7 @@ from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, trust_nothin
 from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.jobs import Meter, Progress
 from sharded_eden.shuffle import Permutation
+from sharded_eden.windows.existing import existing_packs
 from sharded_eden.windows.index import renew_index
 
 BUFFER_WINDOWS = 4096
@@ -55,6 +56,8 @@ class PackResult:
     """Tokens of a row."""
     useful_tokens: int
     """Tokens of all windows, special tokens included; the rest is padding."""
+    fingerprint: int
+    """Ties checkpoints to the packs."""
 
     @property
     def useful(self) -> float:
@@ -73,9 +76,10 @@ def pack_window_database(
     seed: int = 42,
     lengths: str | os.PathLike[str] | None = None,
     sequences: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackResult:
-    """Pack the windows of a finished window database; existing packs are replaced.
+    """Pack the windows of a finished window database. Existing packs are not replaced by others.
 
     The database is replaced when the new one is complete.
 
@@ -84,12 +88,14 @@ def pack_window_database(
         seed: another seed gives other packs.
         lengths: the split's Parquet file, for a database without `contig_lengths`.
         sequences: the folder of sequence databases, for the same purpose.
+        overwrite: replace its packs by others. Checkpoints are tied to the packs that they were trained on, so they cannot be
+            resumed on others.
         progress: called with the windows done and their total.
 
     Raises:
         MissingDatabase: there is no such window database.
         DatabaseError: it is not a window database, or the lengths of its windows are unknown.
-        UsageError: it cannot be written.
+        UsageError: it cannot be written, or has other packs, unless `overwrite`.
     """
     path = Path(window_db)
     if not path.is_file():
@@ -97,7 +103,10 @@ def pack_window_database(
             f"{printable(path)}: no such window database. Make it: {precompute_command(path, pack=True)}"
         )
     with closing(open_read_only(path)) as database:
-        _checked(database, path)
+        state = _checked(database, path)
+        existing = None if overwrite else existing_packs(state, database)
+    if existing is not None:
+        existing.check_seed(seed)
     before = FileIdentity.of(path.stat())
     with publishing(path) as unfinished:
         copy_database(path, unfinished)
@@ -106,6 +115,8 @@ def pack_window_database(
                 trust_nothing(database)  # this also disables triggers of the window database
                 database.execute("BEGIN")
                 result = write_packs(database, path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+                if existing is not None:
+                    existing.check_fingerprint(result.fingerprint)
                 database.execute("COMMIT")
         except READ_ERRORS as error:
             raise unreadable(path, error) from error
@@ -134,7 +145,8 @@ def write_packs(
     """
     if not -(2**63) <= seed < 2**63:
         raise UsageError(f"the seed of packs {shown(seed)} is invalid: it must fit into 64 bits")
-    geometry, total = _checked(database, path)
+    state = _checked(database, path)
+    geometry, total = cast("WindowGeometry", state.geometry), state.total_windows
     if geometry.usable < 1:
         raise UsageError(
             f"{printable(path)}: its windows cannot be packed: window_size={geometry.window_size} leaves no room for a base "
@@ -176,11 +188,17 @@ def write_packs(
     # Not INSERT OR REPLACE: a table from another program may have no primary key.
     database.executemany("DELETE FROM metadata WHERE key = ?", ((key,) for key in totals))
     database.executemany("INSERT INTO metadata (key, value) VALUES (?, ?)", totals.items())
-    return PackResult(windows=total, packs=packs, window_size=geometry.window_size, useful_tokens=useful_tokens)
+    return PackResult(
+        windows=total,
+        packs=packs,
+        window_size=geometry.window_size,
+        useful_tokens=useful_tokens,
+        fingerprint=totals["pack_fingerprint"],
+    )
 
 
-def _checked(database: apsw.Connection, path: Path) -> tuple[WindowGeometry, int]:
-    """Return the geometry and the number of windows of a window database without problems.
+def _checked(database: apsw.Connection, path: Path) -> WindowDatabase:
+    """Return what a window database without problems states.
 
     Raises:
         DatabaseError: the first problem.
@@ -191,8 +209,7 @@ def _checked(database: apsw.Connection, path: Path) -> tuple[WindowGeometry, int
             raise problem.error(path)
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
-    assert state.geometry is not None  # noqa: S101 - narrows the type
-    return state.geometry, state.total_windows
+    return state
 
 
 def _buffers(total: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -81,8 +81,8 @@ def precompute_window_database(
 
     Args:
         split_parquet_file: a Parquet file with the columns `contig_id` (string) and `length` (integer, bases).
-        output_window_db: the database. One that exists is replaced when the new one is complete, if it has the same geometry
-            and the same contigs.
+        output_window_db: the database. One that exists is replaced when the new one is complete, if it has the same geometry,
+            the same contigs and no other packs.
         window_size: tokens of a training row, and bases that a window spans; the dataset's `seq_length`.
         stride: bases from the start of one window to the start of the next.
         window_min_length_threshold: windows with fewer bases than this are left out.
@@ -98,8 +98,8 @@ def precompute_window_database(
         note: called with the name of each step as it begins: `contigs`, `packing`.
 
     Raises:
-        UsageError: an invalid size, an output that cannot be written, or one that exists with another geometry or other
-            contigs, unless `overwrite`.
+        UsageError: an invalid size, an output that cannot be written, or one that exists with another geometry, other
+            contigs or other packs, unless `overwrite`.
         DatabaseError: a contig of the split is not in `sequences`, or has another length there.
         InputError: the split file is not such a table, or holds nulls, negative lengths or a contig twice.
 
@@ -127,6 +127,8 @@ def precompute_window_database(
         existing = None if overwrite else existing_windows(output, split)
         if existing is not None:
             existing.check_geometry(geometry)
+            if existing.packs is not None:
+                existing.packs.check_seed(pack_seed if pack else None)
         unfinished = stack.enter_context(publishing(output))
         if note is not None:
             note(CONTIGS)
@@ -155,6 +157,8 @@ def precompute_window_database(
             if pack and note is not None:
                 note(PACKING)
             packs = write_packs(database, output, seed=pack_seed, progress=progress) if pack else None
+            if packs is not None and existing is not None and existing.packs is not None:
+                existing.packs.check_fingerprint(packs.fingerprint)
             database.execute("COMMIT")
     index, no_index = index_or_reason(sequences or sequence_db_dir_of(split), output)
     result = PrecomputeResult(

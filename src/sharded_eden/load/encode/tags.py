@@ -36,9 +36,9 @@ class ControlTags(Mapping[str, list[int]]):
         self._format = row_format
         self._headers: dict[str, tuple[NDArray[np.int64], int]] = {}
         self._warned = False
-        self.least_room = min(
-            (self.header(name)[1] for name in islice(self, NAMES_CHECKED_AT_START)), default=row_format.seq_length
-        )
+        # The longest tag first: an error then states the room that all of them need.
+        names = sorted(islice(self, NAMES_CHECKED_AT_START), key=lambda name: len(self[name]), reverse=True)
+        self.least_room = min((self.header(name)[1] for name in names), default=row_format.seq_length)
         """The fewest bases that a row shows, over the first names."""
 
     def header(self, sequence_id: str) -> tuple[NDArray[np.int64], int]:

@@ -38,7 +38,7 @@ class PackIndex:
     def __init__(self, index: WindowIndex) -> None:
         self._index = index
         if not {"pack_idx", "windows"} <= set(table_columns(index.connection, "packs")):
-            raise DatabaseError(f"{index.path} holds no packs. Add them: {self._cure}")
+            raise DatabaseError(f"{index.path} holds no packs. Add them: {pack_command(index.path)}")
         try:
             first, last = index.connection.execute(
                 "SELECT (SELECT min(pack_idx) FROM packs), (SELECT max(pack_idx) FROM packs)"
@@ -55,7 +55,7 @@ class PackIndex:
 
     @property
     def _cure(self) -> str:
-        return pack_command(self._index.path)
+        return pack_command(self._index.path, seed=self._index.metadata.get("pack_seed", 42), force=True)
 
     def windows(self, packs: Sequence[int]) -> list[list[int]]:
         """Return the window indices of each pack.

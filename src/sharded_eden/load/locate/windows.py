@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
@@ -108,6 +109,18 @@ class WindowIndex:
         path = self.path if is_same else sibling(self.path, str(geometry.window_size))
         return precompute_command(
             path, geometry=geometry, max_ambiguous=self.max_ambiguous, metadata=self.metadata, force=is_same
+        )
+
+    def pack_again_command(self) -> str:
+        """Return the command that packs windows of another number of special tokens under a new name.
+
+        Its last option, `--special-tokens`, is for the caller to add.
+        """
+        return precompute_command(
+            sibling(self.path, str(self.geometry.window_size)),
+            geometry=replace(self.geometry, special_tokens=WindowGeometry.special_tokens),
+            max_ambiguous=self.max_ambiguous,
+            metadata=self.metadata,
         )
 
     def _write_lookups(self) -> None:

@@ -267,7 +267,7 @@ class WindowFetcher:
         if tokens > seq_length:
             raise DatabaseError(
                 f"{self._index.path}: the windows of a pack need {tokens} tokens, a row has {seq_length}. The packs belong "
-                f"to other windows. Pack again: {pack_command(self._index.path)}"
+                f"to other windows. Pack again: {pack_command(self._index.path, force=True)}"
             )
 
     def check_loss(self, any_loss: bool) -> None:

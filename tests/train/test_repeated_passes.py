@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +49,16 @@ def test_a_plain_loop_is_warned_and_set_epoch_goes_on(small, options, samples):
             stream.set_epoch(epoch)
             assert rows(loader) == at(dataset, range(epoch * n, epoch * n + n))
         del loader
+
+
+def test_the_documented_loop_trains_on_three_passes_of_the_stream(small):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "one-stream.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    batches = []
+    with small.dataset(rc_aug=True) as dataset, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(example, {"dataset": dataset, "Stream": Stream, "DataLoader": DataLoader, "train_step": batches.append})
+        assert rows(batches) == at(dataset, range(3 * len(dataset)))
 
 
 def test_evaluations_repeat_without_a_warning(small):

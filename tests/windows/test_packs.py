@@ -129,7 +129,7 @@ def test_packs_are_not_replaced_by_others(tmp_path, capsys):
     for refused, why in (
         (partial(pack_window_database, path, seed=7), "pack_seed=42, not 7"),
         (partial(precompute, pack=True, pack_seed=7), "pack_seed=42, not 7"),
-        (precompute, "which the new one would not have"),
+        (precompute, "which the new one would not have without --pack"),
     ):
         with pytest.raises(UsageError, match=f"has packs, {why}.*Checkpoints are tied.*--force"):
             refused()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sharded_eden.errors import InputError, MissingDatabase, UsageError, shown
+from sharded_eden.errors import InputError, MissingDatabase, UsageError, printable, shown
 from sharded_eden.format.commands import build_command
 
 CONTIG_ID = "contig_id"
@@ -85,13 +85,15 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
     """
     folder = Path(sequence_db_dir)
     if not folder.is_dir():
-        raise MissingDatabase(f"{folder}: no such folder of sequence databases. Make one: {build_command(folder)}")
+        raise MissingDatabase(
+            f"{printable(folder)}: no such folder of sequence databases. Make one: {build_command(folder)}"
+        )
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
     found = {name: path for name in names if (path := sample_database_path(folder, name)).is_file()}
     if not found:
         raise MissingDatabase(
-            f"No SQLite sequence databases found in {folder}: looked for <sample>/glm_dataset_<sample>.sqlite "
+            f"No SQLite sequence databases found in {printable(folder)}: looked for <sample>/glm_dataset_<sample>.sqlite "
             f"in {len(names)} folders. Make them: {build_command(folder)}"
         )
     return found

@@ -32,7 +32,7 @@ class ExistingPacks:
             UsageError: with both seeds.
         """
         if seed is None:
-            raise self._refusal("which the new one would not have")
+            raise self._refusal("which the new one would not have without --pack (pack=True)")
         if self.seed is not None and seed != self.seed:
             raise self._refusal(f"pack_seed={self.seed}, not {seed}")
 

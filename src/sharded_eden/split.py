@@ -27,6 +27,7 @@ from sharded_eden.build.contig_table import changed_samples
 from sharded_eden.errors import DatabaseError, UsageError, printable, shown, warn
 from sharded_eden.format import schema
 from sharded_eden.format.commands import quoted, split_command
+from sharded_eden.format.kinds import expect
 from sharded_eden.format.lengths import contigs_of_database
 from sharded_eden.format.parquet import SEQUENCE_DB_DIR, is_text, parquet_errors, parquet_source, write_parquet
 from sharded_eden.format.publish import publishing
@@ -316,6 +317,7 @@ def _existing_splits(out: Path, contigs: pl.DataFrame, key: str) -> dict[str, st
 
 def _contigs(folder: Path) -> pl.DataFrame:
     """Return (contig_id, length, sample) of every contig in a folder of sequence databases."""
+    expect(folder, "SEQDB", "a folder of sequence databases")
     databases = schema.discover_sample_databases(folder)
     table = folder / schema.CONTIGS_FILE
     parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ import apsw
 import numpy as np
 import polars as pl
 import pytest
+import worlds
 
+import oracle
 from sharded_eden import ShardedEdenDataset, build_sequence_dbs, cli, precompute_window_database
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.index import FileIdentity, IndexFile, identity_of, index_path
@@ -338,6 +341,33 @@ def test_precompute_succeeds_where_no_index_can_be_written(
     broken = shutil.copytree(built / "db", tmp_path / "broken")
     sample_database_path(broken, "G1").write_bytes(b"nothing")
     assert "G1" in precompute_window_database(split, path, SIZE, STRIDE, sequences=broken).no_index
+
+
+def test_an_index_is_whole_although_the_split_lacks_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Samples without a window in the split have no entry, and nothing about them is out of date."""
+    folder = worlds.write(tmp_path)
+    contigs = {name: bases for name, bases in worlds.CONTIGS.items() if "-S1_" in name}
+    oracle.write_window_db(folder / "one.db", contigs, worlds.T, worlds.STRIDE)
+    index_window_database(folder / "seqs", folder / "one.db")
+    with ShardedEdenDataset.open(folder / "seqs", folder / "one.db") as dataset:
+        assert dataset._addresses is not None
+        assert dataset._addresses.changed_samples == []
+        assert len(dataset[0]["tokens"]) == worlds.T
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_a_copy_of_a_dataset_whose_windows_were_replaced_names_the_index(tmp_path: Path) -> None:
+    folder = worlds.write(tmp_path)
+    index_window_database(folder / "seqs", folder / "windows.db")
+    with ShardedEdenDataset.open(folder / "seqs", folder / "windows.db") as dataset:
+        copied = pickle.dumps(dataset)
+    oracle.write_window_db(folder / "new.db", worlds.CONTIGS, worlds.T, worlds.STRIDE)
+    (folder / "new.db").replace(folder / "windows.db")
+    index_window_database(folder / "seqs", folder / "windows.db")
+    with pytest.raises(
+        DatabaseError, match=r"windows\.db\.index: it was replaced after the dataset was opened: .* Open the"
+    ):
+        pickle.loads(copied)
 
 
 def test_pack_keeps_the_index_and_removes_one_of_another_database(built: Path, tmp_path: Path) -> None:

@@ -348,11 +348,11 @@ def test_control_tags(tmp_path, compact):
 
 
 def test_headers_that_were_not_counted_are_refused_with_the_command(folder):
-    with pytest.raises(UsageError, match=r"packed for 3 special tokens.*take 13") as caught:
+    with pytest.raises(UsageError, match=r"packed for 3 special tokens.*take 14") as caught:
         packed(folder, use_control_tags=True)
     assert str(caught.value).endswith(
-        f"precompute SPLIT.parquet {folder / 'windows.db'} --window-size {T} --stride {STRIDE} "
-        "--pack --force --special-tokens 13"
+        f"precompute SPLIT.parquet {folder / f'windows.{T}.db'} --window-size {T} --stride {STRIDE} "
+        "--pack --special-tokens 14"
     )
     with packed(folder, include_sep=False) as dataset:  # needs fewer special tokens, and has the same bases
         assert dataset[0]["cu_seqlens"][1] > 0

@@ -52,14 +52,15 @@ def refuse_url(path: str | os.PathLike[str], name: str) -> None:
         UsageError: databases are read from file systems only.
     """
     text = os.fspath(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) and not Path(text).exists():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) and not os.path.lexists(Path(text).parts[0]):
+        url = re.sub(":/+", "://", text, count=1)  # a Path has one slash
         raise UsageError(
-            f"{name}: {shown(text)} is a URL, but databases are read from a file system. Copy them to a local disk"
+            f"{name}: {shown(url)} is a URL, but data are read from and written to a file system. Copy them to a local disk"
         )
 
 
 def expect(path: Path, name: str, *kinds: str) -> None:
-    """Refuse a path that is known to be of another kind than expected.
+    """Refuse a URL, and a path that is known to be of another kind than expected.
 
     Args:
         path: the path.
@@ -69,6 +70,7 @@ def expect(path: Path, name: str, *kinds: str) -> None:
     Raises:
         UsageError: with both kinds.
     """
+    refuse_url(path, name)
     found = kinds_of(path)
     if found and not set(found) & set(kinds):
         raise UsageError(f"{name}: {printable(path)} is {found[0]}; expected {' or '.join(kinds)}")

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import apsw
 
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable
+from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import is_mutable_now
 
 MAX_PATH_BYTES = 500
@@ -78,11 +79,12 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
     `path` at once, the second is refused. Links under the hidden name are never followed.
 
     Raises:
-        UsageError: another process is writing this file, or a `-wal` or `-journal` of an older database, which SQLite would
-            apply to the new file, is beside it.
+        UsageError: it is a URL, another process is writing this file, or a `-wal` or `-journal` of an older database, which
+            SQLite would apply to the new file, is beside it.
         WriteError: the folder cannot be written to, the disk is full, or a link or a folder has the hidden name.
     """
     path = Path(path)
+    refuse_url(path, "output")
     with writing(path):
         if is_mutable_now(path):
             raise UsageError(

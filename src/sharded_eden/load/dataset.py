@@ -123,8 +123,6 @@ class ShardedEdenDataset(Dataset[Example]):
         self.seed = integer(seed, "seed")
 
         expect(Path(self.sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
-        if os.path.isdir(self.window_db_path):
-            expect(Path(self.window_db_path), "window_db_path", "a window database")
         paths = discover_sample_databases(self.sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
         self._index = WindowIndex(self.window_db_path, io=opts.io)

@@ -56,8 +56,10 @@ class ExistingPacks:
 def existing_packs(state: WindowDatabase, database: apsw.Connection) -> ExistingPacks | None:
     """Return the packs of a window database without problems; None where it neither has nor records any."""
     seed, fingerprint = state.metadata.get("pack_seed"), state.metadata.get("pack_fingerprint")
-    if fingerprint is None and not table_columns(database, "packs"):
-        return None
+    if fingerprint is None:
+        has_packs = table_columns(database, "packs") and database.execute("SELECT 1 FROM packs LIMIT 1").get
+        if not has_packs:
+            return None
     return ExistingPacks(state.path, seed, fingerprint)
 
 

@@ -31,6 +31,7 @@ from sharded_eden.format.commands import precompute_command
 from sharded_eden.format.fingerprint import PackFingerprint
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
+from sharded_eden.format.kinds import expect
 from sharded_eden.format.lengths import window_lengths
 from sharded_eden.format.publish import copy_database, create_database, publishing, writing
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, trust_nothing, unreadable
@@ -98,6 +99,7 @@ def pack_window_database(
         UsageError: it cannot be written, or has other packs, unless `overwrite`.
     """
     path = Path(window_db)
+    expect(path, "WINDOWS.db", "a window database")
     if not path.is_file():
         raise MissingDatabase(
             f"{printable(path)}: no such window database. Make it: {precompute_command(path, pack=True)}"

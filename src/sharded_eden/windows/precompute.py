@@ -19,6 +19,7 @@ from pathlib import Path
 from sharded_eden.errors import UsageError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.kinds import expect
 from sharded_eden.format.pages.btree import PageFile
 from sharded_eden.format.publish import create_database, publishing
 from sharded_eden.jobs import Progress
@@ -107,6 +108,7 @@ def precompute_window_database(
         EdenWarning: no window is left, the stride leaves gaps, or contigs have no bases.
     """
     split, output = Path(split_parquet_file), Path(output_window_db)
+    expect(split, "SPLIT.parquet", "a Parquet file")
     geometry = WindowGeometry(
         window_size=window_size,
         stride=stride,

@@ -106,7 +106,11 @@ class WindowAddresses:
         self.page_bytes: list[int] = file.samples["page_bytes"].tolist()
         self.expected = [identity_of(sample) for sample in file.samples]
         usable = [self._is_as_indexed(k, name) for k, name in enumerate(self.names)]
-        self.changed_samples = [name for name, good in zip(self.names, usable, strict=True) if not good]
+        # Samples without a window in this split have no entry: they are not read.
+        has_entry = [size > 0 for size in self.page_bytes]
+        self.changed_samples = [
+            name for name, good, entry in zip(self.names, usable, has_entry, strict=True) if entry and not good
+        ]
         self._usable = np.array(usable, dtype=np.bool_) if self.changed_samples else None
         self._top = file.top
         self._top_view = memoryview(file.top)  # type: ignore[arg-type]  # a buffer
@@ -213,7 +217,12 @@ class WindowAddresses:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        try:
+            self._open()
+        except StaleIndex as error:
+            raise DatabaseError(
+                f"{self.path}: it was replaced after the dataset was opened: {error}. Open the dataset again"
+            ) from error
 
 
 class StaleIndex(DatabaseError):

@@ -23,6 +23,7 @@ from sharded_eden.format.commands import precompute_command, sibling
 from sharded_eden.format.fingerprint import fingerprint_of_rows
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import FileIdentity
+from sharded_eden.format.kinds import expect
 from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unreadable
 from sharded_eden.format.window_db import WindowDatabase, has_id_index, row_problem
 from sharded_eden.load.read.connections import PerThread
@@ -70,6 +71,7 @@ class WindowIndex:
     def __init__(self, path: str | os.PathLike[str], *, io: IOMode = "auto") -> None:
         self.path = Path(path)
         if not self.path.is_file():
+            expect(self.path, "window_db_path", "a window database")
             raise MissingDatabase(f"{self.path}: no such window database. Make it: {precompute_command(self.path)}")
         self._unchanged = Unchanged({"": self.path})
         self._connections = PerThread(partial(WindowCursor, self._unchanged, io), WindowCursor.close)

@@ -49,18 +49,19 @@ def run(example: str, folder: Path, ranks: int, *arguments: str) -> subprocess.C
     try:
         out, err = process.communicate(timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:
-        out, err = _tracebacks_of(process)
+        out, err = _tracebacks_of(process, folder)
         pytest.fail(f"{example} on {ranks} ranks took longer than {MOST_SECONDS} s\n{out}\n{err}")
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def _tracebacks_of(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """End a process and all that it started, each with a traceback on stderr, and return what they wrote."""
-    for each in [*psutil.Process(process.pid).children(recursive=True)[::-1], psutil.Process(process.pid)]:
-        with suppress(psutil.NoSuchProcess):
-            print(each.pid, each.status(), each.cpu_times()[:2], each.cmdline())
-            each.send_signal(signal.SIGABRT)
-            time.sleep(0.5)
+def _tracebacks_of(process: subprocess.Popen[str], folder: Path) -> tuple[str, str]:
+    """End all processes of a run, each with a traceback on stderr, and return what they wrote: those without a parent too."""
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if each.pid != os.getpid() and Path(each.cwd()) == folder.resolve():
+                print(each.pid, each.ppid(), each.status(), each.cpu_times()[:2], each.cmdline())
+                each.send_signal(signal.SIGABRT)
+                time.sleep(0.5)
     return process.communicate(timeout=60)
 
 

@@ -214,7 +214,7 @@ def test_what_cannot_be_packed(tmp_path):
     folder = world(tmp_path, pack=False)
     with pytest.raises(MissingDatabase, match="no such window database"):
         pack_window_database(folder / "none.db")
-    with pytest.raises(DatabaseError, match="expected a table metadata"):
+    with pytest.raises(UsageError, match="is a sequence database; expected a window database"):
         pack_window_database(worlds.sample_db(folder, "S0"))
     before = (folder / "windows.db").read_bytes()
     worlds.execute(folder / "windows.db", "DELETE FROM window_mappings WHERE window_idx = 7")

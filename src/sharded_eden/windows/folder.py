@@ -15,7 +15,7 @@ from typing import Any
 
 from sharded_eden.errors import EdenWarning, InputError, printable, warn
 from sharded_eden.format.commands import split_command
-from sharded_eden.format.kinds import expect, named
+from sharded_eden.format.kinds import expect, named, refuse_url
 from sharded_eden.format.schema import SPLIT_SUFFIX, WINDOWS_SUFFIX
 from sharded_eden.jobs import Engine, Progress, Say, run_tasks
 from sharded_eden.windows.precompute import CONTIGS, PACKING, PrecomputeResult, precompute_window_database
@@ -79,6 +79,7 @@ def precompute_window_databases(
     """
     output = Path(output_folder)
     expect(Path(splits_folder), "SPLIT.parquet", "a folder of split files")
+    refuse_url(output, "WINDOWS.db")
     tasks = [
         _Task(name, split, output / f"{name}{WINDOWS_SUFFIX}", options)
         for name, split in splits_of_folder(splits_folder).items()

@@ -104,11 +104,6 @@ def run_tasks(
     return _run_in_pool(function, iter(tasks), engine.jobs or usable_processors(), heard)
 
 
-def usable_processors() -> int:
-    """Return how many processors this process may use; a job's limit counts, not the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -> Iterator[Ended[Task, Result]]:
     for task in tasks:
         try:

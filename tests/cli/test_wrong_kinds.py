@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("precompute windows.db o", WINDOWS, "a Parquet file"),
         ("pack seqs", SEQDB, f"{WINDOWS} or a folder of window databases"),
         ("pack splits", "a folder of split files", f"{WINDOWS} or a folder of window databases"),
-        ("pack splits/train_split.parquet", "a Parquet file", WINDOWS),
+        ("pack splits/train_split.parquet", "a Parquet file", f"{WINDOWS} or a folder of window databases"),
         ("index seqs seqs", SEQDB, f"{WINDOWS} or a folder of window databases"),
     ],
 )

@@ -103,7 +103,9 @@ def window_databases(path: Path) -> list[Path]:
 
     Raises:
         MissingDatabase: the folder holds none.
+        UsageError: it is a URL, or something else.
     """
+    expect(path, "WINDOWS.db", "a window database", "a folder of window databases")
     found = named(path, WINDOWS_SUFFIX) if path.is_dir() else [path]
     if not found:
         raise MissingDatabase(f"{printable(path)}: holds no window database: looked for *{WINDOWS_SUFFIX}")

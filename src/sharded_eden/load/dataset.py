@@ -305,7 +305,11 @@ class ShardedEdenDataset(Dataset[Example]):
     def _windows_of(self, indices: Sequence[Index]) -> tuple[list[Wanted], list[int]]:
         """Return (epoch, window index) of every window of these items, and how many each item has."""
         what = "windows" if self._packs is None else "packs"
-        resolved = [self._resolve(index, self._length, what) for index in indices]
+        length = self._length
+        resolved = [
+            (0, index) if type(index) is int and 0 <= index < length else self._resolve(index, length, what)
+            for index in indices
+        ]
         if self._packs is None:
             return resolved, [1] * len(resolved)
         packs = self._packs.windows([pack_idx for _, pack_idx in resolved])
@@ -348,8 +352,6 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def _resolve(self, index: Index, length: int, what: str) -> tuple[int, int]:
         """Return (epoch, index >= 0) of one of `length` windows or packs."""
-        if type(index) is int and 0 <= index < length:
-            return 0, index
         try:
             epoch, window_idx = index if isinstance(index, (tuple, list)) else (0, index)
             epoch, window_idx = operator.index(epoch), operator.index(window_idx)

@@ -207,7 +207,8 @@ class RowMaker:
         loss_mask: NDArray[np.float32],
     ) -> Ends:
         """Fill rows, (B, T) each, a block at a time; return where their windows end."""
-        make, at = self._by_table if self._has_table else self._one_by_one, 0
+        # One row by itself costs half of a block of one row.
+        make, at = self._by_table if self._has_table and len(wanted) > 1 else self._one_by_one, 0
         ends: Ends = []
         for first in range(0, len(sizes), self._block_rows):
             block = slice(first, first + self._block_rows)
@@ -268,7 +269,9 @@ class RowMaker:
         loss_mask: NDArray[np.float32],
     ) -> Ends:
         """Fill a block of rows by calling the tokenizer on each window."""
-        rows = np.empty((len(wanted), self._length), dtype=np.uint8)
+        rows = self._scratch.get()[: len(wanted)]
+        if len(rows) < len(wanted):
+            rows = np.empty((len(wanted), self._length), dtype=np.uint8)
         placed = self._fetcher.fill(wanted, [1] * len(wanted), rows)
         ends: Ends = []
         at = 0

@@ -29,7 +29,8 @@ from sharded_eden.format.index import (
 )
 from sharded_eden.format.sqlite import is_mutable_now
 from sharded_eden.load.read.connections import PerThread
-from sharded_eden.load.read.positioned import PositionedReader, Request
+from sharded_eden.load.read.plan import Address, Addresses, Request
+from sharded_eden.load.read.positioned import PositionedReader
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,6 @@ FEW_RUNS = 1 << 22
 
 _RUN = Struct("<qqIIIIII")
 _IN_BLOCK = np.arange(RUNS_PER_BLOCK)
-
-
-Address = tuple[int, int, int, int, int, int, int]
-"""Where a window lies.
-
-The number of its sequence database (-1: no address, SQLite must read it), the file offset of base 0 of its contig, bases of the
-contig in the leaf page, the first overflow page, the first base of the window, bases of the contig, the number of its tag.
-"""
 
 
 class WindowAddresses:
@@ -119,6 +112,7 @@ class WindowAddresses:
         self._first = file.firsts
         self._first_view = memoryview(self._first)  # type: ignore[arg-type]
         self._checked = np.zeros(len(file.top), dtype=np.bool_)
+        self._unchecked = len(file.top)
         self._checked_view = memoryview(self._checked)  # type: ignore[arg-type]
         self._runs_offset = file.runs.ctypes.data - np.frombuffer(file.memory, np.uint8).ctypes.data
 
@@ -138,23 +132,24 @@ class WindowAddresses:
         """Return where windows lie, in their order."""
         if len(windows) <= FEW:
             return [self._find_one(window) for window in windows]
+        return self.find_many(windows).one_by_one()
+
+    def find_many(self, windows: Sequence[int]) -> Addresses:
+        """Return where windows lie, in their order, as columns."""
         wanted = np.array(windows, dtype=np.int64)  # (n,)
-        runs = np.maximum(self._runs_of(wanted), 0)
-        blocks = runs // RUNS_PER_BLOCK
-        if not (known := self._checked.take(blocks)).all():
-            for block in set(blocks[~known].tolist()):
-                self._check(block)
+        runs = self._runs_of(wanted)
+        if self._unchecked:
+            blocks = np.maximum(runs, 0) // RUNS_PER_BLOCK
+            if not (known := self._checked.take(blocks)).all():
+                for block in set(blocks[~known].tolist()):
+                    self._check(block)
         words = self._words.take(runs, axis=0, mode="clip")  # (n, 5) int64
-        sample, first_in_contig, length, local, overflow, tag = words.view("<u4")[:, 4:].T.astype(np.int64, order="C")
+        sample, start, length, local, overflow, tag = words.view("<u4")[:, 4:].T.astype(np.int64, order="C")
         at = words[:, 1] if self._usable is None else np.where(self._usable[sample], words[:, 1], -1)
-        sample = np.where(at < 0, -1, sample)
-        start = (wanted - words[:, 0] + first_in_contig) * self._stride
-        return list(
-            zip(
-                *(column.tolist() for column in (sample, at, local, overflow, start, length, tag)),
-                strict=True,
-            )
-        )
+        start += wanted  # `first_in_contig` until here
+        start -= words[:, 0]
+        start *= self._stride
+        return Addresses(sample, at, local, overflow, start, length, tag)
 
     def _runs_of(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the run of each window."""
@@ -182,7 +177,9 @@ class WindowAddresses:
     def _check(self, block: int) -> None:
         """Compare a block of runs with its checksum when it is first used."""
         self._file.check(block)
-        self._checked[block] = True
+        if not self._checked[block]:
+            self._checked[block] = True
+            self._unchecked -= 1
 
     def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read windows into memory; see `PositionedReader.read`."""
@@ -196,6 +193,12 @@ class WindowAddresses:
     def announce(self, requests: Sequence[Request]) -> None:
         """Announce windows that are read later; see `PositionedReader.announce`."""
         self._readers.get().announce(requests)
+
+    def read_many(
+        self, addresses: Addresses, bases: NDArray[np.int64], to: NDArray[np.int64], memory: memoryview
+    ) -> None:
+        """Read many windows into memory; see `PositionedReader.read_many`."""
+        self._readers.get().read_many(addresses, bases, to, memory)
 
     def close(self) -> None:
         """Close the files of this process."""

@@ -17,10 +17,10 @@ from sharded_eden.format.commands import pack_command, precompute_command, split
 from sharded_eden.format.sqlite import READ_ERRORS, unreadable
 from sharded_eden.load.encode.example import RowFormat, strands
 from sharded_eden.load.encode.tags import ControlTags
-from sharded_eden.load.locate.addresses import Address, WindowAddresses
+from sharded_eden.load.locate.addresses import FEW, WindowAddresses
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.databases import SequenceReader
-from sharded_eden.load.read.positioned import Request
+from sharded_eden.load.read.plan import Address, Addresses, Request
 from sharded_eden.load.read.sequences import Contig
 
 Wanted = tuple[int, int]
@@ -62,8 +62,8 @@ class Letters(NamedTuple):
 class Placed(NamedTuple):
     """Where windows lie in rows of memory: a list each, in the order of the windows."""
 
-    row: list[int]
-    at: list[int]
+    row: Sequence[int]
+    at: Sequence[int]
     """Where the header of each begins."""
     first: list[int]
     """Where its letters begin."""
@@ -105,6 +105,7 @@ class WindowFetcher:
         self._reader = reader
         self._addresses = addresses
         self._tags = tags
+        self._by_tag: dict[int, Header] = {}
         self._split = split
         self._seed = seed
         self._rc_aug = rc_aug
@@ -136,7 +137,13 @@ class WindowFetcher:
             addresses = [NOWHERE] * len(windows)
             letters = iter(self._read_by_sqlite(windows))
         else:
-            addresses = self._addresses.find(windows)
+            if len(windows) > FEW:
+                found = self._addresses.find_many(windows)
+                if found.at.min() >= 0:
+                    return self._fill_many(wanted, windows, sizes, found, rows)
+                addresses = found.one_by_one()
+            else:
+                addresses = self._addresses.find(windows)
             letters = iter(self._read_by_sqlite([w for w, each in zip(windows, addresses, strict=True) if each[0] < 0]))
         tags, length, has_eos = self._tags, rows.shape[1], self._has_eos
         header, room = self._untagged
@@ -199,6 +206,60 @@ class WindowFetcher:
                     if sample >= 0
                 ]
             )
+
+    def _fill_many(
+        self,
+        wanted: Sequence[Wanted],
+        windows: Sequence[int],
+        sizes: Sequence[int],
+        addresses: Addresses,
+        rows: NDArray[np.uint8],
+    ) -> Placed:
+        """Do what `fill` does for windows that all have addresses, a column at once."""
+        headers: list[NDArray[np.int64]] | None = None
+        before: int | NDArray[np.int64]
+        room: int | NDArray[np.int64]
+        if self._tags is None:
+            before, room = len(self._untagged[0]), self._untagged[1]
+        else:
+            known = self._by_tag
+            of_each = [
+                known.get(tag) or self._header_of(tag, window)
+                for tag, window in zip(addresses.tag.tolist(), windows, strict=True)
+            ]
+            headers = [header for header, _ in of_each]
+            before = np.array([len(header) for header in headers])
+            room = np.array([fitting for _, fitting in of_each])
+        bases = np.minimum(addresses.length - addresses.start, room)
+        count, length = len(windows), rows.shape[1]
+        first = np.zeros(count, dtype=np.int64)
+        if len(sizes) == count and max(sizes) == 1:
+            row, at = range(count), [0] * count
+            first += before
+            to = first + np.arange(0, count * length, length)
+        else:
+            in_row = np.repeat(np.arange(len(sizes)), sizes)
+            taken = bases + before + self._has_eos
+            begins = np.cumsum(taken) - taken
+            of_row = np.cumsum(sizes) - sizes  # the first window of each row
+            begins -= begins[of_row[in_row]]
+            too_long = begins + taken > length
+            if too_long.any():
+                self.check_fits(int((begins + taken)[too_long][0]), length)
+            first += begins + before
+            to = first + in_row * length
+            row, at = in_row.tolist(), begins.tolist()
+        memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]
+        self._addresses.read_many(addresses, bases, to, memory)  # type: ignore[union-attr]
+        reverse = strands(self._seed, wanted) if self._rc_aug else [False] * count
+        return Placed(row, at, first.tolist(), (first + bases).tolist(), headers, reverse)
+
+    def _header_of(self, tag: int, window_idx: int) -> Header:
+        """Return the header of a window with this number of a tag, and remember it by its number."""
+        header = self._tags.header(self._name_of(tag, window_idx))  # type: ignore[union-attr]
+        if tag < len(self._addresses.tags):  # type: ignore[union-attr]  # others have no number of their own
+            self._by_tag[tag] = header
+        return header
 
     def _name_of(self, tag: int, window_idx: int) -> str:
         names = self._addresses.tags  # type: ignore[union-attr]

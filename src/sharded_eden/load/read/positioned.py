@@ -22,38 +22,25 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from struct import unpack_from
 from time import perf_counter
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.commands import verify_command
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.load.read.connections import connection_budget
+from sharded_eden.load.read.plan import Addresses, Part, Planner, Request
 from sharded_eden.load.read.unchanged import changed_error
-
-POINTER_BYTES = 4
-"""An overflow page begins with the number of the next one."""
-LOCK_BYTE = 1 << 30
-"""SQLite never uses the page that holds this byte. Source: https://www.sqlite.org/fileformat2.html, section 1.3.11."""
-MAX_BUFFERS = 512
-"""Buffers of one `preadv`, below IOV_MAX = 1,024."""
 
 COLD_BATCHES = 1024
 """Batches for which data count as cold after one that waited, or after an announcement of what is not in the page cache."""
 WAIT_SECONDS = 20e-6
 """A read that takes longer has waited, where the file system cannot tell: from the page cache it takes about 3 µs."""
-
-SLOTS_AT_ONCE = 256
-"""Page pointers for which memory is taken at once."""
-
-Part = tuple[int, int, int, Sequence[Any]]
-"""One read: descriptor, file offset, bytes, and the buffers that take them."""
-
-Request = tuple[int, int, int, int, int, int, int, int]
-"""The first six of an address (see `sharded_eden.load.locate.addresses`), bases to read, and where the first one goes."""
 
 
 class PositionedReader:
@@ -74,16 +61,14 @@ class PositionedReader:
         *,
         read_ahead: bool,
     ) -> None:
-        self._paths, self._expected, self._page_bytes = paths, expected, page_bytes
+        self._paths, self._expected = paths, expected
         self._files: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
         self._limit = max(8, connection_budget())
         self._keeps_all = len(paths) <= self._limit
         self._announces = read_ahead and hasattr(os, "posix_fadvise")
         self._flags = os.RWF_NOWAIT if self._announces and hasattr(os, "RWF_NOWAIT") else 0
-        self._pointers: list[bytearray] = []
-        self._pointer_slots: list[memoryview] = []  # each of 4 bytes
-        self._named_pages: list[int] = []
+        self._planner = Planner(page_bytes, [each.size_bytes for each in expected])
         self.cold_batches = 0
 
     def announce(self, requests: Sequence[Request]) -> None:
@@ -94,18 +79,16 @@ class PositionedReader:
         Args:
             requests: see `read`; where the bases go does not matter.
         """
-        scratch = memoryview(bytearray(max((bases for *_, bases, _ in requests), default=0)))
+        scratch = memoryview(bytearray(max((to + bases for *_, bases, to in requests), default=0)))
         looked = False
         with self._lock:
-            for sample, at, local, overflow, start, length, bases, _ in requests:
+            for request in requests:
                 try:
-                    descriptor = self._descriptor(sample, {})
+                    descriptor = self._descriptor(request[0], {})
                 except DatabaseError:
                     continue
-                self._named_pages.clear()
-                parts: list[Part] = [(descriptor, at + start, bases, ())]
-                if start + bases > local:
-                    parts = self._parts(scratch, descriptor, sample, at, local, overflow, start, length, bases, 0)
+                self._planner.clear()
+                parts = self._planner.parts(scratch, descriptor, request)
                 if self._flags and not looked:
                     looked = True
                     if self._has(parts[0], scratch):
@@ -134,34 +117,48 @@ class PositionedReader:
         """
         with self._lock:
             for first in range(0, len(requests), self._limit):
-                self._read(requests[first : first + self._limit], memory)
+                used: dict[int, int] = {}
+                parts: list[Part] = []
+                self._planner.clear()
+                for request in requests[first : first + self._limit]:
+                    descriptor = used.get(request[0], -1)
+                    if descriptor < 0:
+                        descriptor = self._descriptor(request[0], used)
+                    parts += self._planner.parts(memory, descriptor, request)
+                self._read(parts, used)
 
-    def _read(self, requests: Sequence[Request], memory: memoryview) -> None:
-        used: dict[int, int] = {}
+    def read_many(
+        self, addresses: Addresses, bases: NDArray[np.int64], to: NDArray[np.int64], memory: memoryview
+    ) -> None:
+        """Read bases into memory; see `Planner.parts_of_many` for the arguments, and `read` for the errors."""
+        with self._lock:
+            for first in range(0, len(to), self._limit):
+                some = slice(first, first + self._limit)
+                used: dict[int, int] = {}
+                for sample in set(addresses.sample[some].tolist()):
+                    self._descriptor(sample, used)
+                self._planner.clear()
+                parts = self._planner.parts_of_many(memory, used, addresses.slice(some), bases[some], to[some])
+                self._read(parts, used)
+
+    def _read(self, parts: Sequence[Part], used: Mapping[int, int]) -> None:
+        """Carry out reads, and check the files in use."""
         late: list[Part] = []
-        self._named_pages.clear()
         flags, preadv = self._flags, os.preadv
-        for sample, at, local, overflow, start, length, bases, to in requests:
-            descriptor = used.get(sample, -1)
-            if descriptor < 0:
-                descriptor = self._descriptor(sample, used)
-            if start + bases > local:
-                parts = self._parts(memory, descriptor, sample, at, local, overflow, start, length, bases, to)
-            else:
-                parts = [(descriptor, at + start, bases, (memory[to : to + bases],))]
-            for part in parts:
-                if flags:
-                    try:
-                        if preadv(part[0], part[3], part[1], flags) == part[2]:
-                            continue
-                    except BlockingIOError:
-                        pass
-                    except OSError as error:
-                        if error.errno == errno.EOPNOTSUPP:
-                            self._flags = flags = 0  # a file system that cannot tell: everything is announced
-                if self._announces:
-                    os.posix_fadvise(part[0], part[1], part[2], os.POSIX_FADV_WILLNEED)
-                late.append(part)
+        for part in parts:
+            descriptor, position, size_bytes, buffers = part
+            if flags:
+                try:
+                    if preadv(descriptor, buffers, position, flags) == size_bytes:
+                        continue
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    if error.errno == errno.EOPNOTSUPP:
+                        self._flags = flags = 0  # a file system that cannot tell: everything is announced
+            if self._announces:
+                os.posix_fadvise(descriptor, position, size_bytes, os.POSIX_FADV_WILLNEED)
+            late.append(part)
         if late:
             began = perf_counter()
             for part in late:
@@ -171,78 +168,13 @@ class PositionedReader:
         if self.cold_batches:
             self.cold_batches -= 1
         for sample, descriptor in used.items():
-            found = os.fstat(descriptor)
-            expected = self._expected[sample]
+            found, expected = os.fstat(descriptor), self._expected[sample]
             if found.st_mtime_ns != expected.mtime_ns or found.st_size != expected.size_bytes:
                 raise changed_error(self._paths[sample], expected, FileIdentity.of(found))
-        count = len(self._named_pages)
-        if count:
-            pointers = b"".join(self._pointers[: -(-count // SLOTS_AT_ONCE)])
-            if list(unpack_from(f">{count}I", pointers)) != self._named_pages:
-                raise self._refused(
-                    next(iter(used)), "the pages of a contig are not where the index says", len(used) - 1
-                )
-
-    def _add_slots(self) -> None:
-        self._pointers.append(bytearray(SLOTS_AT_ONCE * POINTER_BYTES))
-        chunk = memoryview(self._pointers[-1])
-        self._pointer_slots += [chunk[k : k + POINTER_BYTES] for k in range(0, len(chunk), POINTER_BYTES)]
-
-    def _parts(
-        self,
-        memory: memoryview,
-        descriptor: int,
-        sample: int,
-        at: int,
-        local: int,
-        overflow: int,
-        start: int,
-        length: int,
-        bases: int,
-        to: int,
-    ) -> list[Part]:
-        """Return the reads of a window that lies on overflow pages, at least in part."""
-        parts: list[Part] = []
-        end = to + bases
-        past = start - local
-        if past < 0:
-            parts.append((descriptor, at + start, -past, (memory[to : to - past],)))
-            to, past = to - past, 0
-        page_bytes = self._page_bytes[sample]
-        room = page_bytes - POINTER_BYTES
-        number = past // room
-        rest = past - number * room
-        page = overflow + number
-        last = overflow + (length - local - 1) // room
-        lock_page = LOCK_BYTE // page_bytes + 1
-        if overflow < lock_page <= last:
-            last += 1
-            if page >= lock_page:
-                page += 1
-        after = to + room - rest
-        if after >= end:
-            parts.append((descriptor, (page - 1) * page_bytes + POINTER_BYTES + rest, end - to, (memory[to:end],)))
-            return parts
-        buffers = [memory[to:after]]
-        offset = (page - 1) * page_bytes + POINTER_BYTES + rest
-        named, slots = self._named_pages, self._pointer_slots
-        while after < end:
-            page += 1
-            if page == lock_page or len(buffers) > MAX_BUFFERS:
-                parts.append((descriptor, offset, _size(buffers), buffers))
-                if page == lock_page:
-                    page += 1
-                offset, buffers = (page - 1) * page_bytes, []
-            if len(named) == len(slots):
-                self._add_slots()
-            until = after + room
-            buffers += slots[len(named)], memory[after : until if until < end else end]
-            named.append(page + 1 if page != last else 0)
-            if page + 1 == lock_page and page != last:
-                named[-1] += 1
-            after = until
-        parts.append((descriptor, offset, _size(buffers), buffers))
-        return parts
+        if not self._planner.pointers_are_as_named():
+            raise self._refused(
+                next(iter(used)), "the pages of a contig are not where the index says", len(used) - 1
+            )
 
     def _wait_for(self, descriptor: int, position: int, size_bytes: int, buffers: Sequence[Any]) -> None:
         try:
@@ -308,6 +240,3 @@ class PositionedReader:
             while self._files:
                 os.close(self._files.popitem()[1])
 
-
-def _size(buffers: Sequence[memoryview]) -> int:
-    return sum(map(len, buffers))

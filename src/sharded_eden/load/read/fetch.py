@@ -137,13 +137,10 @@ class WindowFetcher:
             addresses = [NOWHERE] * len(windows)
             letters = iter(self._read_by_sqlite(windows))
         else:
-            if len(windows) > FEW:
-                found = self._addresses.find_many(windows)
-                if found.at.min() >= 0:
-                    return self._fill_many(wanted, windows, sizes, found, rows)
-                addresses = found.one_by_one()
-            else:
-                addresses = self._addresses.find(windows)
+            found = self._addresses.find_many(windows) if len(windows) > FEW else None
+            if found is not None and found.at.min() >= 0:
+                return self._fill_many(wanted, windows, sizes, found, rows)
+            addresses = self._addresses.find(windows) if found is None else found.one_by_one()
             letters = iter(self._read_by_sqlite([w for w, each in zip(windows, addresses, strict=True) if each[0] < 0]))
         tags, length, has_eos = self._tags, rows.shape[1], self._has_eos
         header, room = self._untagged

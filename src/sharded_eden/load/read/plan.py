@@ -11,7 +11,6 @@ done by NumPy, a column at once, in a fifth of the time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from struct import unpack_from
 from typing import Any, NamedTuple
 
@@ -181,46 +180,62 @@ class Planner:
             lock_page = LOCK_BYTE // page_bytes + 1
             pages[(overflow <= lock_page) & (last >= lock_page)] = -1  # planned one by one
         parts: list[Part] = []
-        named, slots = self._named, self._slots
         columns = (sample, offset, to, after, ends, pages, page, last, in_leaf)
-        rooms = repeat(room) if self._one_size else room.tolist()  # type: ignore[union-attr]
+        rooms = [room] * len(to) if self._one_size else room.tolist()  # type: ignore[union-attr]
         for k, (number_of, position, first, until, end, more, next_page, last_page, leaf, step) in enumerate(
-            zip(*(column.tolist() for column in columns), rooms)
+            zip(*(column.tolist() for column in columns), rooms, strict=True)
         ):
             descriptor = descriptors[number_of]
             if not more:
                 parts.append((descriptor, position, end - first, (memory[first:end],)))
-                continue
-            if not 0 < more < MAX_BUFFERS // 2:
+            elif not 0 < more < MAX_BUFFERS // 2:
                 parts += self.parts(memory, descriptor, self._request(k, addresses, bases, to))
-                continue
-            if leaf:
-                parts.append((descriptor, position, until - first, (memory[first:until],)))
-                position, first = (next_page - 1) * (step + POINTER_BYTES) + POINTER_BYTES, until
-                until, more = first + step, more - 1
-                next_page += 1
-            slot = len(named)
-            while slot + more > len(slots):
-                self._add_slots()
-            if more == 2:
-                between = until + step
-                buffers: Sequence[Any] = (
-                    memory[first:until], slots[slot], memory[until:between], slots[slot + 1], memory[between:end],
-                )  # fmt: skip
-                named += next_page + 1, next_page + 2
-            elif more == 1:
-                buffers = memory[first:until], slots[slot], memory[until:end]
-                named.append(next_page + 1)
+            elif not leaf:
+                buffers = self._buffers(memory, first, until, end, more, next_page, last_page, step)
+                parts.append((descriptor, position, end - first + more * POINTER_BYTES, buffers))
             else:
-                buffers = [memory[first : min(until, end)]]
-                for number_of_more in range(more):
-                    begin = until + number_of_more * step
-                    buffers += slots[slot + number_of_more], memory[begin : min(begin + step, end)]
-                named += range(next_page + 1, next_page + more + 1)
-            if more and next_page + more - 1 == last_page:
-                named[-1] = 0  # the last page names no other
-            parts.append((descriptor, position, end - first + more * POINTER_BYTES, buffers))
+                parts.append((descriptor, position, until - first, (memory[first:until],)))
+                begin = (next_page - 1) * (step + POINTER_BYTES) + POINTER_BYTES
+                buffers = self._buffers(memory, until, until + step, end, more - 1, next_page + 1, last_page, step)
+                parts.append((descriptor, begin, end - until + (more - 1) * POINTER_BYTES, buffers))
         return parts
+
+    def _buffers(
+        self, memory: memoryview, first: int, until: int, end: int, more: int, next_page: int, last_page: int, step: int
+    ) -> Sequence[Any]:
+        """Return what takes the bases of overflow pages, with the pointers between them.
+
+        Args:
+            memory: bytes, where the bases go.
+            first: where the first base goes.
+            until: where the bases of the first page end, if the window goes on.
+            end: where the last base goes, plus 1.
+            more: on how many pages after the first one the window continues.
+            next_page: the first of these.
+            last_page: the last page of the contig.
+            step: bases of a page.
+        """
+        named, slots = self._named, self._slots
+        slot = len(named)
+        while slot + more > len(slots):
+            self._add_slots()
+        buffers: Sequence[Any]
+        if more == 2:
+            between = until + step
+            buffers = memory[first:until], slots[slot], memory[until:between], slots[slot + 1], memory[between:end]
+            named += next_page + 1, next_page + 2
+        elif more == 1:
+            buffers = memory[first:until], slots[slot], memory[until:end]
+            named.append(next_page + 1)
+        else:
+            buffers = [memory[first : min(until, end)]]
+            for number in range(more):
+                begin = until + number * step
+                buffers += slots[slot + number], memory[begin : min(begin + step, end)]
+            named += range(next_page + 1, next_page + more + 1)
+        if more and next_page + more - 1 == last_page:
+            named[-1] = 0  # the last page names no other
+        return buffers
 
     @staticmethod
     def _request(k: int, addresses: Addresses, bases: NDArray[np.int64], to: NDArray[np.int64]) -> Request:

@@ -172,9 +172,7 @@ class PositionedReader:
             if found.st_mtime_ns != expected.mtime_ns or found.st_size != expected.size_bytes:
                 raise changed_error(self._paths[sample], expected, FileIdentity.of(found))
         if not self._planner.pointers_are_as_named():
-            raise self._refused(
-                next(iter(used)), "the pages of a contig are not where the index says", len(used) - 1
-            )
+            raise self._refused(next(iter(used)), "the pages of a contig are not where the index says", len(used) - 1)
 
     def _wait_for(self, descriptor: int, position: int, size_bytes: int, buffers: Sequence[Any]) -> None:
         try:
@@ -239,4 +237,3 @@ class PositionedReader:
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
-

@@ -1,0 +1,105 @@
+"""Reads of many windows at once, against those of each window by itself and the arithmetic of SQLite's file format."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharded_eden.load.read.plan import LOCK_BYTE, POINTER_BYTES, Addresses, Part, Planner
+
+ROW = 9000
+Contig = tuple[int, int, int, int, int, int, int]
+"""Sample, file offset of base 0, bases in the leaf page, first overflow page, first base, length, bases to read."""
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[list[int], list[Contig]]:
+    """Page sizes of some databases, and windows of their contigs."""
+    page_bytes = draw(st.lists(st.sampled_from([512, 1024, 4096, 65536]), min_size=1, max_size=3))
+    found = []
+    for _ in range(draw(st.integers(1, 12))):
+        sample = draw(st.integers(0, len(page_bytes) - 1))
+        room = page_bytes[sample] - POINTER_BYTES
+        lock_page = LOCK_BYTE // page_bytes[sample] + 1
+        local = draw(st.integers(0, min(room, 4000)))
+        on_overflow = draw(
+            st.sampled_from([0, 1, room - 1, room, room + 1, 2 * room, 300 * room]) | st.integers(0, 20_000)
+        )
+        length = max(1, local + on_overflow)
+        pages = -(-(length - local) // room)
+        overflow = draw(st.integers(2, 40) | st.integers(lock_page - pages - 2, lock_page + 3)) if length > local else 0
+        overflow += overflow == lock_page
+        start = draw(st.integers(0, length - 1) | st.just(max(0, length - ROW)) | st.just(min(local, length - 1)))
+        bases = min(length - start, draw(st.integers(1, ROW)))
+        found.append((sample, draw(st.integers(200, 5000)), local, overflow, start, length, bases))
+    return page_bytes, found
+
+
+def positions(contig: Contig, page_bytes: int) -> np.ndarray:
+    """Return where the bases of a window lie in their file, (n,) int64, base by base."""
+    _, at, local, overflow, start, _, bases = contig
+    base = np.arange(start, start + bases)
+    number, rest = np.divmod(base - local, page_bytes - POINTER_BYTES)
+    page = overflow + number
+    lock_page = LOCK_BYTE // page_bytes + 1
+    page += (overflow < lock_page) & (page >= lock_page)
+    return np.where(base < local, at + base, (page - 1) * page_bytes + POINTER_BYTES + rest)
+
+
+def bytes_at(positions: np.ndarray) -> np.ndarray:
+    """Return what stands at these places of every file: numbers without a pattern."""
+    return ((positions * 2654435761) >> 7).astype(np.uint8)
+
+
+def carry_out(parts: list[Part]) -> None:
+    for _, begin, size_bytes, buffers in parts:
+        assert sum(map(len, buffers)) == size_bytes
+        at = begin
+        for buffer in buffers:
+            buffer[:] = bytes_at(np.arange(at, at + len(buffer))).tobytes()
+            at += len(buffer)
+
+
+@given(windows())
+def test_reads_of_many_windows_take_the_bytes_that_the_file_format_names(drawn):
+    page_bytes, contigs = drawn
+    count = len(contigs)
+    columns = np.array(contigs, dtype=np.int64).T
+    to = np.arange(count) * ROW + np.arange(count) % 7
+    sizes = [2 * LOCK_BYTE] * len(page_bytes)
+    rows = []
+    for at_once in (False, True):
+        memory = np.zeros((count + 1) * ROW, dtype=np.uint8)
+        planner = Planner(page_bytes, sizes)
+        if at_once:
+            addresses = Addresses(*columns[:6], np.zeros(count, dtype=np.int64))
+            parts = planner.parts_of_many(memoryview(memory), dict.fromkeys(range(3), 7), addresses, columns[6], to)
+        else:
+            requests = [(*contig, place) for contig, place in zip(contigs, to.tolist(), strict=True)]
+            parts = [part for request in requests for part in planner.parts(memoryview(memory), 7, request)]
+        carry_out(parts)
+        rows.append((memory, planner._named))
+    expected = np.zeros_like(rows[0][0])
+    for contig, place in zip(contigs, to.tolist(), strict=True):
+        expected[place : place + contig[6]] = bytes_at(positions(contig, page_bytes[contig[0]]))
+    for memory, _ in rows:
+        np.testing.assert_array_equal(memory, expected)
+    assert rows[0][1] == rows[1][1]
+
+
+@given(windows())
+def test_a_pointer_to_another_page_is_noticed(drawn):
+    page_bytes, contigs = drawn
+    columns = np.array(contigs, dtype=np.int64).T
+    planner = Planner(page_bytes, [2 * LOCK_BYTE] * len(page_bytes))
+    memory = memoryview(bytearray((len(contigs) + 1) * ROW))
+    addresses = Addresses(*columns[:6], columns[0])
+    planner.parts_of_many(memory, dict.fromkeys(range(3), 7), addresses, columns[6], np.arange(len(contigs)) * ROW)
+    assert planner.pointers_are_as_named() == (not any(planner._named))  # nothing was read: all are 0
+    for k, page in enumerate(planner._named):
+        planner._slots[k][:] = page.to_bytes(4, "big")
+    assert planner.pointers_are_as_named()
+    if planner._named:
+        planner._slots[len(planner._named) // 2][3] ^= 1
+        assert not planner.pointers_are_as_named()

@@ -230,6 +230,7 @@ class WindowFetcher:
         bases = np.minimum(addresses.length - addresses.start, room)
         count, length = len(windows), rows.shape[1]
         first = np.zeros(count, dtype=np.int64)
+        row: Sequence[int]
         if len(sizes) == count and max(sizes) == 1:
             row, at = range(count), [0] * count
             first += before

@@ -14,6 +14,7 @@ import worlds
 
 from sharded_eden import cli, pack_window_database, precompute_window_database, write_splits
 from sharded_eden.errors import DatabaseError, EdenError, InputError, UsageError
+from sharded_eden.windows.index import index_window_database
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 0 UNION ALL SELECT x + 1 FROM n)"
 
@@ -101,6 +102,15 @@ def test_pack_of_metadata_without_a_key_replaces_its_totals(tmp_path: Path) -> N
     for seed in (1, 2):
         pack_window_database(path, seed=seed, overwrite=True)
         assert worlds.query(path, "SELECT value FROM metadata WHERE key = 'pack_seed'") == [(seed,)]
+
+
+def test_index_of_metadata_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = windows_of(tmp_path)
+    worlds.execute(path, "UPDATE metadata SET value = CAST(x'ff80' AS TEXT) WHERE key = 'fingerprint'")
+    (tmp_path / "seqs/S").mkdir(parents=True)
+    (tmp_path / "seqs/S/glm_dataset_S.sqlite").touch()
+    with pytest.raises(DatabaseError, match="not UTF-8"):
+        index_window_database(tmp_path / "seqs", path)
 
 
 VIEWS = {

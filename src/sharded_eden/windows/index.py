@@ -18,7 +18,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import apsw
 import numpy as np
 import polars as pl
 
@@ -30,7 +29,7 @@ from sharded_eden.format.pages.addresses import AT, LOCAL, OVERFLOW, REASON, REA
 from sharded_eden.format.pages.recorded import addresses_of
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import open_read_only, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
 from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG, WindowRuns
 
@@ -97,7 +96,7 @@ def index_window_database(
             try:
                 windows = WindowRuns(database, path)
                 frame = windows.runs(list(paths))
-            except apsw.Error as error:
+            except READ_ERRORS as error:
                 raise unreadable(path, error) from error
         names = [name for name, is_used in zip(paths, windows.used, strict=True) if is_used]
         joined = _Joined(frame, windows, list(paths))

@@ -42,6 +42,7 @@ CHECKS = {
     "contig": "every contig that has windows is in the database of its sample, as text",
     "length": "contigs are as long as their windows and contig_lengths say",
     "windows": "contigs have the windows that their lengths make",
+    "addresses": "WINDOWS.db.index is of these files, and its addresses lead to the bases that SQLite reads",
     "alphabet": "sequences are IUPAC nucleotide letters, in either case",
     "content": "a sequence database contains what build wrote, by the hash in the manifest",
     "opening": "the loader opens the split",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 import polars as pl
 
 from sharded_eden.build.manifest import Manifest
+from sharded_eden.checks.addresses import add_findings, address_tasks, compare_addresses
 from sharded_eden.checks.digests import find_copies
 from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally
 from sharded_eden.checks.reading import read_windows
@@ -63,6 +64,8 @@ class VerifyResult:
     """The number of windows of all usable window databases."""
     windows_read: int
     """The number of windows that were read as training reads them."""
+    addresses_compared: int
+    """The number of windows whose bases were read by their address and by SQLite."""
     contigs: int
     """The number of contigs that were read; 0 unless `full`."""
     bases: int
@@ -170,6 +173,7 @@ class _Run:
             for report in windows
             if report.is_open and self._paths
         )
+        compared = self._check_addresses(windows, broken)
         self._open_splits(windows)
         if self.by == "sample" and len(self._paths) > 1:
             self._shared_samples(windows)
@@ -183,6 +187,7 @@ class _Run:
             window_databases=len(windows),
             windows=sum(report.windows for report in windows),
             windows_read=read,
+            addresses_compared=compared,
             contigs=sum(report.contigs for report in samples),
             bases=sum(report.bases for report in samples),
             findings=self._findings.found,
@@ -192,7 +197,7 @@ class _Run:
         self, check: Callable[[Task, Say], Report], tasks: Sequence[Task], paths: Iterable[Path]
     ) -> list[Report]:
         """Run the check of each path as a task, in this process or in several; return the reports in the order of tasks."""
-        sizes = list(map(_size, paths))
+        sizes = list(map(_size, paths)) or [0] * len(tasks)
         reached = [0] * len(tasks)  # bytes
 
         def heard(message: tuple[int, float]) -> None:
@@ -268,6 +273,16 @@ class _Run:
         for report in reports:
             self._findings.found += report.findings
         return reports
+
+    def _check_addresses(self, windows: Sequence[WindowsReport], broken: Collection[str]) -> int:
+        """Compare the addresses of each index; return of how many windows."""
+        compared = 0
+        for report in windows:
+            count = None if self.full else self.windows_read
+            tasks = address_tasks(self._findings, report, self._paths, broken, self.folder, count, self.seed)
+            reports = self._reports(compare_addresses, tasks, [])
+            compared += add_findings(self._findings, report, self.folder, reports)
+        return compared
 
     def _recorded_hashes(self) -> dict[str, str]:
         """Return {sample: the hash of its rows} as the manifest has them."""

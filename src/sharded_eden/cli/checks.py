@@ -116,6 +116,8 @@ def verify(
         databases = "window database" if result.window_databases == 1 else "window databases"
         print(f"windows  {result.windows:>15,}  in {result.window_databases} {databases}")
         print(f"read     {result.windows_read:>15,}  of them, as training reads them")
+        if result.addresses_compared:
+            print(f"addresses{result.addresses_compared:>14,}  compared with what SQLite reads")
         if full:
             print(f"contigs  {result.contigs:>15,}  read whole")
             print(f"bases    {result.bases:>15,}")

@@ -1,0 +1,202 @@
+"""Each state of `WINDOWS.db.index`, and of the databases that it describes: the right rows or an error, never other bases."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worlds
+from worlds import execute, sample_db
+
+from sharded_eden.errors import DatabaseError
+from sharded_eden.format.index import index_path
+from sharded_eden.windows.index import index_window_database
+
+CONTIGS = {
+    f"BCR__ECT-S{i % 2}__CT1-{i}": worlds.random_sequence(bases, i) for i, bases in enumerate((60, 300, 5_000, 9_000))
+}
+OTHERS = {name: letters[::-1] for name, letters in CONTIGS.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return indexed(tmp_path / "it", CONTIGS)
+
+
+def indexed(folder: Path, contigs: dict[str, str]) -> Path:
+    worlds.write(folder, contigs)
+    index_window_database(folder / "seqs", folder / "windows.db")
+    return folder
+
+
+def rows(dataset: Any) -> list[list[int]]:
+    return [dataset[k]["tokens"].tolist() for k in range(len(dataset))]
+
+
+def wanted(contigs: dict[str, str], tmp_path: Path) -> list[list[int]]:
+    with worlds.dataset(worlds.write(tmp_path / "wanted", contigs)) as dataset:
+        assert dataset._addresses is None
+        return rows(dataset)
+
+
+def test_a_sound_index_is_used(folder, tmp_path):
+    with worlds.dataset(folder) as dataset:
+        assert dataset._addresses is not None
+        assert not dataset._addresses.changed_samples
+        assert rows(dataset) == wanted(CONTIGS, tmp_path)
+
+
+def test_samples_without_windows_in_the_split_are_not_called_changed(folder, caplog):
+    more = worlds.write(folder / "more", {"BCR__ECT-S7__CT1-0": "ACGT" * 30})
+    shutil.copytree(more / "seqs/S7", folder / "seqs/S7")
+    index_window_database(folder / "seqs", folder / "windows.db")
+    with caplog.at_level(logging.WARNING), worlds.dataset(folder) as dataset:
+        assert not dataset._addresses.changed_samples
+    assert "not the files that were indexed" not in caplog.text
+
+
+# ---- stale when the dataset is opened ----
+
+
+def test_a_sample_replaced_before_opening_is_read_by_sqlite(folder, tmp_path, caplog):
+    other = worlds.write(tmp_path / "other", OTHERS)
+    os.replace(sample_db(other, "S0"), sample_db(folder, "S0"))
+    with caplog.at_level(logging.WARNING), worlds.dataset(folder) as dataset:
+        assert dataset._addresses.changed_samples == ["S0"]
+        mixed = {name: (OTHERS if "-S0_" in name else CONTIGS)[name] for name in CONTIGS}
+        assert rows(dataset) == wanted(mixed, tmp_path)
+    assert "1 of 2 sequence databases are not the files that were indexed (the first is S0)" in caplog.text
+    assert "sharded-eden index" in caplog.text
+
+
+def test_a_sample_in_wal_mode_is_read_by_sqlite(folder, tmp_path):
+    execute(sample_db(folder, "S0"), "PRAGMA journal_mode = WAL")
+    index_window_database(folder / "seqs", folder / "windows.db")
+    writer = sqlite3.connect(sample_db(folder, "S0"))
+    writer.execute("PRAGMA wal_autocheckpoint = 0")
+    writer.execute("UPDATE sequences SET nt_sequence = nt_sequence")
+    writer.commit()
+    try:
+        with worlds.dataset(folder) as dataset:
+            assert rows(dataset) == wanted(CONTIGS, tmp_path)
+    finally:
+        writer.close()
+
+
+def test_an_index_of_another_window_database_is_not_used(folder, tmp_path, caplog):
+    other = indexed(tmp_path / "other", dict(list(CONTIGS.items())[:3]))
+    shutil.copy(index_path(other / "windows.db"), index_path(folder / "windows.db"))
+    with caplog.at_level(logging.WARNING), worlds.dataset(folder) as dataset:
+        assert dataset._addresses is None
+        assert rows(dataset) == wanted(CONTIGS, tmp_path)
+    assert "is not used: it describes a window database of" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, -1])
+def test_a_truncated_index_is_not_used(folder, tmp_path, caplog, kept):
+    path = index_path(folder / "windows.db")
+    size = path.stat().st_size
+    os.truncate(path, {0.5: size // 2, -1: size - 1}.get(kept, int(kept)))
+    with caplog.at_level(logging.WARNING), worlds.dataset(folder) as dataset:
+        assert dataset._addresses is None
+        assert rows(dataset) == wanted(CONTIGS, tmp_path)
+    assert "not a whole index of windows" in caplog.text
+
+
+# ---- while a dataset reads ----
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_an_index_that_is_replaced_or_removed_while_it_is_read_changes_no_row(folder, tmp_path, change):
+    path = index_path(folder / "windows.db")
+    with worlds.dataset(folder) as dataset:
+        before = dataset[0]["tokens"].tolist()
+        if change == "removed":
+            path.unlink()
+        else:
+            other = indexed(tmp_path / "other", OTHERS)
+            os.replace(index_path(other / "windows.db"), path)
+        found = rows(dataset)
+        assert found == wanted(CONTIGS, tmp_path)
+        assert found[0] == before
+
+
+def in_place(path: Path) -> None:
+    execute(path, "UPDATE sequences SET nt_sequence = replace(nt_sequence, 'A', 'C')")
+
+
+def other_bases_same_size(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data.translate(bytes.maketrans(b"ACGT", b"CATG")))
+
+
+def vacuum(path: Path) -> None:
+    execute(path, "DELETE FROM sequences WHERE rowid = (SELECT min(rowid) FROM sequences)")
+    connection = sqlite3.connect(path)
+    connection.execute("VACUUM")
+    connection.close()
+
+
+def appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(bytes(4096))
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+CHANGES: list[Callable[[Path], None]] = [in_place, other_bases_same_size, vacuum, appended, truncated, emptied]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_database_that_changes_under_addressed_reads_is_an_error(folder, change, batch):
+    with worlds.dataset(folder) as dataset:
+        before = rows(dataset)
+        mine = [k for k, (name, _) in enumerate(worlds.rows_of(folder)) if "-S0_" in name]
+        os.utime(
+            sample_db(folder, "S0"), ns=(1, 1)
+        )  # else the change may fall into the tick of the clock that wrote it
+        change(sample_db(folder, "S0"))
+        for k in range(0, len(dataset), batch):
+            indices = list(range(k, min(k + batch, len(dataset))))
+            if set(indices) & set(mine):
+                with pytest.raises(DatabaseError, match=r"glm_dataset_S0\.sqlite"):
+                    dataset.__getitems__(indices)
+            else:
+                found = dataset.collate_fn(dataset.__getitems__(indices))["tokens"].tolist()
+                assert found == [before[i] for i in indices]
+
+
+def test_a_database_that_is_renamed_over_gives_the_old_rows_or_an_error(folder, tmp_path):
+    other = worlds.write(tmp_path / "other", OTHERS)
+    with worlds.dataset(folder) as dataset:
+        before = rows(dataset)
+        os.replace(sample_db(other, "S0"), sample_db(folder, "S0"))
+        assert rows(dataset) == before  # by the descriptor of the old file
+        dataset._addresses.close()  # as in a thread or a worker that opens the file now
+        with pytest.raises(DatabaseError, match=r"glm_dataset_S0\.sqlite.*was changed or replaced"):
+            rows(dataset)
+
+
+def test_a_write_ahead_log_that_appears_while_a_database_is_read_changes_no_row(folder):
+    with worlds.dataset(folder) as dataset:
+        before = rows(dataset)
+        path = sample_db(folder, "S0")
+        log = path.with_name(path.name + "-wal")
+        log.write_bytes(b"")
+        assert rows(dataset) == before
+    with worlds.dataset(folder) as dataset:
+        assert dataset._addresses.changed_samples == ["S0"]
+        assert rows(dataset) == before

@@ -109,6 +109,7 @@ def address_tasks(
             tally.add(repr(name))
         what = f"{len(changed)} sequence databases are not the files that were indexed, and are read by SQLite: {tally}"
         findings.warning("addresses", path, what, fix)
+    parts: list[Sequence[int]]
     if count is None:
         parts = [
             range(first, min(first + WINDOWS_PER_TASK, task.total)) for first in range(0, task.total, WINDOWS_PER_TASK)

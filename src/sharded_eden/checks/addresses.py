@@ -23,9 +23,10 @@ from sharded_eden.format.commands import index_command
 from sharded_eden.format.index import index_path
 from sharded_eden.format.schema import control_name
 from sharded_eden.jobs import Say
-from sharded_eden.load.locate.addresses import Address, WindowAddresses
+from sharded_eden.load.locate.addresses import WindowAddresses
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.databases import SequenceReader
+from sharded_eden.load.read.plan import Address
 from sharded_eden.load.read.unchanged import file_identity
 
 WINDOWS_PER_TASK = 1 << 20

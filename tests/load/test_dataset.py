@@ -247,6 +247,19 @@ def test_closing_again_is_harmless(folder):
     assert open_files_below(folder) == []
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_window_that_fails_is_in_the_access_log(folder, batch):
+    worlds.execute(worlds.sample_db(folder, "S1"), "DELETE FROM sequences")
+    lost = next(k for k, (name, _) in enumerate(worlds.rows_of(folder)) if "ECT-S1" in name)
+    with worlds.dataset(folder, log_windows=True, log_dir=folder / "log") as dataset:
+        for _ in range(2):
+            with pytest.raises(MissingSequence):
+                dataset.__getitems__([0, lost]) if batch else dataset[lost]
+    (log,) = (folder / "log").iterdir()
+    visited = [int(line.split(",")[0]) for line in log.read_text().splitlines()[1:]]
+    assert visited == ([0, lost] if batch else [lost]) * 2
+
+
 def test_dropping_a_dataset_closes_its_databases(folder):
     dataset = worlds.dataset(folder)
     dataset[0]

@@ -222,7 +222,14 @@ def frame(ids: list[str | None], lengths: list[int | None]) -> pl.DataFrame:
     [
         (pl.DataFrame({"id": ["a"], "length": [1]}), ["'contig_id' is missing", "id, length", "sharded-eden split"]),
         (pl.DataFrame({"contig_id": ["a"], "len": [1]}), ["'length' is missing", "contig_id, len"]),
-        (pl.DataFrame({"contig_id": [7], "length": [1]}), ["'contig_id' holds Int64", "expected strings"]),
+        (
+            pl.DataFrame({"contig_id": [7.0], "length": [1]}),
+            ["'contig_id' holds Float64", "expected strings or integers"],
+        ),
+        (
+            pl.DataFrame({"contig_id": [True], "length": [1]}),
+            ["'contig_id' holds Boolean", "expected strings or integers"],
+        ),
         (pl.DataFrame({"contig_id": ["a"], "length": [1.0]}), ["'length' holds Float64", "expected integers"]),
         (pl.DataFrame({"contig_id": ["a"], "length": [True]}), ["'length' holds Boolean"]),
         (frame(["a", None, "c"], [1, 2, 3]), ["row 1 has no contig_id", "length=2"]),

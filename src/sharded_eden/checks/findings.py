@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase
-from sharded_eden.format.commands import quoted
+from sharded_eden.format.commands import precompute_command, quoted, sibling
+from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sqlite import is_mutable_now, open_read_only, unreadable
 
 Severity = Literal["error", "warning"]
@@ -41,6 +42,7 @@ CHECKS = {
     "sample": "every sample that windows name has a sequence database",
     "contig": "every contig that has windows is in the database of its sample, as text",
     "length": "contigs are as long as their windows and contig_lengths say",
+    "empty": "every contig that has windows has bases",
     "windows": "contigs have the windows that their lengths make",
     "addresses": "WINDOWS.db.index is of these files, and its addresses lead to the bases that SQLite reads",
     "alphabet": "sequences are IUPAC nucleotide letters, in either case",
@@ -108,6 +110,24 @@ class Findings:
     def checking(self, check: str, file: str | Path, fix: str) -> Checking:
         """Turn any error while a file is read into a finding of this check, and continue after the block."""
         return Checking(self, check, file, fix)
+
+    def without_bases(self, path: Path, contigs: Tally, window_db: Path, geometry: WindowGeometry) -> None:
+        """Warn of contigs that have windows and no bases.
+
+        Args:
+            path: their sequence database.
+            contigs: them.
+            window_db: the window database.
+            geometry: how its windows are cut.
+        """
+        if contigs.count:
+            without = replace(geometry, min_length=max(1, geometry.min_length))
+            self.warning(
+                "empty",
+                path,
+                f"contigs that have windows in {window_db} have no bases, so their rows hold only special tokens: {contigs}",
+                precompute_command(sibling(window_db, "without-empty"), geometry=without),
+            )
 
     def disk_fails(self, file: str | Path) -> bool:
         """Return whether the disk cannot read a file, and add a finding then: SQLite would report the file as damaged.

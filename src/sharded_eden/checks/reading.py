@@ -57,6 +57,7 @@ class _Reading:
     def read(self, window_indices: Sequence[int], findings: Findings) -> int:
         """Read windows and add a finding for each problem; return how many were read."""
         wrong: dict[tuple[str, Path], Tally] = {}
+        empty: dict[Path, Tally] = {}
         read = 0
         rows: list[Row] = []
         with findings.checking("gap", self._report.path, self._report.fix):
@@ -73,6 +74,8 @@ class _Reading:
             try:
                 placed = self._fetcher.fill([(0, window_idx)], [1], self._letters)
                 bases = self._letters[0, placed.first[0] : placed.end[0]].tobytes()
+                if not bases:
+                    empty.setdefault(self._reader.paths[sample], Tally()).add(repr(row[0]))
                 check, what = "alphabet", strange_letter(bases) and f"holds {strange_letter(bases)} after its start"
             except MissingSequence:
                 contig = self._reader.contig(row[0])
@@ -85,6 +88,8 @@ class _Reading:
                 check, what = "file", f"cannot be read: {error}"
             if what:
                 wrong.setdefault((check, self._reader.paths[sample]), Tally()).add(f"{where}, which {what}")
+        for path, tally in empty.items():
+            findings.without_bases(path, tally, self._report.path, self._index.geometry)
         for (check, path), tally in wrong.items():
             folder = path.parent.parent
             again = f"{split_command(folder)}, then {self._report.fix}"

@@ -185,9 +185,12 @@ class _Check:
 
     def _join(self, windows: WindowsOfSample) -> None:
         """Check that the contigs of one split are in this database, with the right lengths."""
-        absent, short, other = Tally(), Tally(), Tally()
+        absent, short, other, empty = Tally(), Tally(), Tally(), Tally()
         for ids, columns in self._joined(windows):
             _compare(windows, ids, columns, absent, short, other)
+            present, length = columns[-2:]
+            empty.add_rows((present != 0) & (length == 0), lambda row, ids=ids: repr(ids[row]))
+        self._findings.without_bases(self._path, empty, windows.path, windows.geometry)
         fix = f"{split_command(self._path.parent.parent)}, then {windows.fix}"
         for check, tally, what in (
             ("contig", absent, f"contigs that have windows in {windows.path} are not here"),
@@ -322,9 +325,12 @@ def _compare(
     geometry = windows.geometry
     n, first, last, different, recorded, present, length = columns
     start = last * geometry.stride
-    # Recorded lengths are exact. Without them, only the first window may be short, unless tails are kept.
-    least = np.where((last > 0) & (not geometry.keep_tail), geometry.window_size, max(1, geometry.min_length))
-    needed = np.where(recorded >= 0, np.maximum(recorded, start + 1), start + least)
+    # Recorded lengths are exact. Without them, only the first window may be short, or empty, unless tails are kept.
+    with_a_base = (last > 0).astype(np.int64)
+    least = np.where(
+        (last > 0) & (not geometry.keep_tail), geometry.window_size, np.maximum(with_a_base, geometry.min_length)
+    )
+    needed = np.where(recorded >= 0, np.maximum(recorded, start + with_a_base), start + least)
     is_short = np.where(recorded >= 0, length != needed, length < needed) & (present != 0)
     expected = geometry.counts(length)
     if windows.has_holes:

@@ -13,7 +13,7 @@ from sharded_eden.cli.show import progress_bar, rate, say_next, size
 from sharded_eden.errors import printable
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.format.schema import SPLITS
-from sharded_eden.windows.folder import precompute_window_databases
+from sharded_eden.windows.folder import is_folder_of_splits, precompute_window_databases
 from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
 
@@ -22,7 +22,8 @@ def precompute(
     split_file: Annotated[
         Path,
         typer.Argument(
-            metavar="SPLIT.parquet", help="A table of contig_id and length, as split writes it; or the folder of them."
+            metavar="SPLIT.parquet",
+            help="A table of contig_id and length, as split writes it; a folder of splits, or of the parts of one.",
         ),
     ],
     windows_db: Annotated[
@@ -62,6 +63,12 @@ def precompute(
             "the windows that they were trained on.",
         ),
     ] = False,
+    pattern: Annotated[
+        bool,
+        typer.Option(
+            "--pattern", help="SPLIT.parquet is a pattern such as 'parts/*.parquet'; the files are parts of one split."
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Splits of a folder that are worked on at once.")] = 1,
 ) -> None:
     """Turn a split into a window database, or a folder of splits into one of window databases."""
@@ -79,13 +86,13 @@ def precompute(
         "overwrite": force,
     }
     with progress_bar("contigs") as progress:
-        if split_file.is_dir():
+        if not pattern and is_folder_of_splits(split_file):
             results = precompute_window_databases(
                 split_file, windows_db, jobs=jobs, progress=progress, note=progress.note, **options
             )
         else:
             result = precompute_window_database(
-                split_file, windows_db, progress=progress, note=progress.note, **options
+                split_file, windows_db, is_pattern=pattern, progress=progress, note=progress.note, **options
             )
             results = {_split_name(split_file, windows_db): result}
     seconds = time.monotonic() - started

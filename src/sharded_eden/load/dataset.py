@@ -273,9 +273,8 @@ class ShardedEdenDataset(Dataset[Example]):
 
     def __getitem__(self, index: Index) -> Example:
         wanted, _ = self._windows_of([index])
-        item = self._rows.one(wanted)
-        self._log(wanted)
-        return item
+        self._log(wanted)  # before it is read: a window that fails is in the log, too
+        return self._rows.one(wanted)
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
         """Return the items of many indices at once: a sequence of items over one buffer.
@@ -283,9 +282,8 @@ class ShardedEdenDataset(Dataset[Example]):
         PyTorch's `DataLoader` calls this for each batch.
         """
         wanted, sizes = self._windows_of(indices)
-        rows = self._rows.make(wanted, sizes)
         self._log(wanted)
-        return rows
+        return self._rows.make(wanted, sizes)
 
     @property
     def items_ahead(self) -> int:

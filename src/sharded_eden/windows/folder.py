@@ -19,6 +19,7 @@ from sharded_eden.format.kinds import expect, named, refuse_url
 from sharded_eden.format.schema import SPLIT_SUFFIX, WINDOWS_SUFFIX
 from sharded_eden.jobs import Engine, Progress, Say, run_tasks
 from sharded_eden.windows.precompute import CONTIGS, PACKING, PrecomputeResult, precompute_window_database
+from sharded_eden.windows.split_files import PART_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ def splits_of_folder(folder: str | os.PathLike[str]) -> dict[str, Path]:
             f"{printable(folder)}: holds no split: looked for *{SPLIT_SUFFIX}. Make them: {split_command(out=folder)}"
         )
     return {path.name.removesuffix(SPLIT_SUFFIX): path for path in files}
+
+
+def is_folder_of_splits(path: Path) -> bool:
+    """Return whether a path is a folder of splits, and not of the parts of one split.
+
+    It is one unless it holds Parquet files of other names alone.
+    """
+    return path.is_dir() and bool(named(path, SPLIT_SUFFIX) or not named(path, PART_SUFFIX))
 
 
 def precompute_window_databases(

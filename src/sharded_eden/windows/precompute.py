@@ -27,7 +27,7 @@ from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.existing import existing_windows
 from sharded_eden.windows.index import IndexResult, index_or_reason
 from sharded_eden.windows.pack import PackResult, write_packs
-from sharded_eden.windows.split_files import contigs_in_order, open_split, sequence_db_dir_of, survey
+from sharded_eden.windows.split_files import contigs_in_order, open_split, parts_of, sequence_db_dir_of, survey
 from sharded_eden.windows.write import WindowWriter
 
 CONTIGS, PACKING = "contigs", "packing"
@@ -75,13 +75,15 @@ def precompute_window_database(
     pack: bool = False,
     pack_seed: int = 42,
     overwrite: bool = False,
+    is_pattern: bool = False,
     progress: Progress | None = None,
     note: Callable[[str], object] | None = None,
 ) -> PrecomputeResult:
     """Write the window database of a split.
 
     Args:
-        split_parquet_file: a Parquet file with the columns `contig_id` (string) and `length` (integer, bases).
+        split_parquet_file: a Parquet file with the columns `contig_id` (string or integer) and `length` (integer, bases), a
+            folder of such files, which are parts of the split, or a pattern.
         output_window_db: the database. One that exists is replaced when the new one is complete, if it has the same geometry,
             the same contigs and no other packs.
         window_size: tokens of a training row, and bases that a window spans; the dataset's `seq_length`.
@@ -95,6 +97,7 @@ def precompute_window_database(
         pack: add packs, see `sharded_eden.windows.pack`.
         pack_seed: another seed gives other packs.
         overwrite: replace any file of this name. Checkpoints of the old windows cannot be resumed on the new ones.
+        is_pattern: `split_parquet_file` is a pattern such as `parts/*.parquet`; by default, names are taken literally.
         progress: called with the contigs done and their total; then, while windows are packed, with twice the windows.
         note: called with the name of each step as it begins: `contigs`, `packing`.
 
@@ -118,13 +121,14 @@ def precompute_window_database(
     )
     if max_ambiguous is not None and sequences is None:
         raise UsageError("--max-ambiguous must read the bases (--sequences SEQDB)")
-    if output.exists() and split.exists() and output.samefile(split):
+    parts = parts_of(split, is_pattern=is_pattern)
+    if output.exists() and any(part.exists() and output.samefile(part) for part in parts):
         raise UsageError(f"{printable(output)} is the split file itself; give the window database another name")
     with ExitStack() as stack:
         ambiguity = None
         if max_ambiguous is not None and sequences is not None:
             ambiguity = stack.enter_context(closing(AmbiguityFilter(sequences, max_ambiguous, geometry)))
-        contigs = stack.enter_context(open_split(split))
+        contigs = stack.enter_context(open_split(split, parts))
         found = survey(contigs, split)
         existing = None if overwrite else existing_windows(output, split)
         if existing is not None:
@@ -162,7 +166,7 @@ def precompute_window_database(
             if packs is not None and existing is not None and existing.packs is not None:
                 existing.packs.check_fingerprint(packs.fingerprint)
             database.execute("COMMIT")
-    index, no_index = index_or_reason(sequences or sequence_db_dir_of(split), output)
+    index, no_index = index_or_reason(sequences or sequence_db_dir_of(parts[0]), output)
     result = PrecomputeResult(
         path=output,
         index=index,

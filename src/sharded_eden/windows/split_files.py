@@ -7,9 +7,10 @@ pass 2   contigs in order, 20,000 at a time (one pass more for every 4 million c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from glob import glob
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import polars as pl
 
 from sharded_eden.errors import InputError, printable, shown
 from sharded_eden.format.commands import split_command
+from sharded_eden.format.kinds import named
 from sharded_eden.format.parquet import SEQUENCE_DB_DIR, parquet_errors, parquet_source
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 
@@ -25,6 +27,8 @@ BATCH_CONTIGS = 20_000
 
 SORT_ROWS = 4_000_000
 """Contigs sorted in memory at once."""
+
+PART_SUFFIX = ".parquet"
 
 SAMPLE_EVERY = 1024
 """Every n-th contig ID is kept, to divide an unsorted file into ranges of about `SORT_ROWS`."""
@@ -50,33 +54,79 @@ class Survey:
     sampled_ids: pl.Series
 
 
+def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
+    """Return the Parquet files of one split: the file itself, all `*.parquet` of a folder, or those that match a pattern.
+
+    Args:
+        split: a file, a folder, or a pattern such as `parts/*.parquet`, in which `*`, `?`, `[...]` and `**` have their usual
+            meaning. Hidden files are left out.
+        is_pattern: whether it is a pattern; a name is taken literally otherwise.
+
+    Raises:
+        InputError: no file matches.
+    """
+    if is_pattern:
+        files = sorted(map(Path, glob(os.fspath(split), recursive=True)))
+    elif split.is_dir():
+        files = named(split, PART_SUFFIX)
+    else:
+        return [split]
+    if not files:
+        raise InputError(
+            f"{printable(split)}: no Parquet file {'matches' if is_pattern else 'is in this folder'}. {HINT}"
+        )
+    return files
+
+
 @contextmanager
-def open_split(split: Path) -> Iterator[pl.LazyFrame]:
-    """Open a split file and return its two columns as String and Int64, and the columns as stored, for `survey`.
+def open_split(split: Path, parts: Sequence[Path] = ()) -> Iterator[pl.LazyFrame]:
+    """Open a split and return its two columns as String and Int64, and the columns as stored, for `survey`.
+
+    IDs may be strings, UTF-8 bytes, dictionaries of strings, or integers, whose decimal digits are then the ID.
+
+    Args:
+        split: the file, as messages name it.
+        parts: the files that it consists of, read one after the other; itself unless given.
 
     Raises:
         InputError: there is no such file, it is not Parquet, or its columns have other types.
     """
-    with parquet_source(split, HINT) as source:
-        with parquet_errors(split, HINT):
+    with ExitStack() as stack:
+        parts = parts or [split]
+        tables = [stack.enter_context(_open_part(part, is_alone=len(parts) == 1)) for part in parts]
+        yield pl.concat(tables)
+
+
+@contextmanager
+def _open_part(part: Path, *, is_alone: bool) -> Iterator[pl.LazyFrame]:
+    with parquet_source(part, HINT) as source:
+        with parquet_errors(part, HINT):
             table = pl.scan_parquet(source, glob=False)
             found = table.collect_schema()
+        kind = found.get(CONTIG_ID)
         for column, expected, fits in (
-            (CONTIG_ID, "strings", found.get(CONTIG_ID) in {pl.String, pl.Binary}),
+            (CONTIG_ID, "strings or integers", _is_text(kind) or (kind is not None and kind.is_integer())),
             (LENGTH, "integers, in bases", found[LENGTH].is_integer() if LENGTH in found else False),
         ):
             if not fits:
                 there_are = ", ".join(map(printable, list(found)[:20])) or "none"
                 what = f"holds {shown(found[column])}" if column in found else f"is missing, there are {there_are}"
                 raise InputError(
-                    f"{printable(split)}: column {column!r} {what}; expected {expected}. {split_command()} writes such files"
+                    f"{printable(part)}: column {column!r} {what}; expected {expected}. {split_command()} writes such files"
                 )
+        contig_id = pl.col(CONTIG_ID)
         yield table.select(
-            pl.col(CONTIG_ID).map_batches(_decoded, pl.String) if found[CONTIG_ID] == pl.Binary else CONTIG_ID,
+            contig_id.map_batches(_decoded, pl.String) if kind == pl.Binary else contig_id.cast(pl.String),
             pl.col(LENGTH).cast(pl.Int64, strict=False),
-            pl.col(CONTIG_ID).alias(STORED_ID),
-            pl.col(LENGTH).alias(STORED_LENGTH),
+            (contig_id if is_alone or kind == pl.Binary else contig_id.cast(pl.String).cast(pl.Binary)).alias(
+                STORED_ID
+            ),
+            (pl.col(LENGTH) if is_alone else pl.col(LENGTH).cast(pl.Int128)).alias(STORED_LENGTH),
         )
+
+
+def _is_text(kind: pl.DataType | None) -> bool:
+    return kind in {pl.String, pl.Binary} or isinstance(kind, pl.Categorical | pl.Enum)
 
 
 def _decoded(ids: pl.Series) -> pl.Series:

@@ -145,7 +145,8 @@ class RowMaker:
             self._refuse_unknown(wanted, codes, placed)
         stacked = {"codes": torch.from_numpy(codes)}
         if self._packed:
-            stacked.update(boundaries(self._ends(placed, len(sizes)), self._length))
+            ends = [ends_with_tokens(row) for row in self._ends(placed, len(sizes))]
+            stacked.update(boundaries(ends, self._length))
         if self._format.weighs_letters:
             segments = stacked["cu_seqlens"].numpy() if self._packed else None
             self._fetcher.check_loss(self._tables.any_loss(codes, segments))
@@ -187,8 +188,7 @@ class RowMaker:
         if not self._packed:
             position_ids[...] = self._positions
             return Rows(stacked, {} if self._attention_mask is None else {"attention_mask": self._attention_mask})
-        # A tokenizer that makes nothing of a window leaves it no segment.
-        ends = [[end for at, end in pairwise((0, *row)) if end > at] for row in ends]
+        ends = [ends_with_tokens(row) for row in ends]
         for row, row_ends in zip(position_ids, ends, strict=True):
             for start, end in pairwise((0, *row_ends, self._length)):
                 row[start:end] = self._positions[: end - start]
@@ -307,6 +307,11 @@ class RowMaker:
             ends.append(at)
         self._encoder.pad(at, tokens, labels, loss_mask)
         return ends
+
+
+def ends_with_tokens(ends: Sequence[int]) -> list[int]:
+    """Return where the windows of a row end that have tokens: without special tokens, one without bases has none."""
+    return [end for at, end in pairwise((0, *ends)) if end > at]
 
 
 def boundaries(ends: Sequence[Sequence[int]], seq_length: int) -> Example:

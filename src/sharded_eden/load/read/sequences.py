@@ -79,6 +79,8 @@ class SubstrContig:
     def read(self, start: int, out: NDArray[np.uint8], at: int = 0, length: int = -1) -> None:
         """See `Contig.read`."""
         place = out[at : len(out) if length < 0 else at + length]
+        if not len(place):  # substr() of a sequence without bases is NULL
+            return
         # The only use of SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
         data: bytes = self._cursor.execute(
             "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ? COLLATE BINARY",

@@ -187,9 +187,7 @@ class _Check:
         """Check that the contigs of one split are in this database, with the right lengths."""
         absent, short, other, empty = Tally(), Tally(), Tally(), Tally()
         for ids, columns in self._joined(windows):
-            _compare(windows, ids, columns, absent, short, other)
-            present, length = columns[-2:]
-            empty.add_rows((present != 0) & (length == 0), lambda row, ids=ids: repr(ids[row]))
+            _compare(windows, ids, columns, absent, short, other, empty)
         self._findings.without_bases(self._path, empty, windows.path, windows.geometry)
         fix = f"{split_command(self._path.parent.parent)}, then {windows.fix}"
         for check, tally, what in (
@@ -319,7 +317,13 @@ class _Check:
 
 
 def _compare(
-    windows: WindowsOfSample, ids: list[str], columns: NDArray[np.int64], absent: Tally, short: Tally, other: Tally
+    windows: WindowsOfSample,
+    ids: list[str],
+    columns: NDArray[np.int64],
+    absent: Tally,
+    short: Tally,
+    other: Tally,
+    empty: Tally,
 ) -> None:
     """Compare the windows of contigs with those that the loader derives from their lengths."""
     geometry = windows.geometry
@@ -338,6 +342,7 @@ def _compare(
     else:
         is_other = (n != expected) | (first != 0) | (last != n - 1) | (different != n)
     absent.add_rows(present == 0, lambda row: repr(ids[row]))
+    empty.add_rows((present != 0) & (length == 0), lambda row: repr(ids[row]))
     short.add_rows(is_short, lambda row: f"{ids[row]!r} has {length[row]} bases instead of {needed[row]}")
     other.add_rows(
         is_other & (present != 0) & ~is_short,

@@ -26,8 +26,8 @@ def data(draw: st.DrawFn) -> tuple[dict[str, str], int, int, int]:
     window_size = draw(st.integers(24, 48))
     stride = draw(st.integers(1, window_size + 5))
     lengths = st.one_of(
-        st.integers(1, 4 * window_size),
-        st.sampled_from([1, window_size - 1, window_size, window_size + 1]),
+        st.integers(0, 4 * window_size),
+        st.sampled_from([0, 1, window_size - 1, window_size, window_size + 1]),
         st.integers(0, 3).map(lambda k: window_size + k * stride),
         st.integers(1, 3).map(lambda k: max(1, window_size + k * stride - 1)),
     )

@@ -121,9 +121,7 @@ def precompute_window_database(
     )
     if max_ambiguous is not None and sequences is None:
         raise UsageError("--max-ambiguous must read the bases (--sequences SEQDB)")
-    parts = parts_of(split, is_pattern=is_pattern)
-    if output.exists() and any(part.exists() and output.samefile(part) for part in parts):
-        raise UsageError(f"{printable(output)} is the split file itself; give the window database another name")
+    parts = _parts_to_read(split, output, is_pattern=is_pattern)
     with ExitStack() as stack:
         ambiguity = None
         if max_ambiguous is not None and sequences is not None:
@@ -195,6 +193,14 @@ def precompute_window_database(
             "Leave them out: --window-min-length-threshold 1"
         )
     return result
+
+
+def _parts_to_read(split: Path, output: Path, *, is_pattern: bool) -> list[Path]:
+    """Return the files of a split; refuse an output that is one of them."""
+    parts = parts_of(split, is_pattern=is_pattern)
+    if output.exists() and any(part.exists() and output.samefile(part) for part in parts):
+        raise UsageError(f"{printable(output)} is the split file itself; give the window database another name")
+    return parts
 
 
 def _create_tables(unfinished: Path) -> dict[str, int]:

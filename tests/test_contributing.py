@@ -33,10 +33,12 @@ USE = {
         from sharded_eden import create_sample_database, verify
         create_sample_database("S", [("A__B-S__1", "ACGT")], "databases")
         connection = sqlite3.connect("databases/S/glm_dataset_S.sqlite")
-        connection.execute("INSERT INTO sequences VALUES ('A__B-S__2', '')")
+        assert "only-n" not in {finding.check for finding in verify("databases", full=True).findings}
+        connection.execute("INSERT INTO sequences VALUES ('A__B-S__2', 'NNnn'), ('A__B-S__3', '')")
         connection.commit()
         connection.close()
-        assert "empty" in {finding.check for finding in verify("databases", full=True).findings}
+        (finding,) = [found for found in verify("databases", full=True).findings if found.check == "only-n"]
+        assert finding.what.endswith("the letter N: 1"), finding
     """,
     "Add an option of an example": """
         import polars
@@ -70,6 +72,11 @@ def test_worked_example_applies_and_works(title, tmp_path):
     command = ["patch", "-p1", "--no-backup-if-mismatch"]
     done = subprocess.run(command, input=diff, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    patched = re.findall(r"^\+\+\+ b/(\S+)$", diff, flags=re.MULTILINE)
+    for action in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *action, "--no-cache", "--config", ROOT / "pyproject.toml", *patched]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
     code = "\n".join(line[8:] for line in USE[title].splitlines())
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     done = subprocess.run(

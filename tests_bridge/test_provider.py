@@ -166,7 +166,7 @@ def test_samplers_that_would_change_the_order_are_refused(splits):
             datasets_of(provider_of(splits, dataloader_type=other), 8, 0, 0)
     provider = provider_of(splits)
     provider.train_window_db_path = None
-    with pytest.raises(UsageError, match="8 training samples are asked for: set train_window_db_path"):
+    with pytest.raises(UsageError, match="8 training samples are requested: set train_window_db_path"):
         datasets_of(provider, 8, 0, 0)
 
 

@@ -108,7 +108,7 @@ def bench(
     if batch_size < 1 or seconds <= 0 or (max_workers or 0) < 0:
         raise UsageError("batch_size must be at least 1, seconds above 0, and workers not below 0")
     if unknown := [method for method in methods if method not in known]:
-        raise UsageError(f"{unknown[0]!r} is no start method here: use {', '.join(known)}")
+        raise UsageError(f"{unknown[0]!r} is not a start method here: use {', '.join(known)}")
     most = min(8, usable_processors()) if max_workers is None else max_workers
     workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
     sequence_db_dir = sequence_folder(sequence_db_dir)

@@ -88,11 +88,11 @@ def test_fields_by_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
-        (b'{"text": "ACGT"}\n{"text": \n', {}, ["line 2", "is no JSON"]),
-        (b"[1, 2]\n", {}, ["line 1", "no JSON object, but list"]),
+        (b'{"text": "ACGT"}\n{"text": \n', {}, ["line 2", "is not JSON"]),
+        (b"[1, 2]\n", {}, ["line 1", "is not a JSON object, but list"]),
         (b'{"dna": "ACGT"}\n', {}, ["no field 'text' or", "['dna']", "--text-field"]),
         (b'{"text": "ACGT"}\n', {"id_field": "key"}, ["no field 'key'", "--id-field"]),
-        (b'{"text": 5}\n', {}, ["line 1", "'text' is no text, but int"]),
+        (b'{"text": 5}\n', {}, ["line 1", "'text' is not text, but int"]),
         (b'{"text": ""}\n', {}, ["record 1", "no sequence"]),
         (b'{"text": "AC-T", "record": "x"}\n', {}, ["record 1 (x)", "position 3", "'-'"]),
         (b'{"text": "|d__Bacteria;|ACGT", "record": "x"}\n', {}, ["position 1", "'|'", "phylogenetic tag"]),
@@ -132,7 +132,7 @@ def test_tables(tmp_path: Path, ending: str) -> None:
     assert list(read_records(path, ReadOptions(id_field="other")))[3].name == "3"
     assert "has no field 'dna'" in refusal(path, text_field="dna")
     write_table(path, frame.with_columns(sequence=pl.lit(None, dtype=pl.String)))
-    assert "row 1: its field 'sequence' is no text, but NoneType" in refusal(path)
+    assert "row 1: its field 'sequence' is not text, but NoneType" in refusal(path)
     path.write_bytes(path.read_bytes()[:50])
     assert "cannot be read as" in refusal(path)
 
@@ -158,7 +158,7 @@ def test_a_missing_package_names_its_extra(
 
 
 def test_unknown_format() -> None:
-    with pytest.raises(UsageError, match="--format 'fastq' is none of fasta, jsonl"):
+    with pytest.raises(UsageError, match="--format 'fastq' is not one of fasta, jsonl"):
         ReadOptions(format="fastq")
 
 
@@ -196,7 +196,7 @@ def test_sample_regex(tmp_path: Path) -> None:
     for pattern, error, words in [
         (r"(?P<sample>X\d)", InputError, r"record 1 \(S1_c1\): --sample-regex .* finds no sample in its name"),
         (r"(?P<name>S\d)", UsageError, "has no group"),
-        (r"(?P<sample>", UsageError, "is no pattern"),
+        (r"(?P<sample>", UsageError, "is not a pattern"),
         (r"(?P<sample>.*)_", None, ""),
     ]:
         if error is not None:

@@ -39,7 +39,7 @@ def test_bench_measures_every_stage_and_loader(small, capsys):
 
 
 def test_bench_refuses_what_it_cannot_measure(small, tmp_path):
-    with pytest.raises(UsageError, match="'thread' is no start method here: use fork"):
+    with pytest.raises(UsageError, match="'thread' is not a start method here: use fork"):
         bench(small.sequence_db_dir, small.window_db, start_methods=["thread"])
     with pytest.raises(UsageError, match="batch_size must be at least 1"):
         bench(small.sequence_db_dir, small.window_db, batch_size=0)

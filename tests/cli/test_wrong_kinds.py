@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
@@ -44,6 +46,31 @@ def test_commands_name_what_they_were_given(folder, monkeypatch, capsys, command
     assert cli.main(command.split()) == 1
     assert f" is {found}; expected {expected}" in capsys.readouterr().err
     assert not (folder / "o").exists()
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_commands_that_measure_and_check_exit_with_2(folder, monkeypatch, capsys, command):
+    """Swapped arguments are a wrong command line. Status 1 of `verify` means that it found something."""
+    monkeypatch.chdir(folder)
+    assert cli.main([command, "windows.db", "seqs"]) == 2
+    assert f"SEQDB: windows.db is {WINDOWS}; expected {SEQDB}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("database", "found"),
+    [
+        ("windows.db", WINDOWS),
+        ("seqs/{0}/glm_dataset_{0}.sqlite", "a sequence database"),
+        ("other.db", "a SQLite database"),
+    ],
+)
+def test_build_names_a_database(folder, monkeypatch, capsys, database, found):
+    monkeypatch.chdir(folder)
+    path = database.format(next((folder / "seqs").glob("*/*.sqlite")).parent.name)
+    with closing(sqlite3.connect("other.db")) as other:
+        other.execute("CREATE TABLE IF NOT EXISTS t (x)")
+    assert cli.main(["build", path, "--out", "o"]) == 1
+    assert f"{path}: is {found}; expected a file of sequences" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["split s3://a/b --out o", "precompute s3://a/b o", "precompute splits s3://a/b"])

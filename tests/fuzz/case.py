@@ -89,7 +89,7 @@ class Case:
         # SQLite itself makes the -shm of a -wal that is there.
         left = [p for p in left if p.suffix[-4:] != "-shm" or not p.with_name(p.name[:-4] + "-wal").exists()]
         if left:
-            raise Wrong(f"left behind: {sorted(str(path.relative_to(self.folder)) for path in left)}")
+            raise Wrong(f"not removed: {sorted(str(path.relative_to(self.folder)) for path in left)}")
 
 
 def files_below(folder: Path) -> set[Path]:

@@ -522,7 +522,7 @@ def fuzz_rebuild(case: Case) -> None:
     if case.error is not None:
         partial = [path for path in case.new_files if ".partial" in str(path)]
         if partial and not receipts(out):  # receipts are kept, so that the next run goes on from them
-            raise Wrong(f"left behind: {partial}")
+            raise Wrong(f"not removed: {partial}")
         return
     rows = _rows_of(out)
     for sample, expected in original.items():

@@ -259,7 +259,7 @@ def _build(case: Case, name: str, data: bytes, judge: Any) -> None:
     if table != rows:
         raise Wrong(f"contigs.parquet holds {table!r:.300}, expected {rows!r:.300}")
     if left := [path for path in out.rglob("*") if "partial" in path.name]:
-        raise Wrong(f"left behind: {left}")
+        raise Wrong(f"not removed: {left}")
 
 
 def fuzz_fasta(case: Case) -> None:

@@ -255,7 +255,7 @@ def test_a_sequence_that_is_no_text(folder, read_with, value):
         for _ in range(2):
             with pytest.raises(DatabaseError) as caught:
                 dataset[rows.index(("Meta__ECT-S1__CT1-1", 0))]
-            assert str(caught.value).startswith(f"{path}: nt_sequence of contig 'Meta__ECT-S1__CT1-1' is no text")
+            assert str(caught.value).startswith(f"{path}: nt_sequence of contig 'Meta__ECT-S1__CT1-1' is not text")
             window = rows.index(("BCR__ECT-S1__CT1-1", 0))  # the handle that failed does not spoil the next contig
             assert as_lists(dataset[window]) == expected(folder, window)
 
@@ -536,7 +536,7 @@ def test_databases_that_rule_blob_reads_out_are_served_the_same_bytes(folder, sh
     check_all(folder, read_with="substr")
     words = words_of(DatabaseError, folder, read_with="blob")
     assert words == (
-        f"{worlds.sample_db(folder, 'S0')}: BLOB reads were asked for, but {OBSTACLES[shape]}. Leave read_with at 'auto'"
+        f"{worlds.sample_db(folder, 'S0')}: BLOB reads were requested, but {OBSTACLES[shape]}. Leave read_with at 'auto'"
     )
 
 

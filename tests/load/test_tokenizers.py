@@ -178,9 +178,9 @@ def test_what_is_no_tokenizer(folder, returned, reason):
 
     with pytest.raises(UsageError) as caught:
         worlds.dataset(folder, Odd())
-    assert "Odd is no tokenizer: expected text_to_ids(text) -> ints" in str(caught.value)
+    assert "Odd is not a tokenizer: expected text_to_ids(text) -> ints" in str(caught.value)
     assert f"text_to_ids: {reason}" in str(caught.value)
-    with pytest.raises(UsageError, match=r"object is no tokenizer.*it has none of these methods"):
+    with pytest.raises(UsageError, match=r"object is not a tokenizer.*it has none of these methods"):
         worlds.dataset(folder, object())
 
 
@@ -639,7 +639,7 @@ def test_given_ids_are_used(folder, make, compact):
     [
         ({"sep_id": 65}, "sep_id=65 is the id of the letter A in the tokenizer NucleotideTokenizer"),
         ({"pad_id": ord("N")}, "pad_id=78 is the id of the letter N"),
-        ({"bos_id": 256}, "bos_id=256 is no id of the tokenizer NucleotideTokenizer, which has 256"),
+        ({"bos_id": 256}, "bos_id=256 is not an id of the tokenizer NucleotideTokenizer, which has 256"),
         ({"eos_id": -1}, "eos_id must be an integer from 0 on, not -1"),
         ({"sep_id": "<SEP>"}, "sep_id must be an integer from 0 on, not '<SEP>'"),
         ({"sep_id": True}, "sep_id must be an integer from 0 on, not True"),

@@ -312,8 +312,8 @@ def test_sizes_that_do_not_fit_list_those_that_do(folder):
     with pytest.raises(UsageError) as caught:
         module_of(folder, micro_batch_size=4, global_batch_size=6)
     assert str(caught.value) == (
-        "global_batch_size=6 is no multiple of micro_batch_size=4 times data-parallel size 1. Nearest global batch sizes that "
-        "fit: 4 and 8; micro batch sizes that fit: 1, 2, 3, 6"
+        "global_batch_size=6 is not a multiple of micro_batch_size=4 times data-parallel size 1. Nearest global batch sizes "
+        "that fit: 4 and 8; micro batch sizes that fit: 1, 2, 3, 6"
     )
     for name in ("micro_batch_size", "global_batch_size"):
         for value in (0, -1, 2.0, "2"):

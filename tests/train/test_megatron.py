@@ -129,7 +129,7 @@ def test_sizes_that_do_not_fit_are_listed_under_megatron_too():
         plan_of_job(micro_batch_size=2, global_batch_size=12, data_parallel_size=4)
     initialize(16, micro=2, ranks=2, rampup=[6, 10, 60])  # Megatron itself says so when training comes to it
     plan = plan_of_job(micro_batch_size=2, global_batch_size=16, data_parallel_size=2)
-    with pytest.raises(UsageError, match="global_batch_size=6 is no multiple of micro_batch_size=2 times"):
+    with pytest.raises(UsageError, match="global_batch_size=6 is not a multiple of micro_batch_size=2 times"):
         plan.global_batch_size_at(0)
 
 

@@ -199,7 +199,7 @@ def build_sequence_dbs(
     _check_number("jobs", jobs)
     _check_request(tag, sample, sample_regex)
     if page_size is not None and page_size not in PAGE_SIZES:
-        raise UsageError(f"--page-size {shown(page_size)} is none of {', '.join(map(str, PAGE_SIZES))}")
+        raise UsageError(f"--page-size {shown(page_size)} is not one of {', '.join(map(str, PAGE_SIZES))}")
     options = ReadOptions(format=format, text_field=text_field, id_field=id_field)
     out = check_folder(out_dir, "--out")
     scratch = check_folder(scratch, "--scratch") if scratch is not None else None
@@ -287,7 +287,7 @@ def _check_request(tag: str, sample: str | None, sample_regex: str | None) -> No
     try:
         groups = re.compile(sample_regex).groupindex
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--sample-regex {shown(sample_regex)} is no pattern ({error})") from error
+        raise UsageError(f"--sample-regex {shown(sample_regex)} is not a pattern ({error})") from error
     if "sample" not in groups:
         raise UsageError(f"--sample-regex {shown(sample_regex)} has no group (?P<sample>...)")
 

@@ -147,7 +147,7 @@ def check_only_grown(sample: str, recorded: tuple[FileState, ...], now: tuple[Fi
                 difference = _sizes(old, paths[old.path])
                 reason = f"{printable(old.path)} has changed since sample {sample!r} was built from it ({difference})"
             else:
-                reason = f"sample {sample!r} was built from {printable(old.path)}, which is none of the inputs now"
+                reason = f"sample {sample!r} was built from {printable(old.path)}, which is not one of the inputs now"
             raise UsageError(f"{reason}. --force builds it from what is given now")
 
 

@@ -49,7 +49,8 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
         if goes_on and block[0] not in _SOUND and block.partition(b"\n")[0].strip():
             raise InputError(
                 f"{describe(called, ordinal, _name(header)[0] if header else '')}: position {bases + 1} holds "
-                f"{block[:4].decode(errors='replace')[0]!r}, which is no IUPAC nucleotide letter ({NUCLEOTIDES}, either case)"
+                f"{block[:4].decode(errors='replace')[0]!r}, which is not an IUPAC nucleotide letter ({NUCLEOTIDES}, "
+                "either case)"
             )
         sound, before, records = _records(block)
         if before:
@@ -165,7 +166,7 @@ def _records(block: bytes) -> tuple[bool, str, list[tuple[bytes, str]]]:
 
 
 def _records_by_line(block: bytes) -> tuple[str, list[tuple[bytes, str]]]:
-    """Like `_divide`, line by line; white space around lines, empty lines and comments are skipped."""
+    """Do what `_records` does line by line: white space around lines, empty lines and comments are left out."""
     found: list[tuple[bytes, list[str]]] = [(b"", [])]
     for line in block.split(b"\n"):
         stripped = line.strip()

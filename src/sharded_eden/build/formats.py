@@ -37,7 +37,7 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
-            raise UsageError(f"--format {shown(self.format)} is none of {', '.join(FORMATS)}")
+            raise UsageError(f"--format {shown(self.format)} is not one of {', '.join(FORMATS)}")
 
 
 TEXT_FIELDS = ("text", "sequence", "seq", "nt_sequence")
@@ -86,10 +86,10 @@ def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
             try:
                 pairs = _JSON.decode(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: is no JSON ({error})") from error
+                raise InputError(f"{where}: is not JSON ({error})") from error
             del line
             if not isinstance(pairs, _Pairs):
-                raise InputError(f"{where}: is no JSON object, but {type(pairs).__name__}")
+                raise InputError(f"{where}: is not a JSON object, but {type(pairs).__name__}")
             text, name = _choose([key for key, _ in pairs], options, where)
             fields = dict(pairs)
             yield _entry(fields[name] if name is not None else None, fields[text], where, text, name)
@@ -315,7 +315,7 @@ def _entry(name: object, text: object, where: str, text_field: str, name_field: 
     if isinstance(text, bytes):
         text = _decoded(text, where, text_field)
     if not isinstance(text, str):
-        raise InputError(f"{where}: its field {shown(text_field)} is no text, but {type(text).__name__}")
+        raise InputError(f"{where}: its field {shown(text_field)} is not text, but {type(text).__name__}")
     if isinstance(name, bytes):
         name = _decoded(name, where, str(name_field))
     if name is None:

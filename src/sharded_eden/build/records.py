@@ -250,6 +250,6 @@ def check_residues(sequence: str, where: str) -> None:
     if sequence.encode("utf-8", "surrogatepass").translate(None, _RESIDUES) and (found := _NO_RESIDUE.search(sequence)):
         tag = " It looks like a phylogenetic tag; take the release without them." if found.group() == "|" else ""
         raise InputError(
-            f"{where}: position {found.start() + 1} holds {found.group()!r}, which is no IUPAC nucleotide letter "
+            f"{where}: position {found.start() + 1} holds {found.group()!r}, which is not an IUPAC nucleotide letter "
             f"({NUCLEOTIDES}, either case).{tag}"
         )

@@ -18,6 +18,7 @@ import xxhash
 from xopen import xopen
 
 from sharded_eden.errors import EdenError, InputError, printable
+from sharded_eden.format.kinds import SQLITE_MAGIC, kinds_of
 
 BGZF_START = b"\x1f\x8b\x08\x04"
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -86,10 +87,11 @@ class Source:
         """Open the decompressed bytes; every error while reading them becomes an `InputError`.
 
         Raises:
-            InputError: the file is cut short, damaged, or cannot be read.
+            InputError: the file is cut short, damaged, a SQLite database, or cannot be read.
         """
         try:
             if self._raw.seekable():
+                self._refuse_database()
                 self._check_bgzip_end()
             with xopen(cast(BinaryIO, self._tee), "rb", threads=0) as file:
                 yield file
@@ -118,6 +120,15 @@ class Source:
             pass
         path = STANDARD_INPUT if self.called == STANDARD_INPUT else str(self.path.resolve())
         return FileState(path, self._stat.st_size, self._stat.st_mtime_ns, self._tee.digest.hexdigest())
+
+    def _refuse_database(self) -> None:
+        """Raise an error for a SQLite database, such as one of this package, that names its kind."""
+        if self._raw.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
+            kind = next(iter(kinds_of(self.path)), "a SQLite database")
+            raise InputError(
+                f"{self.called}: is {kind}; expected a file of sequences (FASTA, JSON lines, Parquet, Arrow or GenBank)"
+            )
+        self._raw.seek(0)
 
     def _check_bgzip_end(self) -> None:
         """Raise an error for a bgzip file without its end block: a file cut between two blocks would look complete."""

@@ -97,7 +97,9 @@ def _columns(
     rows: list[tuple[int, str | None, int]], end: int
 ) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
     if astray := [first for first, sequence_id, _ in rows if sequence_id is None]:
-        raise DatabaseError(f"contig_lengths has a row for window {astray[0]}, which is no contig's first")
+        raise DatabaseError(
+            f"contig_lengths has a row for window {astray[0]}, which is not the first window of a contig"
+        )
     firsts, lengths = [*(row[0] for row in rows), end], [row[2] for row in rows]
     return np.array(firsts, dtype=np.int64), [str(row[1]) for row in rows], np.array(lengths, dtype=np.int64)
 

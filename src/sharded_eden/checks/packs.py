@@ -107,7 +107,7 @@ class PacksCheck:
             found = f"packs({', '.join(columns)})" if columns else "no such table"
             self._error(f"expected a table packs(pack_idx, windows), found {found}")
         elif scans(self._db, "SELECT windows FROM packs WHERE pack_idx = ?"):
-            self._error("pack_idx is no INTEGER PRIMARY KEY: each pack is looked for in all of packs")
+            self._error("pack_idx is not an INTEGER PRIMARY KEY: each pack is looked for in all of packs")
         elif self._numbering(full):
             if full:
                 self._all(lengths_are_sound)

@@ -263,9 +263,9 @@ class _Check:
                     for split in found_in:
                         digests.add(digest, ordinal=ordinal, sample=task.number, split=split)
         if no_text.count:
-            self._findings.error("contig", self._path, f"sequences that are no text: {no_text}", self._fix)
+            self._findings.error("contig", self._path, f"sequences that are not text: {no_text}", self._fix)
         if letters.count:
-            what = f"characters that are no IUPAC nucleotide letters: {letters}"
+            what = f"characters that are not IUPAC nucleotide letters: {letters}"
             self._findings.error("alphabet", self._path, what, self._fix)
         listed, counted = task.listed, (self._report.contigs, self._report.bases)
         if listed not in {None, counted}:

@@ -163,7 +163,7 @@ class _Check:
         """Return whether the IDs have an index."""
         if scans(self._db, "SELECT sequence_id FROM window_mappings WHERE window_idx = ?"):
             self._error(
-                "index", "window_idx is no INTEGER PRIMARY KEY: each window is looked for in all of window_mappings"
+                "index", "window_idx is not an INTEGER PRIMARY KEY: each window is looked for in all of window_mappings"
             )
         if not scans(self._db, "SELECT sequence_id FROM window_mappings WHERE sequence_id >= ? ORDER BY sequence_id"):
             return True

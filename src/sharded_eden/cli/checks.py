@@ -28,16 +28,19 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Measure how fast your data loads from your disk, where the time goes, and what to change."""
-    with progress_bar("measuring") as progress:
-        result = sharded_eden.bench(
-            sequence_dbs,
-            windows_db,
-            batch_size=batch_size,
-            max_workers=max_workers,
-            start_methods=start_method or ["fork"],
-            seconds=seconds,
-            progress=progress,
-        )
+    try:
+        with progress_bar("measuring") as progress:
+            result = sharded_eden.bench(
+                sequence_dbs,
+                windows_db,
+                batch_size=batch_size,
+                max_workers=max_workers,
+                start_methods=start_method or ["fork"],
+                seconds=seconds,
+                progress=progress,
+            )
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
         return

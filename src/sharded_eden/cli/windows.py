@@ -172,5 +172,5 @@ def pack(
 
 def _print_packs(result: PackResult) -> None:
     print(
-        f"packs    {result.packs:>15,}  ({result.useful:.2%} of their tokens useful; padded {result.useful_padded:.2%})"
+        f"packs    {result.packs:>15,}  ({result.useful:.2%} of tokens are useful; without packing, {result.useful_padded:.2%})"
     )

@@ -76,7 +76,7 @@ def open_read_only(
     Raises:
         MissingDatabase: there is no such file.
         DatabaseError: it is not an SQLite database, is truncated, or may not be read.
-        UsageError: `io` is none of the three.
+        UsageError: `io` is not one of the three.
     """
     if io not in get_args(IOMode):
         raise UsageError(f"io must be 'auto', 'mmap' or 'read', not {shown(io)}")

@@ -111,7 +111,7 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
         train = validation = test = None
         if context.train_samples > 0:
             if self.train_window_db_path is None:
-                raise UsageError(f"{context.train_samples} training samples are asked for: set train_window_db_path")
+                raise UsageError(f"{context.train_samples} training samples are requested: set train_window_db_path")
             dataset = self._dataset(context, self.train_window_db_path, "train", rc_aug=self.rc_aug)
             train = Stream(dataset, num_samples=context.train_samples)
         if context.valid_samples > 0 and self.val_window_db_path is not None:

@@ -27,7 +27,7 @@ class BatchPlan:
     """The sizes of a training step.
 
     Raises:
-        UsageError: a size below 1, or a global batch that is no multiple of micro batch times ranks; lists sizes that fit.
+        UsageError: a size below 1, or a global batch that is not a multiple of micro batch times ranks; lists sizes that fit.
     """
 
     micro_batch_size: int
@@ -55,7 +55,7 @@ class BatchPlan:
         near = " and ".join(str(fit) for fit in (below, below + self.per_micro_step) if fit)
         micro = [m for m in range(1, size + 1) if size % (m * self.data_parallel_size) == 0]
         raise UsageError(
-            f"global_batch_size={size} is no multiple of micro_batch_size={self.micro_batch_size} times data-parallel size "
+            f"global_batch_size={size} is not a multiple of micro_batch_size={self.micro_batch_size} times data-parallel size "
             f"{self.data_parallel_size}. Nearest global batch sizes that fit: {near}; micro batch sizes that fit: "
             + (", ".join(map(str, micro)) or f"none, since {self.data_parallel_size} ranks do not divide it")
         )
@@ -161,7 +161,7 @@ class MicroBatches(Iterator[list[int]]):
         """Go on from a saved position.
 
         Raises:
-            StateError: it is no such position.
+            StateError: it is not such a position.
         """
         self._begins, self._micro_step = position_in(state, "consumed_samples"), position_in(state, "micro_step")
 

@@ -67,7 +67,7 @@ class CodeTables:
 
     Args:
         row_format: the layout of a row; its tokenizer is a table.
-        specials: the codes of what is no base.
+        specials: the codes of what is not a base.
     """
 
     def __init__(self, row_format: RowFormat, specials: Specials = SENT) -> None:
@@ -137,7 +137,7 @@ class CodeEncoder:
 
     Args:
         row_format: the layout of a row; its tokenizer is a table.
-        specials: the codes of what is no base.
+        specials: the codes of what is not a base.
     """
 
     def __init__(self, row_format: RowFormat, specials: Specials = SENT) -> None:

@@ -160,6 +160,6 @@ def _checked(tokenizer: Any, text_to_ids: Callable[[str], list[int]], given: Ids
             )
         if value >= max(sizes) > 0:
             raise UsageError(
-                f"{name}_id={value} is no id of the tokenizer {type(tokenizer).__name__}, which has {max(sizes):,}"
+                f"{name}_id={value} is not an id of the tokenizer {type(tokenizer).__name__}, which has {max(sizes):,}"
             )
     return {name: None if value is None else operator.index(value) for name, value in given.items()}

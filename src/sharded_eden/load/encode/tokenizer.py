@@ -139,7 +139,7 @@ def _find_text_to_ids(tokenizer: Any) -> Callable[[str], list[int]]:
         else:
             return function
     raise UsageError(
-        f"{_name(tokenizer)} is no tokenizer: expected text_to_ids(text) -> ints, tokenize(text) -> ints, or a Hugging Face "
+        f"{_name(tokenizer)} is not a tokenizer: expected text_to_ids(text) -> ints, tokenize(text) -> ints, or a Hugging Face "
         f"tokenizer ({'; '.join(tried) or 'it has none of these methods'})"
     )
 

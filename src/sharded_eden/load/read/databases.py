@@ -158,7 +158,7 @@ class SequenceReader:
 
     Raises:
         DatabaseError: a database cannot be opened, or has no table `sequences(contig_id, nt_sequence)`.
-        UsageError: `read_with` is none of the three.
+        UsageError: `read_with` is not one of the three.
     """
 
     def __init__(self, paths: Mapping[str, Path], *, io: IOMode = "auto", read_with: ReadMode = "auto") -> None:

@@ -108,7 +108,7 @@ class SampleDatabase:
             self._page_bytes = int(self.connection.pragma("page_size"))
             obstacle = blob_obstacle(self.connection)
             if obstacle and read_with == "blob":
-                raise DatabaseError(f"{path}: BLOB reads were asked for, but {obstacle}. Leave read_with at 'auto'")
+                raise DatabaseError(f"{path}: BLOB reads were requested, but {obstacle}. Leave read_with at 'auto'")
             self._by_substr = read_with == "substr" or bool(obstacle)
         except READ_ERRORS as error:
             self.connection.close()
@@ -156,5 +156,5 @@ class SampleDatabase:
 
     def _no_text(self, contig_id: str, why: str) -> DatabaseError:
         return DatabaseError(
-            f"{self.path}: nt_sequence of contig {shown(contig_id)} is no text ({why}). Build that sample again"
+            f"{self.path}: nt_sequence of contig {shown(contig_id)} is not text ({why}). Build that sample again"
         )

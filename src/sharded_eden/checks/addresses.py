@@ -1,8 +1,8 @@
 """`WINDOWS.db.index`, checked against the window database and against what SQLite itself reads.
 
-Enters: a window database with an index beside it. Leaves: findings. Costs, quick, two reads of each of some hundred random
-windows; with `full` one walk over all windows, and all bases from the first window of each contig to its last, read twice: by
-address as training reads them, and by SQLite. An index that is not there is no finding: windows are then read by SQLite.
+Input: a window database with an index beside it. Output: findings. Cost of a quick check: two reads of each of some hundred
+random windows. With `full`, all windows are listed once, and all bases from the first window of each contig to its last are
+read twice: by address, as training reads them, and by SQLite. Without an index there is nothing to check, and no finding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which rank takes which positions. Pure: rank, size and consumed samples are arguments, positions are integers.
+"""Rank -> positions of the stream. Pure: rank, sizes and consumed samples are arguments, positions are integers.
 
-A global batch is the next `global_batch_size` positions of the stream. With m the micro batch size and dp the data-parallel
-size, micro step t of it takes [t * m * dp, (t + 1) * m * dp), and rank r the r-th run of m among them:
+A global batch is the next `global_batch_size` positions of the stream. Let m be the micro batch size and dp the data-parallel
+size. Micro step t uses the positions [t * m * dp, (t + 1) * m * dp) of the global batch; rank r uses the r-th group of m:
 
     position      0 1 2 3 | 4 5 6 7 | 8 9 ...          m = 2, dp = 2, global batch 8
     rank          0 0 1 1 | 0 0 1 1 | 0 0 ...
@@ -93,13 +93,13 @@ class BatchPlan:
         return min(first + int(consumed_samples / (samples / steps)) * increment, self.global_batch_size)
 
     def after(self, consumed_samples: int, steps: int) -> int:
-        """Return the position that so many global batches from a position lead to."""
+        """Return the position after a number of global batches, counted from a position."""
         while steps and (size := self.global_batch_size_at(consumed_samples)) != self.global_batch_size:
             consumed_samples, steps = consumed_samples + size, steps - 1
         return consumed_samples + steps * self.global_batch_size
 
     def micro_steps_within(self, consumed_samples: int, samples: int) -> int:
-        """Return the micro steps of all whole global batches in the samples that follow a position."""
+        """Return the number of micro steps in the whole global batches among the samples after a position."""
         end, micro_steps = consumed_samples + samples, 0
         while (size := self.global_batch_size_at(consumed_samples)) != self.global_batch_size:
             if consumed_samples + size > end:
@@ -109,14 +109,14 @@ class BatchPlan:
 
 
 class MicroBatches(Iterator[list[int]]):
-    """The micro batches of one rank, each a list of positions; knows its own position.
+    """The micro batches of one rank, each a list of positions. Its state is its position.
 
     Args:
         plan: the sizes.
         rank: the data-parallel rank, 0-based.
-        consumed_samples: the first position, where a global batch begins.
-        end: where the stream ends; None for one without end.
-        drop_last: at a finite end, leave out an incomplete global batch; else ranks with fewer rows go on from position 0.
+        consumed_samples: the first position; a global batch begins there.
+        end: the number of positions; None for an endless stream.
+        drop_last: leave out an incomplete last global batch; otherwise, ranks with fewer rows repeat rows from position 0.
     """
 
     def __init__(
@@ -150,18 +150,18 @@ class MicroBatches(Iterator[list[int]]):
 
     @property
     def position(self) -> tuple[int, int]:
-        """The first position of the current global batch, and the micro steps that were taken from it."""
+        """The first position of the current global batch, and the number of its micro steps that were returned."""
         return self._begins, self._micro_step
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position, which `torchdata`'s `StatefulDataLoader` saves with a batch."""
+        """Return the position; `torchdata`'s `StatefulDataLoader` saves it with each batch."""
         return {"consumed_samples": self._begins, "micro_step": self._micro_step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from a saved position.
+        """Continue from a saved position.
 
         Raises:
-            StateError: it is not such a position.
+            StateError: the state has no such position.
         """
         self._begins, self._micro_step = position_in(state, "consumed_samples"), position_in(state, "micro_step")
 
@@ -170,14 +170,14 @@ class StreamBatchSampler(Sampler[list[int]]):
     """The micro batches of one rank, for the `batch_sampler` of any `DataLoader` over a `Stream`.
 
     Args:
-        stream: what is sampled; endless unless it has `num_samples`.
+        stream: the stream; endless unless it has `num_samples`.
         micro_batch_size: examples of one forward pass on one rank.
         global_batch_size: examples of one optimizer step on all ranks together.
         rank: the data-parallel rank, 0-based.
-        data_parallel_size: ranks that see different examples.
-        consumed_samples: the position to begin at.
+        data_parallel_size: the number of ranks that read different examples.
+        consumed_samples: the first position.
         rampup_batch_size: (first size, increment, samples), see `BatchPlan`.
-        drop_last: at a finite end, leave out an incomplete global batch; else ranks with fewer rows repeat from the start.
+        drop_last: leave out an incomplete last global batch; otherwise, ranks with fewer rows repeat rows from the start.
         accept_other_data: True takes the position of a state that was saved for another stream or by the original loader;
             "restart" begins at 0 instead. A state of this stream is always resumed.
     """
@@ -236,7 +236,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another pass, as `torch.utils.data.DistributedSampler.set_epoch`; within the same epoch, go on.
+        """Begin another pass, as `torch.utils.data.DistributedSampler.set_epoch`. With the current epoch, change nothing.
 
         Position p of epoch e is position `e * len(stream) + p` of the endless stream: other windows, in another order.
 
@@ -251,18 +251,18 @@ class StreamBatchSampler(Sampler[list[int]]):
         """Return the state to save, the same on every rank.
 
         Args:
-            consumed_samples: what the whole job has trained on, in whole global batches: the sampler itself knows only what
-                was prefetched. None is where this sampler began; `torchdata`'s `StatefulDataLoader` also saves the position
-                of the batch last returned.
+            consumed_samples: the number of examples that the whole job has trained on, in whole global batches. The sampler
+                does not know it, because workers read ahead. None: the position where this sampler began;
+                `torchdata`'s `StatefulDataLoader` also saves the position of the last batch that it returned.
         """
         consumed = self.consumed_samples if consumed_samples is None else consumed_samples
         return make_state(consumed_samples=consumed, epoch=self.stream.epoch, **self.stream.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, on any number of ranks and with any micro batch size.
+        """Continue from a saved state, on any number of ranks and with any micro batch size.
 
         Raises:
-            StateError: it is no state, or was saved for another stream.
+            StateError: it is not a state, or was saved for another stream.
         """
         self.consumed_samples, epoch = position_of(
             state, **self.stream.identity, accept_other_data=self.accept_other_data
@@ -273,14 +273,14 @@ class StreamBatchSampler(Sampler[list[int]]):
 def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_parallel_size: int) -> list[int]:
     """Return the positions of one rank in one finite pass that drops nothing.
 
-    Every rank gets equally many: those that have fewer go on from the start, with positions from `total` on. A single rank
-    repeats nothing.
+    Every rank gets the same number. Ranks with fewer rows repeat rows from the start; their positions are `total` and above. A
+    single rank repeats nothing.
 
     Args:
         total: rows of the pass.
-        micro_batch_size: rows of one micro batch; the ranks take runs of it by turns.
+        micro_batch_size: rows of one micro batch; the ranks take groups of this size in turn.
         rank: the data-parallel rank, 0-based.
-        data_parallel_size: ranks that share the pass.
+        data_parallel_size: the number of ranks that share the pass.
     """
     if data_parallel_size == 1:
         return list(range(total))

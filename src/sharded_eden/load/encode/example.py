@@ -1,4 +1,4 @@
-"""What a row is: bytes -> tokens, labels and loss mask; reverse complement; which strand. Pure.
+"""The definition of a row: bases of one window -> tokens, labels and loss mask; reverse complement; choice of the strand. Pure.
 
 tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
 labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
@@ -37,7 +37,7 @@ def reverse_complement(sequence: str) -> str:
 
 
 def is_reversed(seed: int, epoch: int, window_idx: int) -> bool:
-    """Tell whether a window is shown as its reverse complement: a fair coin for each (seed, epoch, window index)."""
+    """Return whether a row holds the reverse complement: with probability 1/2, from (seed, epoch, window index) alone."""
     (key,) = derive_keys(1, "strand", seed, epoch)
     return bool(mix64((window_idx * 0x9E3779B97F4A7C15 + key) & MASK64) >> 63)
 
@@ -58,7 +58,7 @@ def strands(seed: int, wanted: Sequence[tuple[int, int]]) -> list[bool]:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How a row of `seq_length` tokens is laid out, and what its labels weigh.
+    """The layout of a row of `seq_length` tokens, and the weights of its labels in the loss.
 
     Raises:
         UsageError: the tokenizer lacks a special id that the row needs.
@@ -70,15 +70,15 @@ class RowFormat:
     include_sep: bool = True
     include_eos: bool = True
     packed_bases: int | None = None
-    """Bases that a window shows at most in a packed row, where the packs say so; None: as many as fit."""
+    """The most bases of a window in a packed row, as the packs assume; None: as many as fit."""
     rebuild: str = precompute_command("WINDOWS.db", pack=True)
-    """The command, but for `--special-tokens`, that packs the windows again."""
+    """The command that packs the windows again, without `--special-tokens`."""
     mask_ambiguous: bool = False
     """No loss on labels other than A, C, G and T."""
     soft_mask_weight: float = 1.0
-    """What lower-case letters, which are repeats, weigh in the loss."""
+    """The weight of lower-case letters (repeats) in the loss."""
     loss_on_eos: bool = False
-    """The label EOS earns a loss."""
+    """The label EOS counts in the loss."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_mask_weight < float("inf"):
@@ -106,11 +106,11 @@ class RowFormat:
 
     @property
     def weighs_letters(self) -> bool:
-        """Whether some letters weigh less than others in the loss."""
+        """Whether letters have different weights in the loss."""
         return self.mask_ambiguous or self.soft_mask_weight != 1
 
     def loss_weights(self) -> NDArray[np.float32] | None:
-        """Return what each letter weighs as a label, (256,) float32; None where every letter weighs 1.
+        """Return the weight of each letter as a label, (256,) float32; None if all weights are 1.
 
         Source of the weight of repeats: Brixi et al., "Genome modeling and design across all domains of life with Evo 2",
         2025, where it is 0.1.
@@ -139,7 +139,7 @@ class RowFormat:
         """Return how many bases fit into a row with this header.
 
         Raises:
-            UsageError: none does.
+            UsageError: no base fits.
         """
         room = self.seq_length - len(header) - self.include_eos
         if self.packed_bases is not None:
@@ -161,8 +161,7 @@ class RowFormat:
 class RowEncoder:
     """Fills rows of int64 tokens, int64 labels and float32 loss masks.
 
-    A row consists of windows one after another, each with its own header and EOS, and padding after the last one; without
-    packing there is one.
+    A row is a sequence of windows, each with its own header and EOS, and then padding. Without packing, it is one window.
 
     Args:
         row_format: the layout.
@@ -196,7 +195,7 @@ class RowEncoder:
 
         Args:
             bases: (n,) uint8, the letters of the window, n at most `RowFormat.room(header)`.
-            reverse: show the reverse complement.
+            reverse: use the reverse complement.
             header: (H,) int64, from `RowFormat.header`.
             tokens: (T,) int64, written.
             labels: (T,) int64, written: tokens shifted left, PAD last.
@@ -260,7 +259,7 @@ class RowEncoder:
         loss_mask[end:] = 0
 
     def _take(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> bool:
-        """Look bases up in the table; return whether all of them are there."""
+        """Look bases up in the table; return whether the table has all of them."""
         assert self._table is not None  # noqa: S101 - narrows the type
         if not len(out):
             return True
@@ -275,7 +274,7 @@ class RowEncoder:
         return bool(np.minimum.reduce(out) != UNKNOWN)
 
     def _tokenize(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> int:
-        """Write the ids that the tokenizer gives, as many as there is room for; return how many."""
+        """Write the ids that the tokenizer returns, up to the end of `out`; return their number."""
         text = bases.tobytes().decode("ascii").upper()
         if not text.isprintable():  # zeros of a damaged file, line breaks: ids of special tokens, were they encoded
             raise UnicodeError(f"{next(c for c in text if not c.isprintable())!r} is a control character")
@@ -287,7 +286,8 @@ class RowEncoder:
 def letters_within(flags: NDArray[np.bool_]) -> tuple[int, int]:
     """Return the first and last byte of the run of set flags around `A`; (1, 0) where that one is not set.
 
-    Two reductions over a window then tell that all of its letters are set, in a quarter of the time of looking each one up.
+    With it, two reductions over a window show whether all of its letters are set, in a quarter of the time of one lookup
+    per letter.
     """
     least = most = ord("A")
     if not flags[least]:
@@ -300,7 +300,7 @@ def letters_within(flags: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def tag_ids_are_bases(encoding: Encoding, tag_ids: list[int]) -> bool:
-    """Tell whether ids of a control tag are also ids of bases, so that they cannot be told apart by value."""
+    """Return whether some ids of a control tag are also ids of bases, so that the values cannot distinguish them."""
     bases: set[int] = set()
     for letter in NUCLEOTIDES:
         with suppress(Exception):  # a tokenizer need not know every letter

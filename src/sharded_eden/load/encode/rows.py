@@ -3,8 +3,9 @@
     wanted windows -> letters in rows of codes -> framed with special tokens -> codes as they are (compact)
                                                                             -> tokens, labels, loss mask (a table lookup)
 
-Enters: (epoch, window index) pairs, and how many windows each row has. Leaves: `Rows` over shared buffers. A row with letters
-that the tokenizer's table does not know, and every row of a tokenizer without a table, is encoded by itself.
+Input: (epoch, window index) pairs, and the number of windows in each row. Output: `Rows` over shared buffers. Cost: one table
+lookup per token. A row with letters that are not in the tokenizer's table, and every row of a tokenizer without a table, is
+encoded on its own, which is slower.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class RowMaker:
     Args:
         row_format: the layout of a row.
         fetcher: reads the windows.
-        compact: rows of codes, one byte a token.
-        packed: rows with several windows each, and where each of them begins.
+        compact: make rows of codes, one byte per token.
+        packed: put several windows into a row, and return where each of them begins.
         position_ids: (T,) int64; single unpacked rows share it.
         attention_mask: (1, T, T) bool, true where attention is not allowed; None for none.
 

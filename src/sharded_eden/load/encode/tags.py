@@ -1,4 +1,4 @@
-"""Control tags: the header of a row, by the part of its sequence ID before the first `__`."""
+"""Control tags: contig ID -> the header of its rows. The tag is the part of the ID before the first `__`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_CACHED_NAMES = 65_536
 class ControlTags(Mapping[str, list[int]]):
     """{sequence ID or name: ids of its control tag}.
 
-    Ids are made when they are asked for, so that nothing grows with the number of contigs; iterating lists the names that the
-    windows have, found by leaping through an index.
+    A tag is encoded on first use, so memory does not grow with the number of contigs. Iterating yields the names in the window
+    database; it takes one index lookup per name.
 
     Args:
         index: the windows.
-        row_format: the layout of a row; the first names are checked against it at once.
+        row_format: the layout of a row; the constructor checks that the first names fit into it.
 
     Raises:
         UsageError: a tag leaves no room for bases, or the tokenizer cannot encode it.
@@ -39,7 +39,7 @@ class ControlTags(Mapping[str, list[int]]):
         # The longest tag first: an error then states the room that all of them need.
         names = sorted(islice(self, NAMES_CHECKED_AT_START), key=lambda name: len(self[name]), reverse=True)
         self.least_room = min((self.header(name)[1] for name in names), default=row_format.seq_length)
-        """The fewest bases that a row shows, over the first names."""
+        """The smallest number of bases in a row, over the first names."""
 
     def header(self, sequence_id: str) -> tuple[NDArray[np.int64], int]:
         """Return the header of a row, (H,) int64, and how many bases fit after it."""
@@ -53,7 +53,8 @@ class ControlTags(Mapping[str, list[int]]):
                 self._warned = True
                 warn(
                     f"the control tag {control_tag(name)} is encoded with ids that also stand for bases. Its tokens "
-                    "earn no loss, by their position; a tokenizer with an id of its own for each tag avoids the ambiguity."
+                    "do not count in the loss, because of their position; a tokenizer with a separate id for each tag avoids the "
+                    "ambiguity."
                 )
             header = self._format.header(ids)
             known = self._headers[name] = (header, self._format.room(header))

@@ -1,7 +1,8 @@
-"""Any tokenizer -> what a row is made of: four special ids, and a table of 256 ids where the tokenizer allows one.
+"""Any tokenizer -> four special ids, and a table of 256 ids if the tokenizer allows one.
 
-A tokenizer that gives each letter an id of its own, whatever stands beside it, is a table: encoding is then one lookup a base
-instead of one call a window. That is tried on random text before it is trusted; every other tokenizer is called as it is.
+If a tokenizer gives each letter one id, whatever the letters beside it, the loader uses a table: one lookup per base instead of
+one call per window. The table is first compared with the tokenizer on random texts. Every other tokenizer is called once for
+each window.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class NucleotideTokenizer:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the loader needs of a tokenizer."""
+    """What the loader needs to know about a tokenizer."""
 
     text_to_ids: Callable[[str], list[int]]
     """Text -> ids, no special tokens added."""
@@ -65,13 +66,13 @@ class Encoding:
     sep: int | None
     pad: int
     table: NDArray[np.int64] | None
-    """(256,) int64: byte -> id, lower case as upper case, `UNKNOWN` where the tokenizer must be asked; None: no table."""
+    """(256,) int64: byte -> id, lower case as upper case, `UNKNOWN` for bytes not in the table; None: no table."""
     ids_of_0_1: Mapping[str, int | None]
     """`bos`, `sep`, `eos` and `pad` as version 0.1 of this package took them: from attributes alone."""
 
     @property
     def special(self) -> frozenset[int]:
-        """The ids that never earn a loss."""
+        """The ids that do not count in the loss, except EOS with `loss_on_eos`."""
         return frozenset(i for i in (self.bos, self.eos, self.sep, self.pad) if i is not None)
 
 
@@ -96,7 +97,7 @@ def encoding_of(
         pad_id: the id of PAD.
 
     Raises:
-        UsageError: it offers no way to encode, neither a PAD nor an EOS id, or two different ids for SEP or PAD; or a given id
+        UsageError: it has no way to encode, neither a PAD nor an EOS id, or two different ids for SEP or PAD; or a given id
             stands for a base, or is not in the vocabulary.
 
     Example: `encoding_of(None).sep` is 3, `encoding_of(None, sep_id=7).sep` is 7.

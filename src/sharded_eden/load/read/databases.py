@@ -1,7 +1,8 @@
 """contig ID -> its open contig: a pool of sequence databases for each thread.
 
-Databases stay open within a limit of file descriptors, handles of long contigs within a limit of memory; beyond them, the least
-recently used one is closed. An open contig costs a dictionary lookup, an open database 2 µs.
+Input: a contig ID. Output: an open contig. File descriptors limit the number of open databases, memory limits the number of
+open handles of long contigs. At a limit, the least recently used one is closed. Cost: a dictionary lookup for an open contig,
+2 µs for another contig of an open database.
 """
 
 from __future__ import annotations
@@ -215,11 +216,11 @@ class SequenceReader:
         self.unchanged.check(samples)
 
     def connection(self, sample_id: str) -> apsw.Connection:
-        """Return this thread's connection to a sample's database; KeyError where there is no such sample."""
+        """Return this thread's connection to a sample's database; KeyError if the sample has none."""
         return self.database(sample_id).connection
 
     def database(self, sample_id: str) -> SampleDatabase:
-        """Return this thread's open database of a sample; KeyError where there is no such sample."""
+        """Return this thread's open database of a sample; KeyError if the sample has none."""
         if sample_id not in self.paths:
             raise KeyError(sample_id)
         return self._databases.get().get(sample_id)

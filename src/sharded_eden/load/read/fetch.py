@@ -1,7 +1,7 @@
 """(epoch, window index) -> the letters of windows in rows of memory: locate, read, and refuse what does not fit.
 
-Enters: pairs of integers. Leaves: letters as bytes, each window where its header ends. Windows with an address are read by
-positioned reads (`sharded_eden.load.locate.addresses`), all others through SQLite: two index lookups and one BLOB read each.
+Input: pairs of integers. Output: letters as bytes; those of a window begin where its header ends. Cost: one positioned read for
+a window with an address (`sharded_eden.load.locate.addresses`); two index lookups and one BLOB read in SQLite for all others.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Header = tuple[NDArray[np.int64], int]
 
 WINDOWS_AHEAD = 64
 BYTES_AHEAD = 8 << 20
-"""The most that is announced beyond a batch, in each worker: it keeps the queue of a fast disk full."""
+"""The most that each worker announces beyond a batch. This is enough to keep the queue of a fast disk full."""
 
 NOWHERE: Address = (-1, 0, 0, 0, 0, 0, 0)
 
 
 class Window(NamedTuple):
-    """A window as it was read, and where it came from."""
+    """A window as it was read, with its contig and place."""
 
     bases: NDArray[np.uint8]
     """(n,) uint8: the letters, in the case and on the strand of the database."""
@@ -81,11 +81,11 @@ class WindowFetcher:
     Args:
         index: the windows.
         reader: the sequences, through SQLite.
-        addresses: where windows lie; None for none.
+        addresses: the addresses of windows; None if there is no index file.
         row_format: how many bases a row shows.
-        tags: the control tags; None for rows without.
+        tags: the control tags; None for rows without control tags.
         split: the name of the split, for messages.
-        seed: decides strands.
+        seed: the seed of the strands.
         rc_aug: use the reverse complement of half of the windows.
     """
 
@@ -121,7 +121,7 @@ class WindowFetcher:
         return self._untagged[1] if self._tags is None else self._tags.least_room
 
     def fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], rows: NDArray[np.uint8]) -> Placed:
-        """Read windows into rows, each after the one before it, with room for its header and EOS.
+        """Read windows into rows, one after another, with room for the header and EOS of each.
 
         Args:
             wanted: the windows of all rows.
@@ -212,7 +212,7 @@ class WindowFetcher:
         addresses: Addresses,
         rows: NDArray[np.uint8],
     ) -> Placed:
-        """Do what `fill` does for windows that all have addresses, a column at once."""
+        """Do what `fill` does for windows that all have addresses, with NumPy instead of a loop over windows."""
         headers: list[NDArray[np.int64]] | None = None
         before: int | NDArray[np.int64]
         room: int | NDArray[np.int64]

@@ -1,11 +1,11 @@
 """Addresses -> reads: which bytes of which file go where in memory.
 
-Enters: where windows lie, and where in memory their bases go. Leaves: parts, one `preadv` each. A window is one part, two where
-it begins in a leaf page and continues on overflow pages. Overflow pages begin with a pointer of 4 bytes; these go to memory of
-their own and are compared with the pages that the address names.
+Input: addresses of windows, and where in memory their bases go. Output: parts, one `preadv` each. A window is one part, or two
+if it begins in a leaf page and continues on overflow pages. Overflow pages begin with a pointer of 4 bytes. The pointers are
+read into separate memory and compared with the pages in the address.
 
-`Planner.parts` plans one window, in plain integers. `Planner.parts_of_many` gives the same parts for a batch: its arithmetic is
-done by NumPy, a column at once, in a fifth of the time.
+`Planner.parts` plans one window, in plain integers. `Planner.parts_of_many` returns the same parts for a batch; it computes
+with NumPy arrays, in a fifth of the time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_BUFFERS = 512
 """Buffers of one `preadv`, below IOV_MAX = 1,024."""
 
 SLOTS_AT_ONCE = 256
-"""Page pointers for which memory is taken at once."""
+"""The number of page pointers for which memory is allocated at a time."""
 
 Part = tuple[int, int, int, Sequence[Any]]
 """One read: descriptor, file offset, bytes, and the buffers that take them."""
@@ -81,11 +81,11 @@ class Planner:
         self._named: list[int] = []
 
     def clear(self) -> None:
-        """Forget the pointers of the reads before."""
+        """Forget the pointers of earlier reads."""
         self._named.clear()
 
     def pointers_are_as_named(self) -> bool:
-        """Tell whether the page pointers that were read name the pages that the addresses name."""
+        """Return whether the page pointers that were read equal those in the addresses."""
         count = len(self._named)
         if not count:
             return True

@@ -1,16 +1,16 @@
-"""Addresses -> bases, by positioned reads of sequence databases: one request a window.
+"""Addresses -> bases, by positioned reads of sequence databases: one request per window.
 
-Enters: addresses, and memory to write to. Leaves: bases. Costs one `preadv` a window, whatever the length of its contig; SQLite
-is not asked. A window that continues on overflow pages is read together with the page pointers between its bases.
+Input: addresses, and memory to write to. Output: bases. Cost: one `preadv` per window, independent of the length of its contig.
+SQLite is not used. If a window continues on overflow pages, the same read gets the page pointers between its bases.
 
-All windows of a batch are asked for before the first is waited for. A read with `RWF_NOWAIT` takes what the page cache holds;
-what it does not hold is announced to the kernel (`posix_fadvise`, `POSIX_FADV_WILLNEED`) and read at the end of the batch. Warm
-data therefore cost no further call. Source: preadv2(2), posix_fadvise(2).
+All windows of a batch are requested before the first wait. A read with `RWF_NOWAIT` returns what is in the page cache. The rest
+is announced to the kernel (`posix_fadvise`, `POSIX_FADV_WILLNEED`) and read at the end of the batch. So warm data need no
+second call. Source: preadv2(2), posix_fadvise(2).
 
-After a batch that waited for the disk, `cold_batches` is above 0: callers then `announce` windows of later batches.
+After a batch that waited for the disk, `cold_batches` is above 0; callers then `announce` windows of later batches.
 
-A file that is changed while it is read raises `DatabaseError`: size and mtime are compared after each batch, and the page
-pointers must name the pages that the index proved. See `sharded_eden.load.read.unchanged` for what remains.
+If a file changes while it is read, `DatabaseError` is raised: size and mtime are compared after each batch, and the page
+pointers must equal those in the index. `sharded_eden.load.read.unchanged` says which changes are not detected.
 
 SQLite's locks: closing a descriptor drops the POSIX locks that this process holds on the file (howtocorrupt.html, section 2.2).
 Only databases without -wal and -journal have addresses, and SQLite opens those as immutable, without locks.
@@ -44,12 +44,12 @@ WAIT_SECONDS = 20e-6
 
 
 class PositionedReader:
-    """Reads bases through file descriptors of one thread; beyond a limit the least recently used ones are closed.
+    """Reads bases through the file descriptors of one thread. At a limit, it closes the least recently used ones.
 
     Args:
         paths: the sequence databases; None for those that are not read here.
-        expected: what each file was when it was indexed.
-        page_bytes: page size of each.
+        expected: the identity of each file when it was indexed.
+        page_bytes: the page size of each, in bytes.
         read_ahead: announce windows that are not in the page cache.
     """
 
@@ -72,9 +72,9 @@ class PositionedReader:
         self.cold_batches = 0
 
     def announce(self, requests: Sequence[Request]) -> None:
-        """Tell the kernel what later batches read. What cannot be opened raises its error when it is read, not here.
+        """Tell the kernel what later batches read. A file that cannot be opened raises its error in `read`, not here.
 
-        The first one is looked for in the page cache: if it is there, nothing is announced, and the data count as warm.
+        If the first window is in the page cache, nothing is announced, and the data count as warm.
 
         Args:
             requests: see `read`; where the bases go does not matter.
@@ -99,7 +99,7 @@ class PositionedReader:
                     os.posix_fadvise(descriptor, position, size_bytes, os.POSIX_FADV_WILLNEED)
 
     def _has(self, part: Part, scratch: memoryview) -> bool:
-        """Tell whether the page cache holds what a read needs; its page pointers count as bases."""
+        """Return whether the page cache holds what a read needs; page pointers count as bases."""
         try:
             return os.preadv(part[0], (scratch[: part[2]],), part[1], self._flags) == min(part[2], len(scratch))
         except OSError:
@@ -109,8 +109,8 @@ class PositionedReader:
         """Read bases into memory.
 
         Args:
-            requests: what to read; all of it has addresses.
-            memory: bytes, written.
+            requests: the windows; all have addresses.
+            memory: bytes; the bases are written here.
 
         Raises:
             DatabaseError: a file cannot be read, or is not the one that was indexed.

@@ -64,7 +64,7 @@ class BlobContig:
 
 
 class SubstrContig:
-    """A contig that is read with `substr`: O(length of the contig) a window."""
+    """A contig that is read with `substr`: O(length of the contig) per window."""
 
     __slots__ = ("_cursor", "_key", "_unit", "length", "page_list_bytes", "sample_id")
 
@@ -120,7 +120,7 @@ class SampleDatabase:
     def open_contig(self, contig_id: str) -> Contig | None:
         """Return a contig of this database, None if it is absent.
 
-        A contig that is not `kept_open` may be read until the next one of this database is asked for.
+        A contig that is not `kept_open` is valid until the next call for this database.
         """
         if self._by_substr:
             return self._contig_by_substr(contig_id)

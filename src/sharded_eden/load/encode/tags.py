@@ -53,8 +53,8 @@ class ControlTags(Mapping[str, list[int]]):
                 self._warned = True
                 warn(
                     f"the control tag {control_tag(name)} is encoded with ids that also stand for bases. Its tokens "
-                    "do not count in the loss, because of their position; a tokenizer with a separate id for each tag avoids the "
-                    "ambiguity."
+                    "do not count in the loss, because of their position; a tokenizer with a separate id for each tag avoids "
+                    "the ambiguity."
                 )
             header = self._format.header(ids)
             known = self._headers[name] = (header, self._format.room(header))

@@ -15,7 +15,7 @@ ROOT = Path(sharded_eden.__file__).parent
 MODULES = {
     ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
 }
-PACKAGES = ("format", "build", "windows", "load", "train", "checks")
+PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor")
 
 
 def package_of(module: str) -> str:
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "train": {"train", "load", "format", "root"},
     "checks": {"checks", "train", "load", "windows", "build", "format", "root"},
     "throughput": {"train", "load", "format", "root"},
+    "doctor": {"doctor", "load", "format", "root"},
 }
 FRONT_DOORS = {
     "sharded_eden.__init__",

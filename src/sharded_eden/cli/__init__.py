@@ -16,7 +16,7 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import build, checks, index, split, windows
+from sharded_eden.cli import build, checks, doctor, index, split, windows
 from sharded_eden.errors import EdenError, EdenWarning
 
 INTERRUPTED = 130
@@ -86,5 +86,14 @@ def _sharded_eden(
     pass
 
 
-for command in (build.build, split.split, windows.precompute, index.index, windows.pack, checks.bench, checks.verify):
+for command in (
+    build.build,
+    split.split,
+    windows.precompute,
+    index.index,
+    windows.pack,
+    checks.bench,
+    checks.verify,
+    doctor.doctor,
+):
     app.command()(command)

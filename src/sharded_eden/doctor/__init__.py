@@ -1,0 +1,1 @@
+"""What `doctor` reports: packages, this machine, and a folder of data."""

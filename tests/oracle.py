@@ -104,6 +104,8 @@ def item(
     connection = sqlite3.connect(sequence_db_dir / sample / f"glm_dataset_{sample}.sqlite")
     (sequence,) = connection.execute(f"SELECT nt_sequence FROM {table} WHERE contig_id = ?", (sequence_id,)).fetchone()
     connection.close()
+    if isinstance(sequence, bytes):  # a BLOB of the same bytes holds the same bases
+        sequence = sequence.decode("latin-1")
 
     tag = [ord(c) for c in f"<ctrl_{sequence_id.split('__')[0].lower()}>"] if control_tags else []
     header = [BOS] * bos + tag + [SEP] * sep

@@ -96,6 +96,30 @@ def test_a_log_of_an_older_database_is_not_left_beside_a_new_one(tmp_path, suffi
     assert (path.read_text(), beside.read_text()) == ("old", "log")
 
 
+@pytest.mark.parametrize("log", ["of a writer", b"", b"x" * 600, "its first page"], ids=repr)
+def test_reading_leaves_a_log_beside_a_database_as_it_is(tmp_path, log):
+    path, beside = tmp_path / "windows.db", tmp_path / "windows.db-wal"
+    writer = sqlite3.connect(path)
+    writer.execute("CREATE TABLE t (a)")
+    rows = 0
+    if log == "of a writer":
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("INSERT INTO t VALUES (1)")
+        writer.commit()
+        rows, left = 1, (path.read_bytes(), beside.read_bytes())
+        writer.close()
+        path.write_bytes(left[0])  # as a killed writer leaves them: closing has moved the rows into the database
+        beside.write_bytes(left[1])
+    else:
+        writer.close()
+        beside.write_bytes(path.read_bytes()[:4096] if isinstance(log, str) else log)
+    before = path.read_bytes(), beside.read_bytes()
+    connection = open_read_only(path)
+    assert connection.execute("SELECT count(*) FROM t").fetchone() == (rows,)
+    connection.close()
+    assert (path.read_bytes(), beside.read_bytes()) == before
+
+
 def test_a_folder_in_the_way(tmp_path):
     (tmp_path / "file.db").mkdir()
     with (

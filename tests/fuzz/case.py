@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -71,6 +73,10 @@ class Case:
                 raise Wrong(f"a message of {len(text):,} characters: {text[:200]!r}") from error
             if any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) < 0xE000 or ord(c) == 127 for c in text):
                 raise Wrong(f"a message with control characters or lone surrogates: {text[:300]!r}") from error
+            part: BaseException | None = error
+            while part is not None:  # the callers of this still hold the traceback, and so what the frames held
+                traceback.clear_frames(part.__traceback__)
+                part = part.__context__
             error.__traceback__ = None
             error.__cause__ = error.__context__ = None
         finally:
@@ -79,6 +85,8 @@ class Case:
             raise Wrong(f"{peak / 2**30:.1f} GB of memory")
         if left := [str(path) for path in files_below(temporary)]:
             raise Wrong(f"temporary files left: {left}")
+        if open_files() - descriptors:
+            gc.collect()  # objects that refer to each other are freed later than others
         if left := open_files() - descriptors:
             raise Wrong(f"files left open: {sorted(left)}")
         self.new_files = files_below(self.folder) - before
@@ -105,7 +113,7 @@ def open_files() -> set[str]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue
-        if target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
+        if target.startswith("/dev/shm/") or (target.startswith("/") and not target.startswith(("/dev/", "/proc/"))):
             found.add(f"{name} {target}")
     return found
 

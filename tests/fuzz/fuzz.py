@@ -167,15 +167,17 @@ def _fast_folder() -> str | None:
 def child(folder: Path, target: str, first: int, count: int) -> None:
     """Run cases one after the other and write a line of JSON for each."""
     from case import SECONDS, Case, Undecided, Wrong
+    from commands import TARGETS as COMMANDS
     from databases import TARGETS as DATABASES
-    from databases import prepare
     from inputs import TARGETS as INPUTS
+    from prepared import prepare
+    from split_files import TARGETS as SPLITS
 
     from sharded_eden.errors import EdenWarning
 
-    functions = {**INPUTS, **DATABASES}
+    functions = {**INPUTS, **SPLITS, **DATABASES, **COMMANDS}
     names = list(functions) if target == ALL else [target]
-    if not DATABASES.keys().isdisjoint(names):
+    if not (DATABASES | COMMANDS).keys().isdisjoint(names):
         prepare(folder / "template")
     resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
     faulthandler.enable()

@@ -7,6 +7,7 @@ sequence databases:
     snippet/   sequences/, windows.db, windows.db.index   `INSERT` into pages of 4 KB, as the specification's example
                no-index/windows.db                    a link to the window database, with no index beside it
     build/     the same, written by `sharded_eden.build`
+    16384/     the same, in pages of so many bytes, for `benchmarks.pages`
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +30,8 @@ from numpy.typing import NDArray
 from benchmarks.data import SEED, STRIDE, WINDOW_SIZE
 from sharded_eden.build.build import create_sample_database
 from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.schema import make_sequence_id, sample_database_path
+from sharded_eden.format.publish import create_database
+from sharded_eden.format.schema import CREATE_SEQUENCES, make_sequence_id, sample_database_path
 from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.precompute import precompute_window_database
 
@@ -151,7 +154,7 @@ def _write_sequences(
             names = [make_sequence_id(f"T{n % TAGS}", name, n) for n in range(1, len(of_sample) + 1)]
             bases = _random_bases(rng, int(of_sample.sum()), flat)
             for store in shape.stores:
-                write = create_as_specified if store == SNIPPET else create_sample_database
+                write = WRITERS.get(store) or partial(create_in_pages, int(store))
                 write(name, zip(names, _pieces(bases, of_sample), strict=True), world.sequences(store))
             ids += names
             lengths.append(of_sample)
@@ -180,6 +183,19 @@ def create_as_specified(sample_id: str, sequences: Iterator[tuple[str, str]], ou
         connection.execute("CREATE TABLE sequences (contig_id TEXT PRIMARY KEY, nt_sequence TEXT NOT NULL)")
         connection.executemany("INSERT INTO sequences (contig_id, nt_sequence) VALUES (?, ?)", sequences)
         connection.commit()
+
+
+def create_in_pages(page_bytes: int, sample_id: str, sequences: Iterator[tuple[str, str]], output_dir: Path) -> None:
+    """Write the database of a sample as `build` does, in pages of another size."""
+    path = sample_database_path(output_dir, sample_id)
+    path.parent.mkdir(parents=True)
+    with closing(create_database(path, page_size=page_bytes)) as database:
+        database.execute(f"BEGIN; {CREATE_SEQUENCES}")
+        database.executemany("INSERT INTO sequences VALUES (?, ?)", sequences)
+        database.execute("COMMIT")
+
+
+WRITERS: dict[str, Callable[..., object]] = {SNIPPET: create_as_specified, BUILD: create_sample_database}
 
 
 def _write_windows(world: ColdWorld, ids: list[str], lengths: NDArray[np.int64]) -> None:

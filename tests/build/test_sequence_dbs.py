@@ -333,3 +333,16 @@ def test_build_keeps_few_files_open(tmp_path: Path) -> None:
         [sys.executable, "-c", script, path, tmp_path / "db"], capture_output=True, text=True, check=False
     )
     assert done.stdout == "300\n", done.stderr
+
+
+@pytest.mark.parametrize(("contigs", "page_size"), [(7, 4096), (9, 65536)])
+def test_page_size_follows_the_bases_of_the_sample(tmp_path: Path, contigs: int, page_size: int) -> None:
+    """Large samples get pages in which a contig of some kilobases lies in one piece, however the database is written."""
+    sequences = [(f"BCR__ECT-S__CT1-{k}", "ACGTTGCA" * 125_000) for k in range(1, contigs + 1)]
+    by_hand = create_sample_database("S", iter(sequences), tmp_path / "by_hand")
+    (tmp_path / "S.fasta").write_text("".join(f">{name}\n{bases}\n" for name, bases in sequences))
+    build_sequence_dbs([tmp_path / "S.fasta"], tmp_path / "built")
+    for path in (by_hand, tmp_path / "built" / "S" / by_hand.name):
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA page_size").fetchone() == (page_size,)
+            assert connection.execute("SELECT contig_id, nt_sequence FROM sequences").fetchall() == sequences

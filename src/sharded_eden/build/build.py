@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import apsw
@@ -31,6 +32,7 @@ from sharded_eden.build.direct import Input
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.job import Job
 from sharded_eden.build.plan import build
+from sharded_eden.build.sample import LARGE_PAGE, page_size_for
 from sharded_eden.build.source import BLOCK_BYTES, MAX_CONTIG_BASES, STANDARD_INPUT
 from sharded_eden.build.staging import Place, workplace
 from sharded_eden.errors import InputError, UsageError, printable, shown
@@ -87,10 +89,20 @@ def create_sample_database(
         path.parent.parent.mkdir(parents=True, exist_ok=True)
     real_folder(path.parent)
     try:
-        with publishing(path) as unfinished, closing(create_database(unfinished)) as database:
+        pairs, bases = _pairs(sequences, sample_id), 0
+        first = []  # as many as the page size depends on
+        for pair in pairs:
+            first.append(pair)
+            bases += len(pair[1])
+            if page_size_for(bases) == LARGE_PAGE:
+                break
+        with (
+            publishing(path) as unfinished,
+            closing(create_database(unfinished, page_size=page_size_for(bases))) as database,
+        ):
             database.execute(schema.CREATE_SEQUENCES)
             database.execute("BEGIN")
-            for ordinal, (contig_id, sequence) in enumerate(_pairs(sequences, sample_id), start=1):
+            for ordinal, (contig_id, sequence) in enumerate(chain(first, pairs), start=1):
                 where = f"sample {sample_id}: sequence {ordinal} ({printable(contig_id, 80)})"
                 records.check_name(contig_id, where)
                 records.check_residues(sequence, where)

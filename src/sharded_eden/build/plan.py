@@ -11,11 +11,12 @@ from sharded_eden.build.direct import DirectTask, Input, build_direct, path_of
 from sharded_eden.build.job import Job
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.build.pool import build_pooled
+from sharded_eden.build.records import COMPRESSED_ENDINGS
 from sharded_eden.build.sample import page_size_for
 from sharded_eden.errors import EdenError, warn
 from sharded_eden.jobs import run_tasks
 
-BASES_PER_BYTE = 4
+BASES_PER_COMPRESSED_BYTE = 4
 """The approximate number of bases per byte of a compressed input; an uncompressed input has 1."""
 
 
@@ -86,7 +87,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
                 options=job.options,
                 tag=job.tag,
                 settings=job.settings,
-                page_size=job.page_size or page_size_for(BASES_PER_BYTE * sum(each.size_bytes for each in files)),
+                page_size=job.page_size or page_size_for(sum(map(_about_bases, files))),
                 is_asked_for=job.sample is not None,
                 recorded=recorded.inputs if job.is_whole(sample, recorded) and recorded else None,
                 is_taken=recorded is None and not job.force and job.database(sample).exists(),
@@ -120,3 +121,8 @@ def _run_direct(job: Job, tasks: Sequence[DirectTask]) -> list[Input]:
             job.note_built([result], {task.sample} if task.recorded is not None else set())
         job.tally.end(task.sample, task.size_bytes, result.contigs if result else 0, result.bases if result else 0)
     return pooled
+
+
+def _about_bases(file: Input) -> int:
+    is_compressed = file.path.suffix.lower() in COMPRESSED_ENDINGS
+    return file.size_bytes * (BASES_PER_COMPRESSED_BYTE if is_compressed else 1)

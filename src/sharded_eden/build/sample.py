@@ -44,11 +44,11 @@ ROWS_IN_MEMORY = 100_000
 
 SMALL_PAGE = 4096
 LARGE_PAGE = 65_536
-"""Page sizes in bytes. Large pages are written twice as fast, and a page of a long contig is found four times as fast; but a
-database has at least three pages."""
+"""Page sizes in bytes. In a large page a contig of some kilobases lies in one piece, so that any of its windows is one read.
+Large pages are written twice as fast; but a database has at least three pages."""
 
-LARGE_SAMPLE_BASES = 64_000_000
-"""Samples of this size and more get large pages by default."""
+LARGE_SAMPLE_BASES = 8_000_000
+"""Samples of this size and more get large pages by default: three of them are then at most 2.5% of the database."""
 
 HASHED_AT_ONCE = 1 << 20
 """Bases encoded and hashed at once."""

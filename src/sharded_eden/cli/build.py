@@ -69,7 +69,7 @@ def build(
         int | None,
         typer.Option(
             metavar="BYTES",
-            help="Page size of the databases; unless given, 65536 for samples of about 64 million bases and more, 4096 for "
+            help="Page size of the databases; unless given, 65536 for samples of about 8 million bases and more, 4096 for "
             "smaller ones.",
         ),
     ] = None,

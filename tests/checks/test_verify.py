@@ -84,7 +84,7 @@ def test_the_proposed_command_fixes_it(world, plant):
 def test_packing_again_fixes_packs(world, monkeypatch, seed, has_lengths):
     monkeypatch.setattr("sharded_eden.checks.packs.PACKS_AT_ONCE", 3)
     monkeypatch.setattr("sharded_eden.checks.packs.WINDOWS_AT_ONCE", 5)
-    pack_window_database(world.train, seed=seed)
+    pack_window_database(world.train, seed=seed, overwrite=True)
     if not has_lengths:
         execute(world.train, "DROP TABLE contig_lengths", "DELETE FROM metadata WHERE key = 'fingerprint'")
     assert world.verify(full=True).findings == []
@@ -121,7 +121,7 @@ def test_findings_about_packs(world):
 
 @pytest.mark.parametrize(("seed", "options"), [(42, "--pack"), (7, "--pack --pack-seed 7")])
 def test_the_command_for_windows_keeps_their_packs(world, seed, options):
-    pack_window_database(world.train, seed=seed)
+    pack_window_database(world.train, seed=seed, overwrite=True)
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'total_windows'")
     assert {finding.fix for finding in world.verify().findings} == {
         f"sharded-eden precompute SPLIT.parquet {world.train} --window-size 64 --stride 50 {options} --force"

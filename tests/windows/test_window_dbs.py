@@ -324,7 +324,9 @@ def test_a_database_of_other_contigs_or_geometry_is_replaced_only_on_request(tmp
         assert Path(words[2]) != output
         assert cli.main(words) == 0
     precompute_window_database(split, tmp_path / "packed.db", pack=True)
-    precompute_window_database(split, tmp_path / "packed.db")
+    with pytest.raises(UsageError, match=r"has packs, which the new one would not have without --pack"):
+        precompute_window_database(split, tmp_path / "packed.db")
+    precompute_window_database(split, tmp_path / "packed.db", overwrite=True)
     for contigs in ({"a": 50_000}, {"a": 50_000, "b": 10}, {"a": 50_000, "c": 9}, {"a": 50_000, "b": 9, "c": 1}):
         with pytest.raises(UsageError, match=rf"other contigs or windows.*{why}.*--force"):
             precompute_window_database(split_file(split, contigs), output)

@@ -49,6 +49,18 @@ def test_a_manifest_of_other_tables_is_refused_and_nothing_in_it_runs(tmp_path, 
     assert (out / "manifest.sqlite").read_bytes() == before
 
 
+@pytest.mark.parametrize("value", ["'much'", "1.5", "x'ff'"])
+def test_a_recorded_size_that_is_no_integer(tmp_path, value):
+    folder, out = inputs(tmp_path), tmp_path / "out"
+    build_sequence_dbs([folder], out)
+    worlds.execute(out / "manifest.sqlite", f"UPDATE samples SET bytes_on_disk = {value} WHERE sample = 'A'")
+    (folder / "A.fa").write_text(">c\nACGT\n")
+    with pytest.raises(
+        DatabaseError, match=r"manifest\.sqlite.*bytes_on_disk of sample 'A' is .*not an integer\. Remove it"
+    ):
+        build_sequence_dbs([folder], out)
+
+
 def test_a_manifest_with_a_write_ahead_log_is_added_to(tmp_path):
     folder, out = inputs(tmp_path), tmp_path / "out"
     build_sequence_dbs([folder], out)

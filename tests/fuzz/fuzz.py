@@ -29,7 +29,7 @@ for _folder in (HERE, HERE.parent, HERE.parent / "helpers"):
     sys.path.insert(0, str(_folder))
 
 BATCH = 500
-START_SECONDS = 90.0
+START_SECONDS = 300.0
 WEIGHTS = {
     "fasta": 14, "compressed": 10, "jsonl": 10, "genbank": 6, "parquet": 8, "arrow": 10, "split-file": 8, "sample-list": 2,
     "dataset": 14, "verify": 7, "commands": 8, "rebuild": 4,

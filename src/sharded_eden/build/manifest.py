@@ -144,7 +144,11 @@ class Manifest:
         self.close()
 
     def sample(self, sample: str) -> Recorded | None:
-        """Return the row of a sample, None if there is none."""
+        """Return the row of a sample, None if there is none.
+
+        Raises:
+            DatabaseError: its size is not an integer, so another program has changed the row.
+        """
         found = self._query("SELECT settings, bytes_on_disk, rows_hash FROM samples WHERE sample = ?", sample)
         if not found:
             return None
@@ -154,6 +158,11 @@ class Manifest:
             sample,
         )
         (settings, bytes_on_disk, digest), *_ = found
+        if not isinstance(bytes_on_disk, int):
+            raise DatabaseError(
+                f"{printable(self._path)}: bytes_on_disk of sample {shown(sample)} is {shown(bytes_on_disk)}, not an integer. "
+                f"{_CURE}"
+            )
         return Recorded(
             settings=settings,
             bytes_on_disk=bytes_on_disk,

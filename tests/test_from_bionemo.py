@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import sqlite3
@@ -83,7 +84,10 @@ def test_the_switch_runs_and_prints_what_the_page_shows(tmp_path):
     # The first block makes the databases; what the others use of it are its names.
     again = first.replace("os.makedirs(", "os.makedirs('again/' + ").replace('connect(f"', 'connect(f"again/')
     code = "\n".join([again, *others])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(blocks("text"))
 

@@ -37,8 +37,10 @@ from sharded_eden.format.sqlite import is_mutable_now
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-BLOCK_BYTES = 1 << 21
-"""Bytes read at once: small enough for the processor's cache."""
+BLOCK_BYTES = 1 << 19
+"""Bytes read at once: small enough for the second-level cache of a processor."""
+LEAF_BYTES = 1 << 22
+"""Bytes of leaf pages whose rows are parsed at once: enough to make the fixed cost of each NumPy call small."""
 MAX_DEPTH = 20
 """The largest depth of a b-tree that SQLite allows (BTCURSOR_MAX_DEPTH)."""
 PADDING = 32
@@ -142,32 +144,31 @@ class _Scan:
         self._room = table.page_bytes - 4  # bytes of payload on an overflow page
         self._lock_page = LOCK_BYTE // table.page_bytes + 1
         self.digest = xxhash.xxh3_128()
-        # By page number (0 is unused): whether it points to the next page; whether it points to none; ASCII bytes at its start.
-        self._goes_on = np.zeros(self._pages + 2, dtype=np.bool_)
-        self._ends = np.zeros(self._pages + 2, dtype=np.bool_)
+        # By page number (0 is unused): the page that it points to, and the ASCII bytes at its start, if it is an overflow page.
+        self._next = np.zeros(self._pages + 2, dtype=np.uint32)
         self._ascii = np.zeros(self._pages + 2, dtype=np.uint16)
+        # Leaf pages whose rows are not parsed yet, followed by zeros, and where these pages lie in the file.
+        self._leaves = np.zeros(max(1, LEAF_BYTES // table.page_bytes) * table.page_bytes + PADDING, dtype=np.uint8)
+        self._leaves_at = np.zeros(len(self._leaves) // table.page_bytes, dtype=np.int64)
+        self._waiting = 0
         self._parts: list[pl.DataFrame] = []
         self._has_unread_ids = False
 
     def run(self, progress: Callable[[int], object]) -> None:
         """Read all pages."""
-        is_leaf = np.zeros(self._pages + 2, dtype=np.bool_)
-        is_leaf[self._leaf_pages()] = True
+        is_leaf = self._leaf_pages()
         page_bytes = self._page_bytes
         at_once = max(1, BLOCK_BYTES // page_bytes)
-        memory = np.zeros(at_once * page_bytes + PADDING, dtype=np.uint8)
+        memory = np.zeros((at_once, page_bytes), dtype=np.uint8)
         for first in range(1, self._pages + 1, at_once):
-            count = min(at_once, self._pages + 1 - first)
-            size_bytes = count * page_bytes
-            memory[size_bytes:] = 0
-            self._read(memory[:size_bytes], (first - 1) * page_bytes)
-            self.digest.update(memory[:size_bytes].data)
-            pages = memory[:size_bytes].reshape(count, page_bytes)
-            leaf = is_leaf[first : first + count]
+            pages = memory[: self._pages + 1 - first]
+            self._read(pages, (first - 1) * page_bytes)
+            self.digest.update(pages.data)
+            leaf = is_leaf[first : first + len(pages)]
             self._note_overflow(pages, first, leaf)
-            if leaf.any():
-                self._parse(memory, pages, first, np.flatnonzero(leaf))
-            progress(size_bytes)
+            self._keep(pages, first, leaf.nonzero()[0])
+            progress(pages.nbytes)
+        self._parse()
 
     def contigs(self) -> pl.DataFrame:
         """Return all contigs, with their addresses where they are proven."""
@@ -178,8 +179,10 @@ class _Scan:
         overflow, reason = found[OVERFLOW].to_numpy().astype(np.int64), found[REASON].to_numpy().copy()
         chained = np.flatnonzero((reason == PROVEN) & (length > local))
         reason[chained] = self._chains(overflow[chained], (length - local)[chained])
-        is_twice = found[CONTIG_ID].is_duplicated().to_numpy()
-        reason[is_twice | (self._has_unread_ids and not self._table.is_unique)] = DUPLICATE
+        if found[CONTIG_ID].n_unique() < len(found):
+            reason[found[CONTIG_ID].is_duplicated().to_numpy()] = DUPLICATE
+        if self._has_unread_ids and not self._table.is_unique:
+            reason[:] = DUPLICATE
         proven = reason == PROVEN
         return found.with_columns(
             pl.Series(AT, np.where(proven, found[AT].to_numpy(), -1)),
@@ -201,10 +204,12 @@ class _Scan:
         inside = (first > 1) & (last <= self._pages) & (first != self._lock_page)
         reason[~inside] = DAMAGED
         first, last = np.where(inside, first, 1), np.where(inside, last, 1)
+        goes_on = self._next == np.arange(1, len(self._next) + 1)
         if 0 < self._lock_page <= self._pages:
-            self._goes_on[self._lock_page], self._ascii[self._lock_page] = True, self._room
-        breaks = np.cumsum(~self._goes_on, dtype=np.int32)
-        reason[inside & ((breaks[last - 1] != breaks[first - 1]) | ~self._ends[last])] = SCATTERED
+            goes_on[self._lock_page - 1] = self._next[self._lock_page - 1] == self._lock_page + 1
+            goes_on[self._lock_page], self._ascii[self._lock_page] = True, self._room
+        breaks = np.cumsum(~goes_on, dtype=np.int32)
+        reason[inside & ((breaks[last - 1] != breaks[first - 1]) | (self._next[last] != 0))] = SCATTERED
         del breaks
         partly = np.cumsum(self._ascii < self._room, dtype=np.int32)
         on_last = bases - (count - 1) * self._room
@@ -214,8 +219,9 @@ class _Scan:
 
     def _read(self, memory: Bytes, offset: int) -> None:
         done = 0
-        while done < len(memory):
-            got = os.preadv(self._descriptor, [memory[done:].data], offset + done)
+        size_bytes = memory.nbytes
+        while done < size_bytes:
+            got = os.preadv(self._descriptor, [memory.reshape(-1)[done:].data], offset + done)
             if not got:
                 raise self._damaged(f"it ends at byte {offset + done:,}")
             done += got
@@ -225,8 +231,8 @@ class _Scan:
 
     # ---- the b-tree ----
 
-    def _leaf_pages(self) -> Ints:
-        """Return the numbers of the leaf pages of the table, (n,) int64."""
+    def _leaf_pages(self) -> NDArray[np.bool_]:
+        """Return for each page number whether it is a leaf page of the table, (pages + 2,) bool."""
         level = np.array([self._table.root], dtype=np.int64)
         seen = 0
         for _ in range(MAX_DEPTH):
@@ -234,9 +240,11 @@ class _Scan:
                 raise self._damaged("a page of the b-tree of sequences is outside the file, or appears twice")
             seen += len(level)
             if os.pread(self._descriptor, 1, (int(level[0]) - 1) * self._page_bytes) == bytes([TABLE_LEAF]):
-                if len(np.unique(level)) != len(level):
+                is_leaf = np.zeros(self._pages + 2, dtype=np.bool_)
+                is_leaf[level] = True
+                if np.count_nonzero(is_leaf) != len(level):
                     raise self._damaged("a page of the b-tree of sequences appears twice")
-                return level
+                return is_leaf
             level = np.concatenate([self._children(page) for page in level.tolist()])
         raise self._damaged(f"the b-tree of sequences has more than {MAX_DEPTH} levels")
 
@@ -258,59 +266,66 @@ class _Scan:
 
     def _note_overflow(self, pages: Bytes, first: int, leaf: NDArray[np.bool_]) -> None:
         """Record, for each page, its next pointer and ASCII content if it is an overflow page."""
-        numbers = np.arange(first, first + len(pages))
-        pointers = pages[:, :4].copy().view(">u4")[:, 0].astype(np.int64)
-        after = numbers + 1
-        after += after == self._lock_page
         here = slice(first, first + len(pages))
-        self._goes_on[here] = pointers == after
-        self._ends[here] = pointers == 0
+        self._next[here] = pages.view(">u4")[:, 0]
         signed = pages.view(np.int8)[:, 4:]
-        if leaf.all():
-            return
-        lowest = signed.min(axis=1)  # a byte above 127 is negative
-        count = np.where(lowest > 0, self._room, 0)
-        last = np.flatnonzero((lowest <= 0) & (pointers == 0) & ~leaf)
+        lowest = np.minimum.reduce(signed, axis=1)  # a byte above 127 is negative
+        np.multiply(lowest > 0, np.uint16(self._room), out=self._ascii[here])
+        last = ((lowest <= 0) & (self._next[here] == 0) & ~leaf).nonzero()[0]
         if len(last):
-            count[last] = (signed[last] <= 0).argmax(axis=1)
-        self._ascii[here] = count
+            self._ascii[first + last] = (signed[last] <= 0).argmax(axis=1)
 
-    def _parse(self, memory: Bytes, pages: Bytes, first: int, leaves: Ints) -> None:
-        """Add the rows of the leaf pages of a block.
+    def _keep(self, pages: Bytes, first: int, leaves: Ints) -> None:
+        """Copy the leaf pages of a block, and parse the copies when there is no room for more.
 
         Args:
-            memory: the block, followed by `PADDING` zeros.
-            pages: the same, (count, page_bytes).
+            pages: (count, page_bytes) uint8, the block.
             first: the number of its first page.
-            leaves: which of its pages are leaf pages.
+            leaves: (n,) int64, which of its pages are leaf pages.
         """
         size = self._page_bytes
-        heads = pages[leaves, :LEAF_HEADER]
+        while len(leaves):
+            if self._waiting == len(self._leaves_at):
+                self._parse()
+            now, leaves = np.split(leaves, [len(self._leaves_at) - self._waiting])
+            end = self._waiting + len(now)
+            copies = self._leaves[: len(self._leaves_at) * size].reshape(-1, size)
+            np.take(pages, now, axis=0, out=copies[self._waiting : end], mode="clip")
+            self._leaves_at[self._waiting : end] = (first - 1 + now) * size
+            self._waiting = end
+
+    def _parse(self) -> None:
+        """Add the rows of the leaf pages that wait."""
+        size, memory, count = self._page_bytes, self._leaves, self._waiting
+        self._waiting = 0
+        heads = memory[: count * size].reshape(count, size)[:, :LEAF_HEADER]
+        numbers = self._leaves_at[:count] // size + 1
         if (heads[:, 0] != TABLE_LEAF).any():
-            wrong = first + int(leaves[heads[:, 0] != TABLE_LEAF][0])
-            raise self._damaged(f"page {wrong} is not a leaf page of a table")
+            raise self._damaged(f"page {numbers[heads[:, 0] != TABLE_LEAF][0]} is not a leaf page of a table")
         cells = heads[:, 3:5].copy().view(">u2")[:, 0].astype(np.int64)
-        if (LEAF_HEADER + 2 * cells > size).any():
-            raise self._damaged(f"a page from {first} on has more cells than fit")
+        if (too_many := LEAF_HEADER + 2 * cells > size).any():
+            raise self._damaged(f"page {numbers[too_many][0]} has more cells than fit")
         total = int(cells.sum())
         if not total:
             return
-        page_start = np.repeat(leaves * size, cells)
-        in_page = np.arange(total) - np.repeat(np.cumsum(cells) - cells, cells)
+        page = np.repeat(np.arange(count), cells)
+        in_page = np.arange(total) - (np.cumsum(cells) - cells)[page]
+        page_start = page * size
         pointer = page_start + LEAF_HEADER + 2 * in_page
         offset = (memory[pointer].astype(np.int64) << 8) | memory[pointer + 1]
-        if (offset < np.repeat(LEAF_HEADER + 2 * cells, cells)).any() or (offset >= size - 2).any():
-            raise self._damaged(f"a page from {first} on has a cell outside the page")
-        self._parts.append(self._rows(memory, page_start + offset, page_start + size, (first - 1) * size))
+        if (outside := (offset < (LEAF_HEADER + 2 * cells)[page]) | (offset >= size - 2)).any():
+            raise self._damaged(f"page {numbers[page[outside][0]]} has a cell outside the page")
+        shift = (self._leaves_at[:count] - np.arange(count) * size)[page]
+        self._parts.append(self._rows(memory, page_start + offset, page_start + size, shift))
 
-    def _rows(self, memory: Bytes, cell: Ints, page_end: Ints, block_at: int) -> pl.DataFrame:
+    def _rows(self, memory: Bytes, cell: Ints, page_end: Ints, shift: Ints) -> pl.DataFrame:
         """Return the rows whose cells begin at these places, without those whose contig_id is not text.
 
         Args:
-            memory: the block.
+            memory: copies of leaf pages.
             cell: (n,) int64, where each cell begins in it.
             page_end: (n,) int64, where its page ends.
-            block_at: where the block lies in the file.
+            shift: (n,) int64, from a place in `memory` to its place in the file.
         """
         usable = self._page_bytes
         payload, width = varints(memory, cell)
@@ -359,13 +374,13 @@ class _Scan:
             {
                 CONTIG_ID: ids,
                 LENGTH: length[kept].astype(np.uint32),
-                AT: (block_at + text_at)[kept],
+                AT: (shift + text_at)[kept],
                 LOCAL: bases[kept].astype(np.uint32),
                 OVERFLOW: overflow[kept].astype(np.uint32),
                 REASON: reason[kept],
             }
         )
-        return found.filter(pl.col(CONTIG_ID).is_not_null())
+        return found.filter(pl.col(CONTIG_ID).is_not_null()) if ids.null_count() else found
 
     def _columns(
         self, memory: Bytes, start: Ints, width: Ints, header_end: Ints, end: Ints

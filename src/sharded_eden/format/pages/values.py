@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,8 @@ from sharded_eden.format.schema import CONTIG_ID
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
+
+LINE_END = 10
 
 
 def varints(memory: Bytes, at: Ints) -> tuple[Ints, Ints]:
@@ -45,8 +48,22 @@ def is_ascii(memory: Bytes, at: Ints, size: Ints) -> NDArray[np.bool_]:
 
 def texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
     """Return ranges of bytes as text; null where they are not UTF-8."""
-    ends = np.cumsum(size)
-    place = np.repeat(at - (ends - size), size) + np.arange(int(ends[-1]) if len(ends) else 0)
-    joined = memory[place].tobytes()
-    texts = pl.Series(CONTIG_ID, [joined[a:b] for a, b in pairwise([0, *ends.tolist()])], dtype=pl.Binary)
-    return texts.cast(pl.String, strict=False)
+    if not len(at):
+        return pl.Series(CONTIG_ID, [], dtype=pl.String)
+    # Each range with one more byte, which becomes a line end; then all of them are one text of lines.
+    ends = np.cumsum(size + 1)
+    place = np.repeat(at - (ends - (size + 1)), size + 1) + np.arange(int(ends[-1]))
+    letters = memory[place]
+    letters[ends - 1] = LINE_END
+    joined = letters.tobytes()
+    if np.count_nonzero(letters == LINE_END) == len(at):
+        with suppress(UnicodeDecodeError):
+            lines = pl.Series(CONTIG_ID, [joined[:-1].decode()], dtype=pl.String)
+            return lines.str.split(chr(LINE_END)).explode()
+    return _texts_one_by_one(joined, ends)
+
+
+def _texts_one_by_one(joined: bytes, ends: Ints) -> pl.Series:
+    """Return the texts that end before these places, where one holds a line end or is not UTF-8."""
+    ranges = pairwise([0, *ends.tolist()])
+    return pl.Series(CONTIG_ID, [joined[a : b - 1] for a, b in ranges], dtype=pl.Binary).cast(pl.String, strict=False)

@@ -1,7 +1,6 @@
 """`ShardedEdenDataset`: window index -> training example. Calls locate, read, encode and the access log.
 
-Input: integers. Output: dicts of tensors. A window costs two index lookups, one BLOB read and one table lookup, whatever the
-length of its contig; opening costs a fixed number of queries and one index seek for each sample.
+Input: integers. Output: dicts of tensors. Opening costs a fixed number of queries and one index seek for each sample.
 """
 
 from __future__ import annotations

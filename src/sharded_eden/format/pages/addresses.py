@@ -48,13 +48,8 @@ PADDING = 32
 
 AT, LOCAL, OVERFLOW, REASON = "at", "local", "overflow", "reason"
 ADDRESS_SCHEMA: dict[str, type[pl.DataType]] = {
-    CONTIG_ID: pl.String,
-    LENGTH: pl.UInt32,
-    AT: pl.Int64,
-    LOCAL: pl.UInt32,
-    OVERFLOW: pl.UInt32,
-    REASON: pl.UInt8,
-}
+    CONTIG_ID: pl.String, LENGTH: pl.UInt32, AT: pl.Int64, LOCAL: pl.UInt32, OVERFLOW: pl.UInt32, REASON: pl.UInt8,
+}  # fmt: skip
 """Columns of `Addresses.contigs`; `reason` is an index into `REASONS`."""
 
 REASONS = (

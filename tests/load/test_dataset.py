@@ -429,22 +429,6 @@ def test_a_contig_cut_short_is_found_out_where_lengths_are_recorded(folder):
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_an_empty_contig_is_an_error_and_no_row_of_padding(tmp_path, recorded):
-    worlds.write(tmp_path, {"BCR__ECT-S0__CT1-1": "", "BCR__ECT-S1__CT1-1": "ACGT"})
-    if recorded:
-        worlds.execute(
-            tmp_path / "windows.db",
-            "CREATE TABLE contig_lengths (first_window_idx INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
-            "INSERT INTO contig_lengths VALUES (0, 0), (1, 4)",
-        )
-    for read_with in ("blob", "substr"):
-        with worlds.dataset(tmp_path, read_with=read_with) as dataset:
-            with pytest.raises(MissingSequence, match=r"at least 1 bases; .* has 0 bases"):
-                dataset[0]
-            assert as_lists(dataset[1]) == expected(tmp_path, 1)
-
-
-@pytest.mark.parametrize("recorded", [False, True])
 def test_kept_tails_are_shown_to_the_last_base(tmp_path, recorded):
     contigs = {
         f"BCR__ECT-S0__CT1-{n:03}": worlds.random_sequence(n, n)

@@ -39,7 +39,7 @@ def test_ids_stored_as_bytes_are_text_if_they_are_utf_8(tmp_path: Path) -> None:
         precompute_window_database(split, tmp_path / "w.db")
 
 
-@pytest.mark.parametrize("ids", [[1, 2], [1.5, None], [["a"], ["b"]], [{"a": 1}, {"a": 2}], [True, False]])
+@pytest.mark.parametrize("ids", [[1.5, None], [["a"], ["b"]], [{"a": 1}, {"a": 2}], [True, False]])
 def test_ids_of_other_types_are_refused_with_their_type(tmp_path: Path, ids: list[object]) -> None:
     frame = pl.DataFrame({"contig_id": ids, "length": [5, 6]})
     frame.write_parquet(tmp_path / "s.parquet")

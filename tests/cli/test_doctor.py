@@ -331,6 +331,16 @@ def test_a_folder_that_does_not_exist_and_a_url(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+def test_pipes_links_to_themselves_and_folders_with_the_names_of_databases(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "train_windows.db").mkdir()
+    for name in ("pipe", "val_windows.db"):
+        os.mkfifo(tmp_path / name)  # opening one waits for a writer
+    code = "import sys\nfrom sharded_eden.doctor.report import examine\nprint(examine(sys.argv[1]).text())"
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "val_windows.db"):
+        assert "0 of sequences, 0 of windows" in in_a_process(code, str(path), timeout=60).stdout
+
+
 def test_names_in_the_table_are_safe_for_a_terminal(tmp_path):
     folder = tmp_path / "a\x1b[31m"
     folder.mkdir()

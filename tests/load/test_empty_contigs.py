@@ -81,6 +81,21 @@ def test_rows_without_bases(folder, options):
     assert dataset.seq_length == T
 
 
+@pytest.mark.filterwarnings("ignore:train split. no label of a batch earns a loss")
+@pytest.mark.parametrize("options", [{"include_sep": False}, {"include_sep": False, "use_control_tags": True}], ids=str)
+def test_batches_of_many_rows(folder, options):
+    """Windows with addresses are planned together in such batches, and letters have weights."""
+    options = {**options, "include_bos": False, "mask_ambiguous": True}
+    with worlds.dataset(folder, **options) as dataset:
+        some = [*range(len(dataset))] * 3
+        batch = dataset.collate_fn(dataset.__getitems__(some))
+        for part, tensor in batch.items():
+            assert tensor.tolist() == [dataset[window][part].tolist() for window in some]
+        for window, (name, _) in enumerate(worlds.rows_of(folder)):
+            labels = CONTIGS[name] if "use_control_tags" in options else CONTIGS[name][1:]
+            assert bool(labels) == bool(batch["loss_mask"][window].any())
+
+
 @pytest.mark.parametrize("make", [lambda: Slow(NucleotideTokenizer()), lambda: hugging_face(character_tokenizer())])
 def test_other_tokenizers(folder, make):
     with worlds.dataset(folder, make(), loss_on_eos=True) as dataset:

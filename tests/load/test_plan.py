@@ -26,11 +26,11 @@ def windows(draw: st.DrawFn) -> tuple[list[int], list[Contig]]:
         on_overflow = draw(
             st.sampled_from([0, 1, room - 1, room, room + 1, 2 * room, 300 * room]) | st.integers(0, 20_000)
         )
-        length = max(1, local + on_overflow)
+        length = local + on_overflow
         pages = -(-(length - local) // room)
         overflow = draw(st.integers(2, 40) | st.integers(lock_page - pages - 2, lock_page + 3)) if length > local else 0
         overflow += overflow == lock_page
-        start = draw(st.integers(0, length - 1) | st.just(max(0, length - ROW)) | st.just(min(local, length - 1)))
+        start = draw(st.integers(0, max(0, length - 1)) | st.just(max(0, length - ROW)) | st.just(max(0, min(local, length - 1))))
         bases = min(length - start, draw(st.integers(1, ROW)))
         found.append((sample, draw(st.integers(200, 5000)), local, overflow, start, length, bases))
     return page_bytes, found

@@ -269,6 +269,7 @@ class Raises(Attributes):
         (Attributes(bos_id="1", bos_token_id=7, eos_id=8.0, eod=8, sep_id=True, pad_id=[1]), 7, 8, 8, 8),
         (Attributes(bos_id=np.int64(7), eos_id=np.int32(8), sep_id=np.uint8(9), pad_id=np.int16(10)), 7, 8, 9, 10),
         (Attributes(bos_id=lambda: 7, eod_id=8), None, 8, 8, 8),
+        (Attributes(bos_id=-1, eos_id=8, pad_id=-1, pad_token_id=10), None, 8, 8, 10),  # SentencePiece: -1 is none
         (Attributes(pad_id=0), None, None, None, 0),
         (Attributes(bos_id=0, eos_id=0), 0, 0, 0, 0),
         (Raises(bos_id=7), 7, 5, 5, 5),
@@ -644,6 +645,9 @@ def test_given_ids_are_used(folder, make, compact):
         ({"sep_id": "<SEP>"}, "sep_id must be an integer from 0 on, not '<SEP>'"),
         ({"sep_id": True}, "sep_id must be an integer from 0 on, not True"),
         ({"sep_id": 3.0}, "sep_id must be an integer from 0 on, not 3.0"),
+        ({"sep_id": np.array([3, 4])}, r"sep_id must be an integer from 0 on, not array\(\[3, 4\]\)"),
+        ({"pad_id": torch.tensor([3, 4])}, r"pad_id must be an integer from 0 on, not tensor\(\[3, 4\]\)"),
+        ({"pad_id": 1 << 63}, "pad_id must be an integer from 0 on, not 9223372036854775808"),
     ],
 )
 def test_given_ids_that_cannot_be_special_are_refused(folder, ids, words):

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         report = examine(folders[0] if folders else None)
-    except EdenError as error:
+    except (EdenError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(report.json() if "--json" in arguments else report.text())

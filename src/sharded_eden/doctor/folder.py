@@ -39,11 +39,11 @@ def examine_folder(path: Path) -> dict[str, Any]:
             samples += 1
             files.append(each)
         if "a folder of window databases" in kinds:
-            windows += named(each, WINDOWS_SUFFIX)
+            windows += filter(Path.is_file, named(each, WINDOWS_SUFFIX))
         elif "a window database" in kinds:
             windows.append(each)
     indexes = {str(each): _index_problem(each) for each in windows}
-    probe = next(iter([*files, *windows, *_any_file(path)]), None)
+    probe = next(filter(Path.is_file, [*files, *windows, *_any_file(path)]), None)
     mount = mount_of(path)
     space = os.statvfs(path)
     return {
@@ -99,7 +99,7 @@ def _folders(path: Path) -> Iterator[Path]:
     if not path.is_dir() or "a folder of sequence databases" in kinds_of(path):
         return
     with os.scandir(path) as entries:
-        folders = (Path(each.path) for each in entries if not each.name.startswith(".") and each.is_dir())
+        folders = (path for each in entries if not each.name.startswith(".") and (path := Path(each.path)).is_dir())
         yield from sorted(islice(folders, MOST_FOLDERS))
 
 
@@ -122,8 +122,11 @@ def _any_file(path: Path) -> list[Path]:
     """Return a file of a folder with contents, or nothing."""
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        return []
     with os.scandir(path) as entries:
         for each in islice(entries, MOST_FOLDERS):
-            if each.is_file() and each.stat().st_size:
-                return [Path(each.path)]
+            path = Path(each.path)
+            if path.is_file() and path.stat().st_size:
+                return [path]
     return []

@@ -32,6 +32,8 @@ def kinds_of(path: Path) -> list[str]:
             if named(path, SPLIT_SUFFIX):
                 found.append("a folder of split files")
             return found
+        if not path.is_file():  # opening a pipe would wait for a writer
+            return []
         with path.open("rb") as file:
             head = file.read(16)
         if head.startswith(PARQUET_MAGIC):

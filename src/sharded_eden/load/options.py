@@ -94,12 +94,12 @@ class ExampleOptions:
     @property
     def has_bos(self) -> bool:
         """Whether rows begin with BOS."""
-        return self.use_control_tags if self.include_bos == WITH_TAGS else bool(self.include_bos)
+        return bool(self.use_control_tags if self.include_bos == WITH_TAGS else self.include_bos)
 
     @property
     def has_sep(self) -> bool:
         """Whether SEP comes before the bases."""
-        return self.use_control_tags if self.include_sep == WITH_TAGS else bool(self.include_sep)
+        return bool(self.use_control_tags if self.include_sep == WITH_TAGS else self.include_sep)
 
     @classmethod
     def of(cls, holder: object) -> ExampleOptions:

@@ -73,7 +73,8 @@ def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
         return [split]
     if not files:
         raise InputError(
-            f"{printable(split)}: no Parquet file {'matches' if is_pattern else 'is in this folder'}. {HINT}"
+            f"{printable(split)}: no file {'matches' if is_pattern else f'*{PART_SUFFIX} is in this folder'}. "
+            f"{split_command()} writes such files"
         )
     return files
 

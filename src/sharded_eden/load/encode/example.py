@@ -233,19 +233,19 @@ class RowEncoder:
             return stop
         labels[start : stop - 1] = tokens[start + 1 : stop]
         labels[stop - 1] = self._pad
-        earning = max(first - 1, start)
+        earning, last = max(first - 1, start), max(end - 1, start)
         loss_mask[start:earning] = 0
         by_letter = by_table or self.format.weighs_letters
         if by_letter and end != first + len(bases):
             raise UnicodeError("the tokenizer gives them another number of ids, so that no label is one letter")
         if by_letter and self._weights is None:
-            loss_mask[earning : end - 1] = 1
+            loss_mask[earning:last] = 1
         elif by_letter:
             shown = COMPLEMENT[bases[::-1]] if reverse else bases
-            loss_mask[earning : end - 1] = self._weights[shown[earning + 1 - first :]]  # type: ignore[index]
+            loss_mask[earning:last] = self._weights[shown[earning + 1 - first :]]  # type: ignore[index]
         else:
-            loss_mask[earning : end - 1] = ~np.isin(labels[earning : end - 1], self._specials)
-        loss_mask[max(end - 1, start) : stop] = 0
+            loss_mask[earning:last] = ~np.isin(labels[earning:last], self._specials)
+        loss_mask[last:stop] = 0
         if self.format.loss_on_eos and end > start:
             loss_mask[end - 1] = 1
         return stop

@@ -21,7 +21,10 @@ ATTRIBUTES = {
     "sep": ("_sep_id", "sep_id", "sep_token_id"),
     "pad": ("pad_id", "pad_token_id"),
 }
-"""The attributes of a tokenizer that may hold its special ids; the first integer counts."""
+"""The attributes of a tokenizer that may hold its special ids; the first integer from 0 on counts."""
+
+LARGEST_ID = (1 << 63) - 1
+"""Tokens are int64."""
 
 IN_VOCABULARY = {"sep": "<SEP>", "pad": "<PAD>"}
 """Special tokens that are looked for in the vocabulary of a tokenizer without such an attribute."""
@@ -75,7 +78,7 @@ def _attributes(tokenizer: Any, name: str) -> dict[str, int]:
             value = getattr(tokenizer, attribute, None)
         except Exception:
             continue
-        if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0:  # SentencePiece: -1 is none
             found[attribute] = int(value)
     return found
 
@@ -148,11 +151,16 @@ def _checked(tokenizer: Any, text_to_ids: Callable[[str], list[int]], given: Ids
         sizes.append(operator.index(tokenizer.vocab_size))
     with suppress(Exception):
         sizes.append(len(tokenizer))  # with the tokens that were added
-    for name, value in given.items():
-        if value is None:
+    checked: dict[str, int | None] = dict.fromkeys(given)
+    for name, each in given.items():
+        if each is None:
             continue
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
-            raise UsageError(f"{name}_id must be an integer from 0 on, not {shown(value)}")
+        value = -1
+        with suppress(TypeError):  # no integer, or an array of them
+            value = operator.index(each)
+        if isinstance(each, bool) or not 0 <= value <= LARGEST_ID:
+            raise UsageError(f"{name}_id must be an integer from 0 on, not {shown(each)}")
+        checked[name] = value
         if value in letters:
             raise UsageError(
                 f"{name}_id={value} is the id of the letter {letters[value]} in the tokenizer {type(tokenizer).__name__}: "
@@ -162,4 +170,4 @@ def _checked(tokenizer: Any, text_to_ids: Callable[[str], list[int]], given: Ids
             raise UsageError(
                 f"{name}_id={value} is not an id of the tokenizer {type(tokenizer).__name__}, which has {max(sizes):,}"
             )
-    return {name: None if value is None else operator.index(value) for name, value in given.items()}
+    return checked

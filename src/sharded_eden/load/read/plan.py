@@ -169,7 +169,7 @@ class Planner:
         number *= past > 0
         page = overflow + number
         past -= number * room  # of its page
-        in_leaf = past < 0
+        in_leaf = (past < 0) | (bases == 0)  # no base: nothing is read, and there may be no overflow page
         last = overflow + (length - local - 1) // room
         ends = to + bases
         offset = np.where(in_leaf, at + start, (page - 1) * page_bytes + (past + POINTER_BYTES))

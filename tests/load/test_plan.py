@@ -30,7 +30,8 @@ def windows(draw: st.DrawFn) -> tuple[list[int], list[Contig]]:
         pages = -(-(length - local) // room)
         overflow = draw(st.integers(2, 40) | st.integers(lock_page - pages - 2, lock_page + 3)) if length > local else 0
         overflow += overflow == lock_page
-        start = draw(st.integers(0, max(0, length - 1)) | st.just(max(0, length - ROW)) | st.just(max(0, min(local, length - 1))))
+        last = max(0, length - 1)
+        start = draw(st.integers(0, last) | st.just(max(0, length - ROW)) | st.just(min(local, last)))
         bases = min(length - start, draw(st.integers(1, ROW)))
         found.append((sample, draw(st.integers(200, 5000)), local, overflow, start, length, bases))
     return page_bytes, found

@@ -28,7 +28,8 @@ def examine_folder(path: Path) -> dict[str, Any]:
     refuse_url(path, "FOLDER")
     if not path.exists():
         raise MissingDatabase(f"{printable(path)}: no such folder")
-    samples, windows, files = 0, [], []
+    samples, files = 0, []
+    windows: list[Path] = []
     for each in [path, *_folders(path)]:
         kinds = kinds_of(each)
         if "a folder of sequence databases" in kinds:

@@ -78,7 +78,9 @@ def _attributes(tokenizer: Any, name: str) -> dict[str, int]:
             value = getattr(tokenizer, attribute, None)
         except Exception:
             continue
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0:  # SentencePiece: -1 is none
+        if (
+            isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+        ):  # SentencePiece: -1 is none
             found[attribute] = int(value)
     return found
 

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -18,6 +19,8 @@ from sharded_eden.errors import GeometryMismatch, MissingDatabase, UnknownArgume
 from sharded_eden.load.options import ExampleOptions, with_option_fields
 
 OPTIONS = {option.name: option.default for option in dataclasses.fields(ExampleOptions)}
+
+BOOL = "one of True, False"
 
 POSITIONAL = {
     ShardedEdenDataset: [
@@ -174,3 +177,34 @@ def test_workers_read_the_same_files_after_the_folder_changes(small, tmp_path, m
             assert torch.equal(batch["tokens"][0], row)
     assert len(list(here.glob("window_access_*.csv"))) >= 1
     assert not list(there.glob("window_access_*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("use_control_tags", "no", BOOL), ("compact", "x", BOOL), ("rc_aug", "no", BOOL), ("loss_on_eos", None, BOOL),
+        ("include_sep", np.array([True, False]), f"{BOOL}, 'with_tags'"),
+        ("soft_mask_weight", "0.5", "a number"), ("soft_mask_weight", None, "a number"), ("stride", "50", "an integer"),
+        ("window_min_length_threshold", "0", "an integer"), ("log_dir", 5, "a path"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(small, name, value, wanted):
+    """The text "no" would count as true; other values would fail at the first row."""
+    arguments = {"stride": small.stride, name: value}
+    with pytest.raises(UsageError, match=f"{name} must be {wanted}"):
+        ShardedEdenDataset(None, small.sequence_db_dir, small.window_db, small.seq_length, **arguments)
+
+
+@pytest.mark.parametrize("value", ["64", 64.0, None])
+def test_seq_length_is_an_integer(small, value):
+    with pytest.raises(UsageError, match="seq_length must be an integer"):
+        ShardedEdenDataset(None, small.sequence_db_dir, small.window_db, value, stride=small.stride)
+
+
+def test_numpy_values_are_accepted(small):
+    options = {"rc_aug": np.True_, "use_control_tags": np.False_, "soft_mask_weight": np.float32(0.5), "loss_on_eos": 1}
+    with (
+        small.dataset(**options) as dataset,
+        small.dataset(rc_aug=True, soft_mask_weight=0.5, loss_on_eos=True) as plain,
+    ):
+        assert dataset[0]["loss_mask"].tolist() == plain[0]["loss_mask"].tolist()

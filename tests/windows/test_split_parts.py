@@ -118,3 +118,27 @@ def test_integer_ids_are_their_digits(tmp_path, kind):
     assert contents(tmp_path / "i.db") == contents(tmp_path / "s.db")
     rows = table(tmp_path / "i.db", "window_mappings")
     assert [row[1] for row in rows] == sorted(map(str, ids)), "text, in the order of its bytes"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train.parquet", "val.parquet"), ("Train-0.parquet", "TEST_1.parquet"), ("training.parquet", "valid_0.parquet")],
+)
+@pytest.mark.parametrize("is_pattern", [False, True])
+def test_files_of_several_splits_do_not_become_one(tmp_path, names, is_pattern):
+    for number, name in enumerate(names):
+        write(tmp_path / "parts" / name, list(CONTIGS)[number::2])
+    split = tmp_path / "parts" / "*.parquet" if is_pattern else tmp_path / "parts"
+    with pytest.raises(InputError, match="its files belong to several splits"):
+        precompute_window_database(split, tmp_path / "w.db", 64, 50, is_pattern=is_pattern)
+    assert not (tmp_path / "w.db").exists()
+
+
+@pytest.mark.parametrize(
+    "names", [("train-0.parquet", "train-1.parquet"), ("tester.parquet", "trained.parquet", "b.parquet")]
+)
+def test_other_names_are_parts_of_one_split(tmp_path, whole, names):
+    for number, name in enumerate(names):
+        write(tmp_path / "parts" / name, list(CONTIGS)[number :: len(names)])
+    precompute_window_database(tmp_path / "parts", tmp_path / "w.db", 64, 50)
+    assert contents(tmp_path / "w.db") == whole

@@ -33,7 +33,7 @@ from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.addresses import open_addresses
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
-from sharded_eden.load.options import ExampleOptions, Include, absolute_path, integer, takes_options
+from sharded_eden.load.options import ExampleOptions, Include, absolute_path, boolean, integer, takes_options
 from sharded_eden.load.read.databases import Connections, SequenceReader
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.read.samples import check_samples
@@ -115,9 +115,9 @@ class ShardedEdenDataset(Dataset[Example]):
         self.tokenizer = tokenizer
         self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
         self.window_db_path = absolute_path(window_db_path, "window_db_path")
-        self.seq_length = seq_length
-        self.rc_aug = rc_aug
-        self.stride = 7992 if stride is None else stride
+        self.seq_length = seq_length = integer(seq_length, "seq_length")
+        self.rc_aug = boolean(rc_aug, "rc_aug")
+        self.stride = 7992 if stride is None else integer(stride, "stride")
         self.split = split
         self.seed = integer(seed, "seed")
 

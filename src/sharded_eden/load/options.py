@@ -15,6 +15,8 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Literal, TypeVar, get_type_hints
 
+import numpy as np
+
 from sharded_eden.errors import UnknownArgument, UsageError, shown
 from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
@@ -78,18 +80,23 @@ class ExampleOptions:
     the worker's next batches."""
 
     def __post_init__(self) -> None:
-        """Refuse values of the special tokens that mean nothing.
+        """Refuse values of another type than declared: a string would count as True, or fail at the first row.
 
         Raises:
             UsageError: with the option, its value and the values that it can have.
         """
-        for name, values in (
-            ("include_bos", (True, False, WITH_TAGS)),
-            ("include_sep", (True, False, WITH_TAGS)),
-            ("include_eos", (True, False)),
-        ):
-            if (value := getattr(self, name)) not in values:
-                raise UsageError(f"{name} must be one of {', '.join(map(repr, values))}, not {shown(value)}")
+        for option in fields(self):
+            name, value = option.name, getattr(self, option.name)
+            if option.type == "Include":
+                boolean(value, name, WITH_TAGS)
+            elif option.type == "bool":
+                boolean(value, name)
+            elif option.type == "float" and not _is_number(value):
+                raise UsageError(f"{name} must be a number, not {shown(value)}")
+            elif option.type == "int | None" and value is not None:
+                integer(value, name)
+        if self.log_dir is not None:
+            absolute_path(self.log_dir, "log_dir")
 
     @property
     def has_bos(self) -> bool:
@@ -172,6 +179,23 @@ def absolute_path(path: PathLike, name: str) -> str:
         return os.path.abspath(os.fsdecode(path))
     except TypeError:
         raise UsageError(f"{name} must be a path, not {shown(path)}") from None
+
+
+def boolean(value: Any, name: str, *others: str) -> Any:
+    """Return an argument that is True, False, or one of some strings.
+
+    Raises:
+        UsageError: it is anything else. A string such as "no" would count as True.
+    """
+    if isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    if isinstance(value, str) and value in others:
+        return value
+    raise UsageError(f"{name} must be one of {', '.join(map(repr, (True, False, *others)))}, not {shown(value)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def integer(value: Any, name: str) -> int:

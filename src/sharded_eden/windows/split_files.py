@@ -7,6 +7,7 @@ pass 2   contigs in order, 20,000 at a time (one pass more for every 4 million c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,10 @@ class Survey:
     sampled_ids: pl.Series
 
 
+SPLIT_NAME = re.compile(r"(train|val|test)(?=(idation|id|ing)?[^a-z])", re.IGNORECASE)
+"""The beginning of a file name that tells its split."""
+
+
 def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
     """Return the Parquet files of one split: the file itself, all `*.parquet` of a folder, or those that match a pattern.
 
@@ -63,7 +68,7 @@ def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
         is_pattern: whether it is a pattern; a name is taken literally otherwise.
 
     Raises:
-        InputError: no file matches.
+        InputError: no file matches, or the names are those of several splits.
     """
     if is_pattern:
         files = sorted(map(Path, glob(os.fspath(split), recursive=True)))
@@ -75,6 +80,13 @@ def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
         raise InputError(
             f"{printable(split)}: no file {'matches' if is_pattern else f'*{PART_SUFFIX} is in this folder'}. "
             f"{split_command()} writes such files"
+        )
+    first = {match[0].lower(): file for file in files if (match := SPLIT_NAME.match(file.name))}
+    if len(first) > 1:
+        some = " and ".join(printable(file.name, 80) for file in list(first.values())[:2])
+        raise InputError(
+            f"{printable(split)}: its files belong to several splits ({some}); together they would become one. Give the files "
+            "of one split"
         )
     return files
 

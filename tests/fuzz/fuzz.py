@@ -205,6 +205,7 @@ def child(folder: Path, target: str, first: int, count: int) -> None:
                     warnings.simplefilter("ignore", EdenWarning)
                     warnings.filterwarnings("ignore", module=r"(torch|polars|Bio|pyarrow)\b")
                     functions[name](case)
+                    case.must_not_leave_open()
                 outcome = "error" if case.error is not None else "data"
             except Undecided as error:
                 outcome, what = "undecided", str(error)

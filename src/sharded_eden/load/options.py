@@ -93,8 +93,8 @@ class ExampleOptions:
                 boolean(value, name)
             elif option.type == "float" and not _is_number(value):
                 raise UsageError(f"{name} must be a number, not {shown(value)}")
-            elif option.type == "int | None" and value is not None:
-                integer(value, name)
+        if self.window_min_length_threshold is not None:
+            integer(self.window_min_length_threshold, "window_min_length_threshold")
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
 

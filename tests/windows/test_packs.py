@@ -565,3 +565,22 @@ def test_packs_survive_sqlite3_of_the_standard_library(folder):
     counted = Counter(len(blob) // 8 for (blob,) in connection.execute("SELECT windows FROM packs"))
     connection.close()
     assert sum(size * packs for size, packs in counted.items()) == metadata_of(folder / "windows.db")["total_windows"]
+
+
+class TwoIds:
+    """Two ids for each letter."""
+
+    bos_id, eos_id, _sep_id, pad_id = 1, 2, 3, 0
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [part for letter in text.encode() for part in (letter, 7)]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_ids_that_a_pack_has_no_room_for_are_an_error(folder, batch):
+    """Half of the ids would be lost without notice."""
+    with (
+        packed(folder, TwoIds()) as dataset,
+        pytest.raises(UsageError, match=r"one id per base; the tokenizer makes \d+ ids of \d+ bases"),
+    ):
+        dataset.__getitems__(list(range(batch)))

@@ -278,7 +278,13 @@ class RowEncoder:
         text = bases.tobytes().decode("ascii").upper()
         if not text.isprintable():  # zeros of a damaged file, line breaks: ids of special tokens, were they encoded
             raise UnicodeError(f"{next(c for c in text if not c.isprintable())!r} is a control character")
-        ids = self._text_to_ids(reverse_complement(text) if reverse else text)[: len(out)]
+        ids = self._text_to_ids(reverse_complement(text) if reverse else text)
+        if self.format.packed_bases is not None and len(ids) > len(out):
+            raise UsageError(
+                f"packed=True leaves room for one id per base; the tokenizer makes {len(ids)} ids of {len(text)} bases. "
+                "Use packed=False, or a tokenizer with at most one id per base"
+            )
+        ids = ids[: len(out)]
         out[: len(ids)] = ids
         return len(ids)
 

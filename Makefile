@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale docs clean
+.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale cli-page docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench-prepare: $(VENV)/.dev ## speed of build and precompute
 
 bench-scale: $(VENV)/.dev ## 100 million windows: seconds, memory, disk (15 minutes, 20 GB)
 	$(BIN)/python -m benchmarks.scale
+
+cli-page: $(VENV)/.dev ## docs/cli.md, from the commands
+	@$(BIN)/python tests/helpers/cli_page.py
 
 docs: $(VENV)/.dev ## the documentation, in site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -21,7 +21,7 @@ PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor")
 def package_of(module: str) -> str:
     """The package of a module: one of `PACKAGES`, a single file with its own rules, or `root` for the other files."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in (*PACKAGES, "split", "throughput") else "root"
+    return parts[1] if len(parts) > 1 and parts[1] in (*PACKAGES, "split", "throughput", "derive") else "root"
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> set[str]:
@@ -64,7 +64,8 @@ MAY_IMPORT = {
     "build": {"build", "format", "root"},
     "windows": {"windows", "format", "root"},
     "split": {"build", "windows", "format", "root"},
-    "load": {"load", "format", "root"},
+    "derive": {"windows", "format", "root"},
+    "load": {"load", "derive", "format", "root"},
     "train": {"train", "load", "format", "root"},
     "checks": {"checks", "train", "load", "windows", "build", "format", "root"},
     "throughput": {"train", "load", "format", "root"},

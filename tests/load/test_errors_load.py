@@ -336,7 +336,7 @@ def test_a_sequence_database_in_place_of_the_window_database(folder):
          "--window-size 64 --stride 50"),
         ({"stride": 51, "seq_length": 65}, "window_size=64, stride=50", "seq_length=65, stride=51",
          "--window-size 65 --stride 51"),
-        ({"stride": None}, "stride=50", "stride=7992", "--stride 7992"),
+        ({"stride": None, "seq_length": 2000}, "window_size=64", "seq_length=2000", "--window-size 2000 --stride 1800"),
     ],
 )  # fmt: skip
 def test_another_geometry(tmp_path, options, built, asked, command):

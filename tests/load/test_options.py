@@ -25,7 +25,7 @@ BOOL = "one of True, False"
 POSITIONAL = {
     ShardedEdenDataset: [
         "tokenizer", "sequence_db_dir", "window_db_path", "seq_length", ("create_attention_mask", False), ("rc_aug", False),
-        ("stride", 7992), ("window_min_length_threshold", None), ("use_control_tags", False), ("split", "train"),
+        ("stride", None), ("window_min_length_threshold", None), ("use_control_tags", False), ("split", "train"),
         ("log_windows", False), ("log_dir", None), ("skip_stats", True), ("include_bos", True), ("include_sep", True),
         ("include_eos", True), ("seed", 42),
     ],
@@ -33,7 +33,7 @@ POSITIONAL = {
         "sequence_db_dir", "train_window_db_path", ("val_window_db_path", None), ("test_window_db_path", None),
         ("seq_length", 8192), ("tokenizer", None), ("micro_batch_size", 1), ("global_batch_size", 4),
         ("rampup_batch_size", None), ("num_workers", 8), ("pin_memory", True), ("persistent_workers", False),
-        ("create_attention_mask", False), ("vocab_file", None), ("merges_file", None), ("rc_aug", False), ("stride", 7992),
+        ("create_attention_mask", False), ("vocab_file", None), ("merges_file", None), ("rc_aug", False), ("stride", None),
         ("window_min_length_threshold", None), ("use_control_tags", False), ("seed", 42), ("num_epochs", 1),
         ("log_windows", False), ("log_dir", None),
     ],
@@ -62,7 +62,8 @@ def test_positional_arguments_keep_their_order_and_defaults(maker):
 NOT_DEFAULT = {
     "window_min_length_threshold": 0, "create_attention_mask": True, "use_control_tags": True, "include_bos": False,
     "include_sep": False, "include_eos": False, "mask_ambiguous": True, "soft_mask_weight": 0.5, "loss_on_eos": True,
-    "compact": True, "packed": True, "log_windows": True, "log_dir": "log", "skip_stats": False, "io": "read",
+    "compact": True, "derive_windows": True, "packed": True,
+    "log_windows": True, "log_dir": "log", "skip_stats": False, "io": "read",
     "read_with": "substr", "read_ahead": False, "bos_id": 4, "eos_id": 5, "sep_id": 6, "pad_id": 7,
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import typer
 
 from sharded_eden.cli.show import progress_bar, rate, say_next, size
 from sharded_eden.errors import printable
+from sharded_eden.format.geometry import default_stride
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.format.schema import SPLITS
 from sharded_eden.windows.folder import is_folder_of_splits, precompute_window_databases
@@ -31,7 +32,14 @@ def precompute(
         typer.Argument(metavar="WINDOWS.db", help="The window database to write, or the folder of them."),
     ],
     window_size: Annotated[int, typer.Option(help="Tokens of a training row: the dataset's seq_length.")] = 8192,
-    stride: Annotated[int, typer.Option(help="Bases from the start of one window to the start of the next.")] = 7992,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Bases from the start of one window to the start of the next. [default: the window size less 200; four fifths "
+            "of it below 1,024]",
+            show_default=False,
+        ),
+    ] = None,
     window_min_length_threshold: Annotated[
         int, typer.Option(metavar="BASES", help="Leave out windows with fewer bases than this.")
     ] = 0,
@@ -73,6 +81,7 @@ def precompute(
 ) -> None:
     """Turn a split into a window database, or a folder of splits into one of window databases."""
     started = time.monotonic()
+    stride = default_stride(window_size, special_tokens) if stride is None else stride
     options: dict[str, Any] = {
         "window_size": window_size,
         "stride": stride,
@@ -97,7 +106,7 @@ def precompute(
             results = {_split_name(split_file, windows_db): result}
     seconds = time.monotonic() - started
     for result in results.values():
-        _print_windows(result, max_ambiguous)
+        _print_windows(result, max_ambiguous, stride)
     print(f"{rate(sum(result.windows for result in results.values()), seconds)} windows/s")
     paths = {name: result.path for name, result in results.items()}
     _say_data_module(paths, f"seq_length={window_size}, stride={stride}", packed=pack)
@@ -118,13 +127,15 @@ def _say_data_module(paths: Mapping[str, Path], options: str, *, packed: bool) -
     say_next(f"ShardedEdenDataModule({', '.join([*words, options])}{', packed=True' if packed else ''}, ...)")
 
 
-def _print_windows(result: PrecomputeResult, max_ambiguous: float | None) -> None:
+def _print_windows(result: PrecomputeResult, max_ambiguous: float | None, stride: int) -> None:
     unseen = result.unseen_bases / result.bases if result.bases else 0.0
     print(f"windows  {result.windows:>15,}")
     if max_ambiguous is not None:
         print(f"         {result.ambiguous_windows:>15,}  left out, too many ambiguous letters")
     print(f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)")
     print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
+    times = result.shown_bases / result.bases if result.bases else 0.0
+    print(f"shown    {times:>15.2f}  times in an epoch, on average over all bases (stride {stride:,})")
     if result.packs is not None:
         _print_packs(result.packs)
     print(f"on disk  {size(result.path.stat().st_size):>15}  {printable(result.path)}")

@@ -121,6 +121,23 @@ class WindowGeometry:
         )
 
 
+OVERLAP = 200
+"""Bases that two windows of the default stride share, for windows of 1,024 bases or more. Source of 200: the window size 8,192
+and stride 7,992 of the original loader."""
+
+
+def default_stride(window_size: int, special_tokens: int = 3) -> int:
+    """Return the stride that `precompute` uses where none is given.
+
+    It is the window size less 200 bases from 1,024 on, four fifths of shorter windows, rounded down, and never more than the
+    bases that a row shows, so that no base between two windows is left out.
+
+    Example: `default_stride(8192)` is 7992, `default_stride(1024)` is 824, `default_stride(512)` is 409.
+    """
+    stride = window_size - OVERLAP if window_size >= 1024 else window_size * 4 // 5
+    return max(1, min(stride, window_size - special_tokens))
+
+
 def compute_num_windows(seq_len: int, window_size: int = 8192, stride: int = 7992) -> int:
     """Return the default number of windows of a contig of `seq_len` bases."""
     return WindowGeometry(window_size=window_size, stride=stride).count(seq_len)

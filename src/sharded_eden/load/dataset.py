@@ -31,6 +31,7 @@ from sharded_eden.load.encode.rows import RowMaker
 from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.addresses import open_addresses
+from sharded_eden.load.locate.derived import window_db_to_open
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions, Include, absolute_path, boolean, integer, takes_options
@@ -65,7 +66,7 @@ class ShardedEdenDataset(Dataset[Example]):
         window_db_path: the window database of the split.
         seq_length: tokens of a row; must be the window size of the window database.
         rc_aug: use the reverse complement of half of the windows, by (seed, epoch, window index).
-        stride: bases between windows; must be that of the window database.
+        stride: bases between windows; must be that of the window database. None takes it from there.
         split: the name of the split, for messages and logs.
         seed: decides strands.
         rank: for the access log; None asks torch.distributed, then the environment variable RANK.
@@ -89,7 +90,7 @@ class ShardedEdenDataset(Dataset[Example]):
         seq_length: int,
         create_attention_mask: bool = False,
         rc_aug: bool = False,
-        stride: int | None = 7992,
+        stride: int | None = None,
         window_min_length_threshold: int | None = None,
         use_control_tags: bool = False,
         split: str = "train",
@@ -114,13 +115,15 @@ class ShardedEdenDataset(Dataset[Example]):
         self.include_bos, self.include_sep = opts.has_bos, opts.has_sep
         self.tokenizer = tokenizer
         self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
-        self.window_db_path = absolute_path(window_db_path, "window_db_path")
         self.seq_length = seq_length = integer(seq_length, "seq_length")
         self.rc_aug = boolean(rc_aug, "rc_aug")
-        self.stride = 7992 if stride is None else integer(stride, "stride")
+        stride = None if stride is None else integer(stride, "stride")
         self.split = split
         self.seed = integer(seed, "seed")
 
+        self.window_db_path = window_db_to_open(
+            opts, absolute_path(window_db_path, "window_db_path"), self.sequence_db_dir, seq_length, stride
+        )
         expect(Path(self.sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
         paths = discover_sample_databases(self.sequence_db_dir)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
@@ -128,8 +131,9 @@ class ShardedEdenDataset(Dataset[Example]):
         self._reader = SequenceReader(paths, io=opts.io, read_with=opts.read_with)
         try:
             self._index.check_geometry(
-                window_size=seq_length, stride=self.stride, min_length=opts.window_min_length_threshold
+                window_size=seq_length, stride=stride, min_length=opts.window_min_length_threshold
             )
+            self.stride = self._index.geometry.stride
             self.window_min_length_threshold = self._index.geometry.min_length
             self._packs = PackIndex(self._index) if opts.packed else None
             self._length = self._index.total_windows if self._packs is None else self._packs.total

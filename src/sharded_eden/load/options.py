@@ -63,6 +63,9 @@ class ExampleOptions:
     """Count the label EOS in the loss."""
     compact: bool = False
     """Send uint8 codes from workers to the device, where `expander()` makes the tensors."""
+    derive_windows: bool | PathLike = False
+    """Where the window database has another window size, stride or threshold, use one that is derived from it: made on first
+    use, beside it or in this folder. See `sharded_eden.derive`."""
     packed: bool = False
     """Fill each row with several windows; see `sharded_eden.load.locate.packs`."""
     log_windows: bool = False
@@ -95,6 +98,8 @@ class ExampleOptions:
                 raise UsageError(f"{name} must be a number, not {shown(value)}")
         if self.window_min_length_threshold is not None:
             integer(self.window_min_length_threshold, "window_min_length_threshold")
+        if not isinstance(self.derive_windows, bool):
+            absolute_path(self.derive_windows, "derive_windows")
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
 

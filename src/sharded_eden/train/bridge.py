@@ -51,8 +51,8 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     """The window database of the test split, None for no test."""
     seq_length: int = 8192
     """Tokens of a row; Bridge compares it with the model's."""
-    stride: int = 7992
-    """Bases between windows."""
+    stride: int | None = None
+    """Bases between windows; None takes that of each window database."""
     rc_aug: bool = False
     """Use the reverse complement of half of the training windows."""
     random_seed: int = 42

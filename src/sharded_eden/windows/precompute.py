@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sharded_eden.errors import UsageError, printable, warn
 from sharded_eden.format import schema
-from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.pages.btree import PageFile
 from sharded_eden.format.publish import create_database, publishing
@@ -29,6 +29,9 @@ from sharded_eden.windows.index import IndexResult, index_or_reason
 from sharded_eden.windows.pack import PackResult, write_packs
 from sharded_eden.windows.split_files import contigs_in_order, open_split, parts_of, sequence_db_dir_of, survey
 from sharded_eden.windows.write import WindowWriter
+
+DERIVED_FROM = "derived_from_fingerprint"
+"""The key of `metadata` for the fingerprint of the window database that another one was derived from."""
 
 CONTIGS, PACKING = "contigs", "packing"
 """The steps."""
@@ -57,6 +60,8 @@ class PrecomputeResult:
     """The result of packing; None without packs."""
     index: IndexResult | None = field(default=None, compare=False)
     """The index beside the window database; None if it could not be written."""
+    shown_bases: int = field(default=0, compare=False)
+    """Bases in all rows together; a base in two rows counts twice."""
     no_index: str = field(default="", compare=False)
     """Why there is no index, and the command that writes it."""
 
@@ -65,7 +70,7 @@ def precompute_window_database(
     split_parquet_file: str | os.PathLike[str],
     output_window_db: str | os.PathLike[str],
     window_size: int = 8192,
-    stride: int = 7992,
+    stride: int | None = None,
     window_min_length_threshold: int = 0,
     *,
     keep_tail: bool = False,
@@ -76,6 +81,7 @@ def precompute_window_database(
     pack_seed: int = 42,
     overwrite: bool = False,
     is_pattern: bool = False,
+    derived_from: int | None = None,
     progress: Progress | None = None,
     note: Callable[[str], object] | None = None,
 ) -> PrecomputeResult:
@@ -87,7 +93,7 @@ def precompute_window_database(
         output_window_db: the database. One that exists is replaced when the new one is complete, if it has the same geometry,
             the same contigs and no other packs.
         window_size: tokens of a training row, and bases that a window spans; the dataset's `seq_length`.
-        stride: bases from the start of one window to the start of the next.
+        stride: bases from the start of one window to the start of the next; None: see `default_stride`.
         window_min_length_threshold: windows with fewer bases than this are left out.
         keep_tail: add windows until the last base of every contig is shown.
         special_tokens: tokens of a row that are not bases (BOS, SEP, EOS); they reduce the usable bases.
@@ -98,6 +104,7 @@ def precompute_window_database(
         pack_seed: another seed gives other packs.
         overwrite: replace any file of this name. Checkpoints of the old windows cannot be resumed on the new ones.
         is_pattern: `split_parquet_file` is a pattern such as `parts/*.parquet`; by default, names are taken literally.
+        derived_from: recorded as the fingerprint of the window database that the split was read from.
         progress: called with the contigs done and their total; then, while windows are packed, with twice the windows.
         note: called with the name of each step as it begins: `contigs`, `packing`.
 
@@ -114,7 +121,7 @@ def precompute_window_database(
     expect(split, "SPLIT.parquet", "a Parquet file")
     geometry = WindowGeometry(
         window_size=window_size,
-        stride=stride,
+        stride=default_stride(window_size, special_tokens) if stride is None else stride,
         min_length=window_min_length_threshold,
         special_tokens=special_tokens,
         keep_tail=keep_tail,
@@ -153,8 +160,8 @@ def precompute_window_database(
                 "distinct_sequences": writer.sequences,
                 "fingerprint": writer.fingerprint.value(),
             }
-            if max_ambiguous is not None:
-                metadata["max_ambiguous"] = max_ambiguous
+            optional = {DERIVED_FROM: derived_from, "max_ambiguous": max_ambiguous}
+            metadata.update({key: value for key, value in optional.items() if value is not None})
             database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
             if existing is not None:
                 existing.check_contigs(database, writer.fingerprint.value(), writer.windows)
@@ -174,6 +181,7 @@ def precompute_window_database(
         contigs_left_out=writer.contigs - writer.sequences,
         bases=writer.bases,
         unseen_bases=writer.unseen_bases,
+        shown_bases=writer.shown_bases,
         ambiguous_windows=writer.ambiguous_windows,
         packs=packs,
     )
@@ -182,10 +190,10 @@ def precompute_window_database(
         warn(
             f"{output} holds no window: none of {found.contigs:,} contigs has {geometry.min_length:,} bases or more{many}"
         )
-    if stride > geometry.usable:
+    if geometry.stride > geometry.usable:
         warn(
-            f"stride={stride} is more than the {geometry.usable} bases that a window shows (window_size={window_size} less "
-            f"{special_tokens} special tokens): no window shows {result.unseen_bases:,} of {result.bases:,} bases"
+            f"stride={geometry.stride} is more than the {geometry.usable} bases that a window shows (window_size={window_size} "
+            f"less {special_tokens} special tokens): no window shows {result.unseen_bases:,} of {result.bases:,} bases"
         )
     if found.empty and geometry.min_length == 0:
         warn(

@@ -81,6 +81,7 @@ class WindowWriter:
         self._pending: deque[Future[Made]] = deque()
         self.fingerprint = Fingerprint(geometry)
         self.contigs = self.sequences = self.windows = self.bases = self.unseen_bases = self.ambiguous_windows = 0
+        self.shown_bases = 0
 
     def __enter__(self) -> WindowWriter:
         return self
@@ -175,6 +176,7 @@ class WindowWriter:
             self.fingerprint.update_windows(self.sequences - 1 + np.cumsum(is_first), in_contig)
         # The new bases of a window begin where the previous window ended, if that is of the same contig.
         before = np.concatenate(([last[1]], ends[:-1]))
+        self.shown_bases += int((ends - starts).sum())
         self.unseen_bases -= int((ends - np.maximum(starts, np.where(is_first, 0, before))).sum())
         self.windows += len(row)
         self.sequences += len(firsts)

@@ -21,7 +21,7 @@ import numpy as np
 from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, shown
 from sharded_eden.format.commands import precompute_command, sibling
 from sharded_eden.format.fingerprint import fingerprint_of_rows
-from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.sqlite import READ_ERRORS, IOMode, open_read_only, unreadable
@@ -137,18 +137,20 @@ class WindowIndex:
             )
         )
 
-    def check_geometry(self, *, window_size: int, stride: int, min_length: int | None) -> None:
+    def check_geometry(self, *, window_size: int, stride: int | None, min_length: int | None) -> None:
         """Raise an error for a database whose geometry differs from the dataset's.
 
         Args:
             window_size: the dataset's `seq_length`.
-            stride: the dataset's stride, in bases.
+            stride: the dataset's stride, in bases; None accepts that of the database.
             min_length: the dataset's `window_min_length_threshold`; None accepts that of the database.
 
         Raises:
             GeometryMismatch: with both values and the command that rebuilds it.
         """
-        asked = {"window_size": window_size, "stride": stride}
+        asked = {"window_size": window_size}
+        if stride is not None:
+            asked["stride"] = stride
         if min_length is not None:
             asked["window_min_length_threshold"] = min_length
         built = self.geometry.as_metadata()
@@ -158,7 +160,7 @@ class WindowIndex:
             return
         wanted = WindowGeometry(
             window_size=window_size,
-            stride=stride,
+            stride=default_stride(window_size, self.geometry.special_tokens) if stride is None else stride,
             min_length=self.geometry.min_length if min_length is None else min_length,
             special_tokens=self.geometry.special_tokens,
             keep_tail=self.geometry.keep_tail,
@@ -168,7 +170,8 @@ class WindowIndex:
             + ", ".join(f"{key}={built[key]}" for key in differing)
             + "; the dataset asks for "
             + ", ".join(f"{names.get(key, key)}={asked[key]}" for key in differing)
-            + f". Pass the dataset the database's values, or make another window database: {self.rebuild_command(wanted)}"
+            + f". Pass the dataset the database's values, or derive_windows=True to derive these windows on first use; or make "
+            f"another window database: {self.rebuild_command(wanted)}"
         )
 
     def locate(self, window_idx: int) -> Row:

@@ -67,7 +67,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         persistent_workers: keep the workers between epochs.
         vocab_file, merges_file: not supported; pass `tokenizer`.
         rc_aug: use the reverse complement of half of the training windows.
-        stride: bases between windows.
+        stride: bases between windows; None takes that of each window database.
         seed: decides order and strands.
         num_epochs: passes over the data in one Lightning epoch.
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
@@ -98,7 +98,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         vocab_file: str | None = None,
         merges_file: str | None = None,
         rc_aug: bool = False,
-        stride: int = 7992,
+        stride: int | None = None,
         window_min_length_threshold: int | None = None,
         use_control_tags: bool = False,
         seed: int = 42,

@@ -15,7 +15,7 @@ ROOT = Path(sharded_eden.__file__).parent
 MODULES = {
     ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
 }
-PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor")
+PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor", "describe")
 
 
 def package_of(module: str) -> str:
@@ -70,6 +70,7 @@ MAY_IMPORT = {
     "checks": {"checks", "train", "load", "windows", "build", "format", "root"},
     "throughput": {"train", "load", "format", "root"},
     "doctor": {"doctor", "load", "format", "root"},
+    "describe": {"describe", "checks", "train", "load", "format", "root"},
 }
 FRONT_DOORS = {
     "sharded_eden.__init__",

@@ -15,6 +15,7 @@ from sharded_eden.errors import MissingExtra as _MissingExtra
 if TYPE_CHECKING:
     from sharded_eden.build.build import build_sequence_dbs, create_sample_database
     from sharded_eden.checks.run import verify
+    from sharded_eden.describe.stats import stats
     from sharded_eden.errors import (
         DatabaseError,
         EdenError,
@@ -75,6 +76,7 @@ _HOME = {
     "flatten_rows": "sharded_eden.load.locate.packs",
     "pack_window_database": "sharded_eden.windows.pack",
     "precompute_window_database": "sharded_eden.windows.precompute",
+    "stats": "sharded_eden.describe.stats",
     "to_hugging_face": "sharded_eden.train.batch_formats",
     "to_megatron": "sharded_eden.train.batch_formats",
     "verify": "sharded_eden.checks.run",
@@ -113,6 +115,7 @@ __all__ = [
     "flatten_rows",
     "pack_window_database",
     "precompute_window_database",
+    "stats",
     "to_hugging_face",
     "to_megatron",
     "verify",

@@ -72,6 +72,10 @@ CASES = {
             {"sequence_dbs": ODD, "windows_dbs": [ODD, "w.db"], "full": True},
         ),
     ],
+    "stats_command": [
+        (commands.stats_command(), {"paths": ["SEQDB", "WINDOWS.db"]}),
+        (commands.stats_command(ODD, "w.db"), {"paths": [ODD, "w.db"]}),
+    ],
     "index_command": [
         (commands.index_command(), {"seqdb": "SEQDB", "windows_dbs": ["WINDOWS.db"]}),
         (commands.index_command(ODD, ODD), {"seqdb": ODD, "windows_dbs": [ODD]}),

@@ -16,7 +16,7 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import build, checks, doctor, index, split, windows
+from sharded_eden.cli import build, checks, doctor, index, split, stats, windows
 from sharded_eden.errors import EdenError, EdenWarning
 
 INTERRUPTED = 130
@@ -94,6 +94,7 @@ for command in (
     windows.pack,
     checks.bench,
     checks.verify,
+    stats.stats,
     doctor.doctor,
 ):
     app.command()(command)

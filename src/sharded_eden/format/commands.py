@@ -118,6 +118,11 @@ def verify_command(sequence_db_dir: PathLike = "SEQDB", *window_dbs: PathLike, f
     )
 
 
+def stats_command(*paths: PathLike) -> str:
+    """Return the command that counts what is in sequence databases, window databases or splits."""
+    return " ".join(["sharded-eden stats", *(map(quoted, paths) if paths else ["SEQDB", "WINDOWS.db"])])
+
+
 def index_command(sequence_db_dir: PathLike = "SEQDB", window_db: PathLike = "WINDOWS.db") -> str:
     """Return the command that writes the index of a window database."""
     return f"sharded-eden index {quoted(sequence_db_dir)} {quoted(window_db)}"

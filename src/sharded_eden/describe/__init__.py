@@ -1,0 +1,1 @@
+"""What is in the data and in a training step: `stats` and `show`."""

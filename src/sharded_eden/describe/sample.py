@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.describe.group import By, Groups, sample_of
-from sharded_eden.describe.letters import LetterCounts, StrangeLetter, count_letters
+from sharded_eden.describe.letters import COLUMNS, LetterCounts, StrangeLetter, count_letters
 from sharded_eden.describe.window_table import OpenSplit, Split
 from sharded_eden.errors import DatabaseError, printable, shown
 from sharded_eden.format.commands import verify_command
@@ -173,14 +173,14 @@ class _Counting:
 
     def _count_pieces(self, contig_id: str, row: int, length: int) -> NDArray[np.int64]:
         piece = np.empty(PIECE_BASES, dtype=np.uint8)
-        counts = 0
+        counts = np.zeros((1, COLUMNS), dtype=np.int64)
         with closing(self._database.blob_open("main", "sequences", "nt_sequence", row, False)) as blob:
             for start in range(0, length, PIECE_BASES):
                 n = min(PIECE_BASES, length - start)
                 blob.read_into(piece, 0, n)  # type: ignore[arg-type]  # any writable buffer will do
-                counts = counts + self._count(piece[:n], None, [(contig_id, start)])
+                counts += self._count(piece[:n], None, [(contig_id, start)])
                 self._report(0, start + n)
-        return np.asarray(counts)
+        return counts
 
     def _count(
         self, letters: NDArray[np.uint8], ends: NDArray[np.int64] | None, contigs: Sequence[tuple[str, int]]

@@ -217,8 +217,8 @@ def _sorted_by_kind(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Path]
         )
     for several in (windows, splits):
         real = [os.path.realpath(path) for path in several]
-        for k, path in enumerate(real):
-            if path in real[:k]:
+        for k, each in enumerate(real):
+            if each in real[:k]:
                 raise UsageError(f"{printable(several[k])} is given twice")
     return folders, windows, splits
 

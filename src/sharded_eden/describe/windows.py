@@ -45,7 +45,7 @@ def shown_by_first(
     """
     before = np.maximum(windows - 1, 0)
     last = np.clip(lengths - before * geometry.stride, 0, geometry.usable)
-    return np.where(windows > 0, before * min(geometry.stride, geometry.usable) + last, 0)
+    return np.asarray(np.where(windows > 0, before * min(geometry.stride, geometry.usable) + last, 0))
 
 
 def rows_of_first(

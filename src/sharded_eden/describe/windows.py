@@ -57,7 +57,7 @@ def rows_of_first(
     starts = (
         geometry.stride * (full + windows - 1) * short // 2
     )  # the sum of the starts of the windows that are not full
-    return full * geometry.usable + short * lengths - starts
+    return np.asarray(full * geometry.usable + short * lengths - starts)
 
 
 def unseen_by_reason(

@@ -54,9 +54,8 @@ def rows_of_first(
     """Return the bases in the rows of the first windows of each contig, (C,) int64; bases in two windows count twice."""
     full = np.clip((lengths - geometry.usable) // geometry.stride + 1, 0, windows)
     short = windows - full
-    starts = (
-        geometry.stride * (full + windows - 1) * short // 2
-    )  # the sum of the starts of the windows that are not full
+    # The sum of the starts of the windows that are not full.
+    starts = geometry.stride * (full + windows - 1) * short // 2
     return np.asarray(full * geometry.usable + short * lengths - starts)
 
 

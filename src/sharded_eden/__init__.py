@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     )
     from sharded_eden.format.geometry import WindowGeometry, compute_num_windows
     from sharded_eden.format.schema import extract_sample_id
-    from sharded_eden.load.dataset import ShardedEdenDataset
+    from sharded_eden.load.dataset import ArrayDataset
     from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
     from sharded_eden.load.locate.packs import flatten_rows
+    from sharded_eden.load.tensors import ShardedEdenDataset
     from sharded_eden.split import write_splits
     from sharded_eden.throughput import bench
+    from sharded_eden.train.array_stream import ArrayStream
     from sharded_eden.train.batch_formats import to_hugging_face, to_megatron
     from sharded_eden.train.hugging_face import Position, collate_for_hugging_face
     from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ArrayDataset": "sharded_eden.load.dataset",
+    "ArrayStream": "sharded_eden.train.array_stream",
     "DatabaseError": "sharded_eden.errors",
     "EdenError": "sharded_eden.errors",
     "EdenWarning": "sharded_eden.errors",
@@ -59,7 +63,7 @@ _HOME = {
     "NucleotideTokenizer": "sharded_eden.load.encode.tokenizer",
     "Position": "sharded_eden.train.hugging_face",
     "ShardedEdenDataModule": "sharded_eden.train.lightning.datamodule",
-    "ShardedEdenDataset": "sharded_eden.load.dataset",
+    "ShardedEdenDataset": "sharded_eden.load.tensors",
     "StateError": "sharded_eden.errors",
     "Stream": "sharded_eden.train.stream",
     "StreamBatchSampler": "sharded_eden.train.sampler",
@@ -86,6 +90,8 @@ _HOME = {
 _EXTRA = {"lightning": "train", "torch": "train"}
 
 __all__ = [
+    "ArrayDataset",
+    "ArrayStream",
     "DatabaseError",
     "EdenError",
     "EdenWarning",

@@ -22,8 +22,8 @@ from sharded_eden.errors import UsageError
 from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
 from sharded_eden.format.schema import WINDOWS_SUFFIX
 from sharded_eden.jobs import Progress, usable_processors
-from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.stream import Stream
 
 STAGES = ("locate", "read", "encode", "collate", "transfer")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,16 +91,12 @@ def maker(form: RowFormat, rows: list[list[Window]], **options: Any) -> RowMaker
     fetcher: Any = Fetcher(rows)
     fetcher.has_eos = form.include_eos
     packed = form.packed_bases is not None
-    return RowMaker(
-        form,
-        fetcher,
-        **{"compact": False, "packed": packed, "position_ids": torch.arange(T), "attention_mask": None, **options},
-    )
+    return RowMaker(form, fetcher, **{"compact": False, "packed": packed, "reuse": True, **options})
 
 
 def made(of: RowMaker, rows: list[list[Window]]) -> dict[str, np.ndarray]:
     wanted = [(0, window.window_idx) for row in rows for window in row]
-    return {name: tensor.numpy() for name, tensor in of.make(wanted, list(map(len, rows))).stacked.items()}
+    return of.make(wanted, list(map(len, rows)))
 
 
 @st.composite

@@ -43,7 +43,7 @@ from sharded_eden.format.parquet import parquet_source
 from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
-from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.load.tensors import ShardedEdenDataset
 
 By = Literal["sample", "contig"]
 Task = TypeVar("Task")

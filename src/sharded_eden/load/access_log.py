@@ -12,15 +12,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.utils.data import get_worker_info
 
 from sharded_eden.errors import UsageError
 from sharded_eden.load.locate.windows import Row
@@ -57,8 +55,7 @@ class AccessLog:
         Raises:
             UsageError: the folder or the file cannot be written.
         """
-        worker_info = get_worker_info()
-        worker = -1 if worker_info is None else worker_info.id
+        worker = _worker()
         now = time.time_ns()
         self._append(
             (window_idx, row[0], self._sample_of(row[0]), row[1], self.rank, now, worker, epoch)
@@ -96,7 +93,14 @@ class AccessLog:
         return {**self.__dict__, "_pid": -1, "_descriptor": -1, "_locks": {}}
 
 
+def _worker() -> int:
+    torch = sys.modules.get("torch")  # a process that has not loaded torch is none of its workers
+    info = None if torch is None else torch.utils.data.get_worker_info()
+    return -1 if info is None else int(info.id)
+
+
 def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return int(torch.distributed.get_rank())
     return int(os.environ.get("RANK", "0"))

@@ -1,6 +1,7 @@
-"""`ShardedEdenDataset`: window index -> training example. Calls locate, read, encode and the access log.
+"""`ArrayDataset`: window index -> training example, as NumPy arrays. Calls locate, read, encode and the access log.
 
-Input: integers. Output: dicts of tensors. Opening costs a fixed number of queries and one index seek for each sample.
+Input: integers. Output: dicts of arrays. Opening costs a fixed number of queries and one index seek for each sample.
+`ShardedEdenDataset` (`load/tensors.py`) makes tensors of them. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -11,23 +12,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from sharded_eden.errors import EdenError, warn
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.access_log import AccessLog
-from sharded_eden.load.encode.batch import Example, Rows, collate
-from sharded_eden.load.encode.compact import Expander
 from sharded_eden.load.encode.example import RowFormat, reverse_complement
-from sharded_eden.load.encode.rows import RowMaker
+from sharded_eden.load.encode.rows import Arrays, RowMaker
 from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.addresses import open_addresses
@@ -39,26 +35,21 @@ from sharded_eden.load.read.databases import Connections, SequenceReader
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.read.samples import check_samples
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from sharded_eden.load.tensors import ShardedEdenDataset as ShardedEdenDataset  # noqa: PLC0414 - may be imported from here
+
 logger = logging.getLogger(__name__)
 
 Index = Any
 """A window index, or (epoch, window index): Python or NumPy integers, negative indices count from the end."""
 
 
-@lru_cache(maxsize=8)
-def _shared_position_ids(seq_length: int) -> torch.Tensor:
-    return torch.arange(seq_length, dtype=torch.int64)
+class ArrayDataset:
+    """The windows of one split, as NumPy arrays: everything of `ShardedEdenDataset` that needs no torch.
 
-
-class ShardedEdenDataset(Dataset[Example]):
-    """A map-style dataset of the windows of one split.
-
-    An item is a dict of `tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32 and, with
-    `create_attention_mask`, `attention_mask` (1, T, T) bool, true where attention is forbidden. T is `seq_length`. A row is
-    BOS, control tag, SEP, upper-cased bases, EOS, padding.
-
-    `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only the strand.
-    Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
+    Processes may be forked, spawned or come from a fork server: connections are opened where they are used.
 
     Args:
         tokenizer: see `sharded_eden.load.encode.tokenizer.encoding_of`; None is the built-in `NucleotideTokenizer`.
@@ -178,20 +169,8 @@ class ShardedEdenDataset(Dataset[Example]):
                 rc_aug=rc_aug,
             )
             self._warn_of_gaps(self._fetcher.least_room)
-            self.position_ids = _shared_position_ids(seq_length)
-            self.attention_mask = (
-                torch.ones((1, seq_length, seq_length), dtype=torch.bool).triu_(1)
-                if opts.create_attention_mask
-                else None
-            )
-            self._rows = RowMaker(
-                self._format,
-                self._fetcher,
-                compact=opts.compact,
-                packed=opts.packed,
-                position_ids=self.position_ids,
-                attention_mask=self.attention_mask,
-            )
+            self._array_rows = RowMaker(self._format, self._fetcher, compact=False, packed=opts.packed, reuse=False)
+            self._prepare()
         except BaseException:
             self.close()
             raise
@@ -210,7 +189,7 @@ class ShardedEdenDataset(Dataset[Example]):
         *,
         tokenizer: Any = None,
         **options: Any,
-    ) -> ShardedEdenDataset:
+    ) -> Self:
         """Open a split with the window size and stride of its window database; arguments and errors as for the class.
 
         Example: `ShardedEdenDataset.open("seqdb", "windows/train.db", rc_aug=True)`.
@@ -274,19 +253,26 @@ class ShardedEdenDataset(Dataset[Example]):
 
     # ---- items ----
 
-    def __getitem__(self, index: Index) -> Example:
-        wanted, _ = self._windows_of([index])
-        self._log(wanted)  # before it is read: a window that fails is in the log, too
-        return self._rows.one(wanted)
+    def _prepare(self) -> None:
+        """Make what the rows of a subclass need; called when everything is open."""
 
-    def __getitems__(self, indices: Sequence[Index]) -> Rows:
-        """Return the items of many indices at once: a sequence of items over one buffer.
+    def arrays(self, indices: Sequence[Index]) -> Arrays:
+        """Return the items of many indices as NumPy arrays, bit-identical to the tensors of `ShardedEdenDataset`.
 
-        PyTorch's `DataLoader` calls this for each batch.
+        Returns:
+            `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32; of packed rows also `cu_seqlens`
+            (B, S) and `max_seqlen` (B,) int32. With `compact`, too. There is no `attention_mask`. The arrays are new memory.
+
+        Raises:
+            IndexError: an index is out of range.
+            MissingSequence: a contig is absent, or too short.
+            DatabaseError: a database cannot be read, or letters cannot be encoded.
+
+        Example: `dataset.arrays([0, (1, 5)])["tokens"]` holds window 0 in epoch 0 and window 5 in epoch 1.
         """
         wanted, sizes = self._windows_of(indices)
-        self._log(wanted)
-        return self._rows.make(wanted, sizes)
+        self._log(wanted)  # before they are read: a window that fails is in the log, too
+        return self._array_rows.make(wanted, sizes)
 
     @property
     def items_ahead(self) -> int:
@@ -343,14 +329,6 @@ class ShardedEdenDataset(Dataset[Example]):
             bases = letters[k, placed.first[k] : placed.end[k]]
             yield Window(bases, placed.reverse[k], header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
-    def expander(self) -> Expander:
-        """Return a module that expands compact batches of this dataset into tensors, on their device.
-
-        Raises:
-            UsageError: the tokenizer does not have one id per letter.
-        """
-        return Expander(self._format, self.attention_mask)
-
     def _resolve(self, index: Index, length: int, what: str) -> tuple[int, int]:
         """Return (epoch, index >= 0) of one of `length` windows or packs."""
         try:
@@ -379,11 +357,6 @@ class ShardedEdenDataset(Dataset[Example]):
         """Return the reverse complement of a sequence; case is kept."""
         return reverse_complement(seq)
 
-    @staticmethod
-    def collate_fn(batch: Any) -> Any:
-        """Collate items into a batch; see `sharded_eden.load.encode.batch.collate`."""
-        return collate(batch)
-
     # ---- closing ----
 
     def close(self) -> None:
@@ -393,7 +366,7 @@ class ShardedEdenDataset(Dataset[Example]):
             if part is not None:
                 part.close()
 
-    def __enter__(self) -> ShardedEdenDataset:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -402,3 +375,11 @@ class ShardedEdenDataset(Dataset[Example]):
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # at interpreter exit, the modules that closing needs may be unloaded
             self.close()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ShardedEdenDataset":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sharded_eden.load.tensors import ShardedEdenDataset
+
+    return ShardedEdenDataset

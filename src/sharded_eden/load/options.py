@@ -1,7 +1,7 @@
 """`ExampleOptions`: how windows are read and what an example holds, declared once for all classes that make a dataset.
 
 `ShardedEdenDataset`, `ShardedEdenDataModule` and `ShardedEdenDatasetProvider` take every option declared here, and pass them on
-as one object. To add an option, add a field and use it in `ShardedEdenDataset.__init__`.
+as one object. To add an option, add a field and use it in `ArrayDataset.__init__`.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sharded_eden.errors import MissingExtra, UsageError
-from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
 from sharded_eden.load.options import ExampleOptions, Include, absolute_path, refuses_unknown, with_option_fields
+from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.stream import RepeatedEvaluation, Stream
 
 try:

@@ -1,36 +1,30 @@
 """position -> (epoch, window) -> example: one endless map-style dataset for every trainer.
 
-Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count. A worker computes the window of
-a position from (seed, position).
+The order is that of `ArrayStream` (`train/array_stream.py`); the rows are tensors. Streams for evaluation are here too.
 """
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import UsageError, shown, warn
-from sharded_eden.load.dataset import ShardedEdenDataset
+from sharded_eden.errors import warn
 from sharded_eden.load.encode.batch import Example, Rows
-from sharded_eden.load.options import integer
+from sharded_eden.load.encode.rows import Arrays
+from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.ahead import NextBatches
-from sharded_eden.train.order import Order
+from sharded_eden.train.array_stream import ArrayStream
 
 ENDLESS = (1 << 63) - 1
-KEPT_ORDERS = 4
-MAX_EPOCH = 1 << 31
 
 
-class Stream(Dataset[Example]):
+class Stream(ArrayStream, Dataset[Example]):
     """The windows of a dataset in shuffled order, in an endless series of passes.
 
     A `DataLoader` over a stream without a sampler of this package requests the positions 0 to `len(stream) - 1` in each of its
@@ -47,6 +41,9 @@ class Stream(Dataset[Example]):
         UsageError: the dataset has no windows.
     """
 
+    dataset: ShardedEdenDataset
+    _epoch_owner = 0
+
     def __init__(
         self,
         dataset: ShardedEdenDataset,
@@ -55,45 +52,20 @@ class Stream(Dataset[Example]):
         seed: int | None = None,
         shuffle: bool = True,
     ) -> None:
-        if len(dataset) == 0:
-            raise UsageError(
-                f"{dataset.window_db_path} holds no window, so there is nothing to stream. Precompute it with a lower "
-                "--window-min-length-threshold, or from a split that has contigs"
-            )
-        if num_samples is not None and num_samples < 0:
-            raise UsageError(f"num_samples must not be negative, but is {num_samples}")
-        self.dataset = dataset
-        self.num_samples = num_samples
-        self.seed = dataset.seed if seed is None else seed
-        self.shuffle = shuffle
-        self._orders: OrderedDict[int, Order] = OrderedDict()
-        self._share(0, ENDLESS)
+        super().__init__(dataset, num_samples, seed=seed, shuffle=shuffle)
         self._next_batches = NextBatches()
         self._last_pass: int | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The stream that a saved position belongs to: `seed`, `fingerprint`, `geometry`, and `rows` (now and in 0.1)."""
-        data = self.dataset
-        return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": data.rows}
 
     @property
     def epoch(self) -> int:
         """The pass that `set_epoch` chose."""
         return int(self._epoch)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Let position p mean position `epoch * len(self) + p` of the endless stream, in running workers too.
-
-        Raises:
-            UsageError: a negative epoch.
-        """
-        if not 0 <= integer(epoch, "epoch") < MAX_EPOCH:
-            raise UsageError(f"epoch must lie in [0, {MAX_EPOCH}), but is {shown(epoch)}")
+    def _start_pass(self, epoch: int) -> None:
         if self._epoch_owner == os.getpid():
             self._epoch.fill_(epoch)
         else:
-            self._share(epoch, int(self._end))
+            self._share(epoch, int(self._end) if self._epoch_owner else ENDLESS)
 
     def set_end(self, position: int | None) -> None:
         """State where the sampler of a pass ends, None for one without end: nothing from there on is announced to the kernel.
@@ -138,43 +110,6 @@ class Stream(Dataset[Example]):
             self.dataset.announce(self.windows_at(upcoming))
         return rows
 
-    def windows_at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
-        """Return (epoch, window index) of each position.
-
-        Raises:
-            IndexError: a position below 0, or at or beyond `num_samples`.
-        """
-        try:
-            checked = [operator.index(p) for p in positions]
-        except TypeError as error:
-            raise IndexError(f"a stream is asked for integer positions: {error}") from None
-        for position in checked:
-            if position < 0 or (self.num_samples is not None and position >= self.num_samples):
-                end = "without end" if self.num_samples is None else f"of {self.num_samples} samples"
-                raise IndexError(f"position {position} is outside a stream {end}")
-        if shift := self.epoch * (len(self.dataset) if self.num_samples is None else self.num_samples):
-            checked = [position + shift for position in checked]
-        length = len(self.dataset)
-        windows: list[tuple[int, int]] = [(-1, -1)] * len(checked)
-        by_epoch: dict[int, list[int]] = {}
-        for k, position in enumerate(checked):
-            by_epoch.setdefault(position // length, []).append(k)
-        for epoch, places in by_epoch.items():
-            found = self._visit(epoch, np.array([checked[k] % length for k in places], dtype=np.int64))
-            for k, window_idx in zip(places, found.tolist(), strict=True):
-                windows[k] = (epoch, window_idx)
-        return windows
-
-    def _visit(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return places
-        order = self._orders.get(epoch)
-        if order is None:
-            while len(self._orders) >= KEPT_ORDERS:
-                self._orders.popitem(last=False)
-            order = self._orders[epoch] = Order(len(self.dataset), self.seed, epoch)
-        return order(places)
-
     def collate_fn(self, batch: Any) -> Any:
         """Collate examples into a batch, as the dataset does."""
         return self.dataset.collate_fn(batch)
@@ -213,6 +148,12 @@ class EvaluationStream(Stream):
         rows.stacked["row_counts"] = torch.tensor([position < total for position in positions])
         return rows
 
+    def arrays(self, positions: Sequence[int]) -> Arrays:
+        """Return the rows at many positions as NumPy arrays, with `row_counts` (B,) bool."""
+        total = len(self.dataset)
+        rows = super().arrays([position % total for position in positions])
+        return {**rows, "row_counts": np.array([position < total for position in positions])}
+
     def _end_of_asking(self) -> int:
         return len(self.dataset)
 
@@ -240,6 +181,10 @@ class RepeatedEvaluation(EvaluationStream):
     def __getitems__(self, positions: Sequence[int]) -> Rows:
         """Return the examples at many positions, over one buffer."""
         return super().__getitems__([self._within(position) for position in positions])
+
+    def arrays(self, positions: Sequence[int]) -> Arrays:
+        """Return the rows at many positions as NumPy arrays, with `row_counts` (B,) bool."""
+        return super().arrays([self._within(position) for position in positions])
 
     def _end_of_asking(self) -> int:
         return min(self._rows_each, super()._end_of_asking())

@@ -47,9 +47,11 @@ class RowBuffers:
     Args:
         seq_length: T.
         dtypes: of the arrays; by default, of tokens, labels and loss mask.
+        reuse: False returns new memory each time.
     """
 
-    def __init__(self, seq_length: int, dtypes: tuple[type[np.generic], ...] = DTYPES) -> None:
+    def __init__(self, seq_length: int, dtypes: tuple[type[np.generic], ...] = DTYPES, *, reuse: bool = True) -> None:
+        self._most_bytes = MAX_POOLED_BYTES if reuse else 0
         self._seq_length = seq_length
         self._dtypes = dtypes
         self._unused = _references_of_unused_arrays(len(dtypes))
@@ -68,7 +70,7 @@ class RowBuffers:
             if _references(pool[-1]) <= self._unused:
                 return pool[-1]
         arrays, size_bytes = _allocate(shape, self._dtypes)
-        if self._pooled_bytes + size_bytes <= MAX_POOLED_BYTES:
+        if self._pooled_bytes + size_bytes <= self._most_bytes:
             pool.append(arrays)
             self._pooled_bytes += size_bytes
         return arrays

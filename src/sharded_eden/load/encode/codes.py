@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sharded_eden.errors import UsageError
 from sharded_eden.load.encode.example import COMPLEMENT, RowFormat, letters_within
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 
@@ -51,6 +52,19 @@ def specials_as_ids(form: RowFormat) -> Specials:
     if not all(0 <= i < LEAST_LETTER for i in (pad, bos, eos, sep)) or (form.loss_on_eos and eos in {pad, bos, sep}):
         return SENT
     return Specials(pad, bos, eos, sep, tag=pad)
+
+
+def check_compact(row_format: RowFormat) -> None:
+    """Raise an error for a layout that has no compact form.
+
+    Raises:
+        UsageError: the tokenizer does not have one id per letter, so its tokens cannot be made on a device.
+    """
+    if row_format.encoding.table is None:
+        raise UsageError(
+            "compact=True needs a tokenizer with one id per letter; this one must be called on the text of each window: "
+            "leave compact=False"
+        )
 
 
 Ints = NDArray[np.int64]

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
-from sharded_eden.errors import UsageError
 from sharded_eden.load.encode.buffers import RowBuffers
-from sharded_eden.load.encode.codes import BLOCK_BYTES, CodeTables
+from sharded_eden.load.encode.codes import BLOCK_BYTES, CodeTables, check_compact
 from sharded_eden.load.encode.example import RowFormat
 from sharded_eden.load.read.connections import PerThread
 
@@ -19,19 +18,6 @@ CompactBatch = Mapping[str, torch.Tensor]
 """`codes` (B, T) uint8; with control tags `tags` (B, G) int64, padded with -1; and other keys.
 
 Packed rows have `cu_seqlens` (B, S) int32 too, and tags of each window: (B, windows of a row, G)."""
-
-
-def check_compact(row_format: RowFormat) -> None:
-    """Raise an error for a layout that has no compact form.
-
-    Raises:
-        UsageError: the tokenizer does not have one id per letter, so its tokens cannot be made on a device.
-    """
-    if row_format.encoding.table is None:
-        raise UsageError(
-            "compact=True needs a tokenizer with one id per letter; this one must be called on the text of each window: "
-            "leave compact=False"
-        )
 
 
 class Expander:

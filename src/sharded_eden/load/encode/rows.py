@@ -1,9 +1,9 @@
-"""Windows -> rows of tensors. One path for single items, batches, compact and packed rows.
+"""Windows -> rows of NumPy arrays. One path for single items, batches, compact and packed rows.
 
     wanted windows -> letters in rows of codes -> framed with special tokens -> codes as they are (compact)
                                                                             -> tokens, labels, loss mask (a table lookup)
 
-Input: (epoch, window index) pairs, and the number of windows in each row. Output: `Rows` over shared buffers. Cost: one table
+Input: (epoch, window index) pairs, and the number of windows in each row. Output: arrays of rows. Cost: one table
 lookup per token. A row with letters that are not in the tokenizer's table, and every row of a tokenizer without a table, is
 encoded on its own, which is slower.
 """
@@ -12,28 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sharded_eden.load.encode.batch import Example, Rows
 from sharded_eden.load.encode.buffers import BATCH_DTYPES, RowBuffers
 from sharded_eden.load.encode.codes import (
     BLOCK_BYTES,
     SENT,
     CodeEncoder,
     CodeTables,
+    check_compact,
     reverse_complement_in_place,
     specials_as_ids,
 )
-from sharded_eden.load.encode.compact import across_windows, check_compact
 from sharded_eden.load.encode.example import RowEncoder, RowFormat
 from sharded_eden.load.read.connections import PerThread
 from sharded_eden.load.read.fetch import Placed, Wanted, WindowFetcher
 
 Ends = list[list[int]]
 """Where each window of each row ends."""
+
+Arrays = dict[str, NDArray[Any]]
+"""The parts of rows by name, each with a leading dimension B: those of an example, see `ShardedEdenDataset`, or `codes`."""
 
 
 class RowMaker:
@@ -44,8 +46,8 @@ class RowMaker:
         fetcher: reads the windows.
         compact: make rows of codes, one byte per token.
         packed: put several windows into a row, and return where each of them begins.
-        position_ids: (T,) int64; single unpacked rows share it.
-        attention_mask: (1, T, T) bool, true where attention is not allowed; None for none.
+        reuse: return memory again once nothing refers to the arrays. Views of arrays do not count as references: True only
+            where the arrays become tensors, which do.
 
     Raises:
         UsageError: `compact` with a tokenizer that is not a table.
@@ -58,19 +60,16 @@ class RowMaker:
         *,
         compact: bool,
         packed: bool,
-        position_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        reuse: bool,
     ) -> None:
-        self._position_ids = position_ids
+        self._reuse = reuse
         self._format = row_format
         self._fetcher = fetcher
         self._compact = compact
         self._packed = packed
-        self._attention_mask = attention_mask
         self._length = row_format.seq_length
         self._untagged_header = row_format.header([])
         self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
-        # Not a view of a tensor: sending that to another process moves its memory away.
         self._positions = np.arange(row_format.seq_length)
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
         self._single_buffers = PerThread(self._make_single_buffers, RowBuffers.clear)
@@ -87,16 +86,16 @@ class RowMaker:
         self._tag_length = max(0, least_header - fetcher.least_room)
 
     def _make_buffers(self) -> RowBuffers:
-        return RowBuffers(self._length, (np.uint8,) if self._compact else BATCH_DTYPES)
+        return RowBuffers(self._length, (np.uint8,) if self._compact else BATCH_DTYPES, reuse=self._reuse)
 
     def _make_single_buffers(self) -> RowBuffers:
-        return RowBuffers(self._length)
+        return RowBuffers(self._length, reuse=self._reuse)
 
     def _make_scratch(self) -> NDArray[np.uint8]:
         return np.empty((self._block_rows, self._length), dtype=np.uint8)
 
-    def make(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
-        """Return rows over one buffer.
+    def make(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
+        """Return rows, (B, T) each.
 
         Args:
             wanted: the windows of all rows.
@@ -108,20 +107,11 @@ class RowMaker:
         """
         return self._compact_rows(wanted, sizes) if self._compact else self._full_rows(wanted, sizes)
 
-    def one(self, wanted: Sequence[Wanted]) -> Example:
-        """Return one row, of one window unless rows are packed. Unpacked rows share their `position_ids`."""
-        if self._compact or self._packed:
-            return self.make(wanted, [len(wanted)])[0]
+    def one(self, wanted: Wanted) -> Arrays:
+        """Return the row of one window, (T,) each, without its `position_ids`; for rows neither compact nor packed."""
         tokens, labels, loss_mask = self._single_buffers.get().get(None)
-        self._fill_full(wanted, [1], tokens[None], labels[None], loss_mask[None])
-        masks = {} if self._attention_mask is None else {"attention_mask": self._attention_mask}
-        return {
-            "tokens": torch.from_numpy(tokens),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(loss_mask),
-            "position_ids": self._position_ids,
-            **masks,
-        }
+        self._fill_full([wanted], [1], tokens[None], labels[None], loss_mask[None])
+        return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask}
 
     # ---- rows of codes ----
 
@@ -139,20 +129,20 @@ class RowMaker:
     def _knows_all(self, codes: NDArray[np.uint8], placed: Placed) -> bool:
         return self._codes.knows_all(codes, sum(placed.end) - sum(placed.first))
 
-    def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
+    def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
         (codes,) = self._buffers.get().get(len(sizes))
         placed = self._fill(wanted, sizes, codes)
         if not self._knows_all(codes, placed):
             self._refuse_unknown(wanted, codes, placed)
-        stacked = {"codes": torch.from_numpy(codes)}
+        stacked: Arrays = {"codes": codes}
         if self._packed:
             ends = [ends_with_tokens(row) for row in self._ends(placed, len(sizes))]
             stacked.update(boundaries(ends, self._length))
         if self._format.weighs_letters:
-            segments = stacked["cu_seqlens"].numpy() if self._packed else None
+            segments = stacked["cu_seqlens"] if self._packed else None
             self._fetcher.check_loss(self._tables.any_loss(codes, segments))
         tags = self._tags(placed, sizes)
-        return Rows(stacked if tags is None else {**stacked, "tags": tags}, {})
+        return stacked if tags is None else {**stacked, "tags": tags}
 
     def _refuse_unknown(self, wanted: Sequence[Wanted], codes: NDArray[np.uint8], placed: Placed) -> None:
         for (_, window_idx), row, first, end in zip(wanted, placed.row, placed.first, placed.end, strict=True):
@@ -161,7 +151,7 @@ class RowMaker:
             except UnicodeError as error:
                 raise self._fetcher.unreadable_letters(window_idx, error) from error
 
-    def _tags(self, placed: Placed, sizes: Sequence[int]) -> torch.Tensor | None:
+    def _tags(self, placed: Placed, sizes: Sequence[int]) -> NDArray[np.int64] | None:
         """Return the ids of control tags, -1 after shorter ones: (B, G) int64, or (B, windows of a row, G) where packed."""
         if placed.headers is None:
             return None
@@ -173,31 +163,23 @@ class RowMaker:
         numbers = (number for size in sizes for number in range(size))
         for row, number, tag in zip(placed.row, numbers, tags, strict=True):
             ids[row, number, : len(tag)] = tag
-        return torch.from_numpy(ids if self._packed else ids[:, 0])
+        return ids if self._packed else ids[:, 0]
 
     # ---- rows of tokens, labels and loss masks ----
 
-    def _full_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Rows:
+    def _full_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
         tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
         ends = self._fill_full(wanted, sizes, tokens, labels, loss_mask)
-        stacked = {
-            "tokens": torch.from_numpy(tokens),
-            "labels": torch.from_numpy(labels),
-            "loss_mask": torch.from_numpy(loss_mask),
-            "position_ids": torch.from_numpy(position_ids),
-        }
+        stacked: Arrays = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         if not self._packed:
             position_ids[...] = self._positions
-            return Rows(stacked, {} if self._attention_mask is None else {"attention_mask": self._attention_mask})
+            return stacked
         ends = [ends_with_tokens(row) for row in ends]
         for row, row_ends in zip(position_ids, ends, strict=True):
             for start, end in pairwise((0, *row_ends, self._length)):
                 row[start:end] = self._positions[: end - start]
         stacked.update(boundaries(ends, self._length))
-        if self._attention_mask is not None:
-            apart = across_windows(stacked["cu_seqlens"], self._length)
-            stacked["attention_mask"] = apart[:, None] | self._attention_mask
-        return Rows(stacked, {})
+        return stacked
 
     def _fill_full(
         self,
@@ -315,7 +297,7 @@ def ends_with_tokens(ends: Sequence[int]) -> list[int]:
     return [end for at, end in pairwise((0, *ends)) if end > at]
 
 
-def boundaries(ends: Sequence[Sequence[int]], seq_length: int) -> Example:
+def boundaries(ends: Sequence[Sequence[int]], seq_length: int) -> Arrays:
     """Return `cu_seqlens` (B, S) int32 and `max_seqlen` (B,) int32 of rows whose windows end there, ascending."""
     segments = max(map(len, ends), default=0) + 2
     cu_seqlens = np.full((len(ends), segments), seq_length, dtype=np.int32)
@@ -324,10 +306,7 @@ def boundaries(ends: Sequence[Sequence[int]], seq_length: int) -> Example:
         cu_seqlens[k, 1 : len(row) + 1] = row
     if len(ends) and (cu_seqlens[:, -2] == seq_length).all():  # every row is full, or has another segment to spare
         cu_seqlens = np.ascontiguousarray(cu_seqlens[:, :-1])
-    return {
-        "cu_seqlens": torch.from_numpy(cu_seqlens),
-        "max_seqlen": torch.from_numpy(np.diff(cu_seqlens, axis=1).max(axis=1)),
-    }
+    return {"cu_seqlens": cu_seqlens, "max_seqlen": np.diff(cu_seqlens, axis=1).max(axis=1)}
 
 
 def _forget(codes: NDArray[np.uint8]) -> None:

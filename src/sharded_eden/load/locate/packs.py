@@ -11,16 +11,18 @@ in a batch `cu_seqlens` is (B, S), rows with fewer segments repeat T. Costs one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import apsw
 import numpy as np
-import torch
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.commands import pack_command
 from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
-from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.locate.windows import WindowIndex
+
+if TYPE_CHECKING:
+    from sharded_eden.load.encode.batch import Example
 
 _LOOKUP = "SELECT windows FROM carray(?) AS wanted LEFT JOIN packs ON pack_idx = wanted.value"
 
@@ -95,6 +97,8 @@ def flatten_rows(batch: Example) -> Example:
         `tokens`, `labels`, `loss_mask`, `position_ids` (1, B * T); `cu_seqlens` (segments + 1,) int32, strictly increasing from
         0 to B * T; `max_seqlen` () int32.
     """
+    import torch
+
     rows, length = batch["tokens"].shape
     offsets = torch.arange(rows, dtype=torch.int32, device=batch["tokens"].device) * length
     starts = batch["cu_seqlens"]

@@ -21,11 +21,11 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sharded_eden.jobs import usable_processors
-from sharded_eden.load.dataset import ShardedEdenDataset
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.encode.compact import Expander
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
 from sharded_eden.load.options import ExampleOptions, absolute_path, takes_options
+from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
 from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler

@@ -1,0 +1,84 @@
+"""`ShardedEdenDataset`: window index -> training example, as tensors. `ArrayDataset` (`load/dataset.py`) makes the arrays.
+
+Input: integers. Output: dicts of tensors over the memory of the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from sharded_eden.load.dataset import ArrayDataset, Index
+from sharded_eden.load.encode.batch import Example, Rows, collate
+from sharded_eden.load.encode.compact import Expander, across_windows
+from sharded_eden.load.encode.rows import RowMaker
+
+
+@lru_cache(maxsize=8)
+def _shared_position_ids(seq_length: int) -> torch.Tensor:
+    return torch.arange(seq_length, dtype=torch.int64)
+
+
+class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
+    """A map-style dataset of the windows of one split.
+
+    An item is a dict of `tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32 and, with
+    `create_attention_mask`, `attention_mask` (1, T, T) bool, true where attention is forbidden. T is `seq_length`. A row is
+    BOS, control tag, SEP, upper-cased bases, EOS, padding.
+
+    `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only the strand.
+    Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
+
+    Arguments and errors are those of `sharded_eden.load.dataset.ArrayDataset`.
+    """
+
+    def _prepare(self) -> None:
+        length = self.seq_length
+        self.position_ids = _shared_position_ids(length)
+        self.attention_mask = (
+            torch.ones((1, length, length), dtype=torch.bool).triu_(1) if self.options.create_attention_mask else None
+        )
+        compact, packed = self.options.compact, self.options.packed
+        self._rows = RowMaker(self._format, self._fetcher, compact=compact, packed=packed, reuse=True)
+        self._items_are_batches = compact or packed
+
+    def __getitem__(self, index: Index) -> Example:
+        if self._items_are_batches:
+            return self.__getitems__([index])[0]
+        ((wanted,), _) = self._windows_of([index])
+        self._log([wanted])  # before it is read: a window that fails is in the log, too
+        item = {name: torch.from_numpy(array) for name, array in self._rows.one(wanted).items()}
+        item["position_ids"] = self.position_ids
+        return item if self.attention_mask is None else {**item, "attention_mask": self.attention_mask}
+
+    def __getitems__(self, indices: Sequence[Index]) -> Rows:
+        """Return the items of many indices at once: a sequence of items over one buffer.
+
+        PyTorch's `DataLoader` calls this for each batch.
+        """
+        wanted, sizes = self._windows_of(indices)
+        self._log(wanted)
+        stacked = {name: torch.from_numpy(array) for name, array in self._rows.make(wanted, sizes).items()}
+        if self.attention_mask is None or "codes" in stacked:
+            return Rows(stacked, {})
+        if "cu_seqlens" not in stacked:
+            return Rows(stacked, {"attention_mask": self.attention_mask})
+        apart = across_windows(stacked["cu_seqlens"], self.seq_length)
+        return Rows({**stacked, "attention_mask": apart[:, None] | self.attention_mask}, {})
+
+    def expander(self) -> Expander:
+        """Return a module that expands compact batches of this dataset into tensors, on their device.
+
+        Raises:
+            UsageError: the tokenizer does not have one id per letter.
+        """
+        return Expander(self._format, self.attention_mask)
+
+    @staticmethod
+    def collate_fn(batch: Any) -> Any:
+        """Collate items into a batch; see `sharded_eden.load.encode.batch.collate`."""
+        return collate(batch)

@@ -1,0 +1,142 @@
+"""position -> (epoch, window) -> example as NumPy arrays: the endless stream that every trainer reads, without torch.
+
+Position p of the stream is window `order(seed, epoch = p // N, p mod N)`. Samplers only count. A worker computes the window of
+a position from (seed, position). `Stream` (`train/stream.py`) makes tensors of the same rows.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import UsageError, shown
+from sharded_eden.load.dataset import ArrayDataset
+from sharded_eden.load.encode.rows import Arrays
+from sharded_eden.load.options import integer
+from sharded_eden.train.order import Order
+
+KEPT_ORDERS = 4
+MAX_EPOCH = 1 << 31
+
+
+class ArrayStream:
+    """The windows of a dataset in shuffled order, in an endless series of passes. Rows are NumPy arrays.
+
+    Args:
+        dataset: the windows of a split.
+        num_samples: where the stream ends; None for an endless stream, whose `len()` is one pass.
+        seed: decides the order; None is the dataset's seed.
+        shuffle: False visits the windows in the order of their indices, in every pass.
+
+    Raises:
+        UsageError: the dataset has no windows.
+
+    Example:
+        stream = ArrayStream(ArrayDataset.open("seqdb", "windows/train.db"))
+        stream.arrays([0, 1])["tokens"]  # (2, seq_length) int64
+    """
+
+    def __init__(
+        self,
+        dataset: ArrayDataset,
+        num_samples: int | None = None,
+        *,
+        seed: int | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        if len(dataset) == 0:
+            raise UsageError(
+                f"{dataset.window_db_path} holds no window, so there is nothing to stream. Precompute it with a lower "
+                "--window-min-length-threshold, or from a split that has contigs"
+            )
+        if num_samples is not None and num_samples < 0:
+            raise UsageError(f"num_samples must not be negative, but is {num_samples}")
+        self.dataset = dataset
+        self.num_samples = num_samples
+        self.seed = dataset.seed if seed is None else seed
+        self.shuffle = shuffle
+        self._orders: OrderedDict[int, Order] = OrderedDict()
+        self._start_pass(0)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The stream that a saved position belongs to: `seed`, `fingerprint`, `geometry`, and `rows` (now and in 0.1)."""
+        data = self.dataset
+        return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": data.rows}
+
+    @property
+    def epoch(self) -> int:
+        """The pass that `set_epoch` chose."""
+        return self._pass
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let position p mean position `epoch * len(self) + p` of the endless stream; of a `Stream`, in running workers too.
+
+        Raises:
+            UsageError: a negative epoch.
+        """
+        if not 0 <= integer(epoch, "epoch") < MAX_EPOCH:
+            raise UsageError(f"epoch must lie in [0, {MAX_EPOCH}), but is {shown(epoch)}")
+        self._start_pass(epoch)
+
+    def _start_pass(self, epoch: int) -> None:
+        self._pass = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.num_samples is None else self.num_samples
+
+    def arrays(self, positions: Sequence[int]) -> Arrays:
+        """Return the rows at many positions as NumPy arrays, bit-identical to the tensors of a `Stream`.
+
+        Returns:
+            `tokens`, `labels`, `position_ids` (B, T) int64 and `loss_mask` (B, T) float32; see `ArrayDataset.arrays` for
+            other keys.
+
+        Raises:
+            IndexError: a position below 0, or at or beyond `num_samples`.
+            MissingSequence: a contig is absent, or too short.
+            DatabaseError: a database cannot be read, or letters cannot be encoded.
+        """
+        return self.dataset.arrays(self.windows_at(positions))
+
+    def windows_at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (epoch, window index) of each position.
+
+        Raises:
+            IndexError: a position below 0, or at or beyond `num_samples`.
+        """
+        try:
+            checked = [operator.index(p) for p in positions]
+        except TypeError as error:
+            raise IndexError(f"a stream is asked for integer positions: {error}") from None
+        for position in checked:
+            if position < 0 or (self.num_samples is not None and position >= self.num_samples):
+                end = "without end" if self.num_samples is None else f"of {self.num_samples} samples"
+                raise IndexError(f"position {position} is outside a stream {end}")
+        length = len(self.dataset)
+        if shift := self.epoch * (length if self.num_samples is None else self.num_samples):
+            checked = [position + shift for position in checked]
+        windows: list[tuple[int, int]] = [(-1, -1)] * len(checked)
+        by_epoch: dict[int, list[int]] = {}
+        for k, position in enumerate(checked):
+            by_epoch.setdefault(position // length, []).append(k)
+        for epoch, places in by_epoch.items():
+            found = self._visit(epoch, np.array([checked[k] % length for k in places], dtype=np.int64))
+            for k, window_idx in zip(places, found.tolist(), strict=True):
+                windows[k] = (epoch, window_idx)
+        return windows
+
+    def _visit(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return places
+        order = self._orders.get(epoch)
+        if order is None:
+            while len(self._orders) >= KEPT_ORDERS:
+                self._orders.popitem(last=False)
+            order = self._orders[epoch] = Order(len(self.dataset), self.seed, epoch)
+        return order(places)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sharded_eden.train.batch_formats import to_hugging_face, to_megatron
     from sharded_eden.train.hugging_face import Position, collate_for_hugging_face
     from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
+    from sharded_eden.train.mixture import Mixture
     from sharded_eden.train.sampler import StreamBatchSampler
     from sharded_eden.train.stream import Stream
     from sharded_eden.windows.pack import pack_window_database
@@ -60,6 +61,7 @@ _HOME = {
     "MissingDatabase": "sharded_eden.errors",
     "MissingExtra": "sharded_eden.errors",
     "MissingSequence": "sharded_eden.errors",
+    "Mixture": "sharded_eden.train.mixture",
     "NucleotideTokenizer": "sharded_eden.load.encode.tokenizer",
     "Position": "sharded_eden.train.hugging_face",
     "ShardedEdenDataModule": "sharded_eden.train.lightning.datamodule",
@@ -100,6 +102,7 @@ __all__ = [
     "MissingDatabase",
     "MissingExtra",
     "MissingSequence",
+    "Mixture",
     "NucleotideTokenizer",
     "Position",
     "ShardedEdenDataModule",

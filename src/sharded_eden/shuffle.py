@@ -16,6 +16,7 @@ statistical tests cannot tell the result from a uniform permutation, see tests/t
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -171,3 +172,38 @@ def _scramble(
         np.bitwise_xor(mixed, shifted, out=mixed)
         np.multiply(mixed, factor, out=mixed)
     return np.right_shift(mixed, shift, out=mixed)
+
+
+def permute_each(permutations: Sequence[Permutation], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the image of each position under its own permutation: `permutations[k]([positions[k]])`, all at once.
+
+    Args:
+        permutations: (n,).
+        positions: (n,) int64, each in [0, length) of its permutation.
+
+    Raises:
+        IndexError: a position outside.
+    """
+    lengths = np.array([each.length for each in permutations], dtype=np.uint64)
+    values = positions.astype(np.uint64)
+    if (values >= lengths).any():
+        raise IndexError("a position is outside of its order")
+    keys = np.array([each._keys for each in permutations], dtype=np.uint64).T  # (ROUNDS, n)
+    right_bits, left_shift, right_shift = np.array(
+        [(each._right_bits, each._left_shift, each._right_shift) for each in permutations], dtype=np.uint64
+    ).T
+    right_mask = (np.uint64(1) << right_bits) - np.uint64(1)
+    outside = np.arange(len(values))
+    while outside.size > FEW:
+        bits, mask = right_bits[outside], right_mask[outside]
+        left, right = values[outside] >> bits, values[outside] & mask
+        mixed, shifted = np.empty_like(left), np.empty_like(left)
+        to_left, to_right, own = left_shift[outside], right_shift[outside], keys[:, outside]
+        for k in range(0, ROUNDS, 2):
+            left ^= _scramble(right, own[k], to_left, mixed, shifted)
+            right ^= _scramble(left, own[k + 1], to_right, mixed, shifted)
+        values[outside] = walked = (left << bits) | right
+        outside = outside[walked >= lengths[outside]]
+    for k in outside.tolist():
+        values[k] = permutations[k]._walk(int(values[k]))
+    return values.astype(np.int64)

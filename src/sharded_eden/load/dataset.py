@@ -169,7 +169,7 @@ class ArrayDataset:
                 rc_aug=rc_aug,
             )
             self._warn_of_gaps(self._fetcher.least_room)
-            self._array_rows = RowMaker(self._format, self._fetcher, compact=False, packed=opts.packed, reuse=False)
+            self._array_rows = self._array_maker(self._fetcher)
             self._prepare()
         except BaseException:
             self.close()
@@ -252,6 +252,10 @@ class ArrayDataset:
         )
 
     # ---- items ----
+
+    def _array_maker(self, fetcher: Any) -> RowMaker:
+        """Return what makes arrays of this dataset's layout from the windows of a fetcher: its own, or that of a mixture."""
+        return RowMaker(self._format, fetcher, compact=False, packed=self.options.packed, reuse=False)
 
     def _prepare(self) -> None:
         """Make what the rows of a subclass need; called when everything is open."""

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from sharded_eden.load.dataset import ArrayDataset, Index
 from sharded_eden.load.encode.batch import Example, Rows, collate
 from sharded_eden.load.encode.compact import Expander, across_windows
-from sharded_eden.load.encode.rows import RowMaker
+from sharded_eden.load.encode.rows import Arrays, RowMaker
 
 
 @lru_cache(maxsize=8)
@@ -42,9 +42,12 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
         self.attention_mask = (
             torch.ones((1, length, length), dtype=torch.bool).triu_(1) if self.options.create_attention_mask else None
         )
-        compact, packed = self.options.compact, self.options.packed
-        self._rows = RowMaker(self._format, self._fetcher, compact=compact, packed=packed, reuse=True)
-        self._items_are_batches = compact or packed
+        self._rows = self._tensor_maker(self._fetcher)
+        self._items_are_batches = self.options.compact or self.options.packed
+
+    def _tensor_maker(self, fetcher: Any) -> RowMaker:
+        """Return what makes the arrays under tensors; see `_array_maker`."""
+        return RowMaker(self._format, fetcher, compact=self.options.compact, packed=self.options.packed, reuse=True)
 
     def __getitem__(self, index: Index) -> Example:
         if self._items_are_batches:
@@ -62,7 +65,11 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
         """
         wanted, sizes = self._windows_of(indices)
         self._log(wanted)
-        stacked = {name: torch.from_numpy(array) for name, array in self._rows.make(wanted, sizes).items()}
+        return self._rows_of(self._rows.make(wanted, sizes))
+
+    def _rows_of(self, arrays: Arrays) -> Rows:
+        """Return arrays as tensors over the same memory, with the attention mask."""
+        stacked = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self.attention_mask is None or "codes" in stacked:
             return Rows(stacked, {})
         if "cu_seqlens" not in stacked:

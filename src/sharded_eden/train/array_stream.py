@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sharded_eden.load.dataset import ArrayDataset
 from sharded_eden.load.encode.rows import Arrays
 from sharded_eden.load.options import integer
 from sharded_eden.train.order import Order
+from sharded_eden.train.state import AcceptOtherData, make_state, position_of
 
 KEPT_ORDERS = 4
 MAX_EPOCH = 1 << 31
@@ -69,6 +70,18 @@ class ArrayStream:
         data = self.dataset
         return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": data.rows}
 
+    def state(self, consumed_samples: int) -> dict[str, Any]:
+        """Return the state to save at a position: the same on every rank."""
+        return make_state(consumed_samples=consumed_samples, epoch=self.epoch, **self.identity)
+
+    def position_of(self, state: Mapping[str, Any], accept_other_data: AcceptOtherData = False) -> tuple[int, int]:
+        """Return the consumed samples and the epoch in a saved state.
+
+        Raises:
+            StateError: it is not a state, or was saved for another stream; the message names both values.
+        """
+        return position_of(state, **self.identity, accept_other_data=accept_other_data)
+
     @property
     def epoch(self) -> int:
         """The pass that `set_epoch` chose."""
@@ -88,7 +101,7 @@ class ArrayStream:
         self._pass = epoch
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.num_samples is None else self.num_samples
+        return self._samples_of_an_epoch
 
     def arrays(self, positions: Sequence[int]) -> Arrays:
         """Return the rows at many positions as NumPy arrays, bit-identical to the tensors of a `Stream`.
@@ -104,12 +117,16 @@ class ArrayStream:
         """
         return self.dataset.arrays(self.windows_at(positions))
 
-    def windows_at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
-        """Return (epoch, window index) of each position.
+    def windows_at(self, positions: Sequence[int]) -> list[Any]:
+        """Return the item of the dataset at each position: (epoch, window index); (source, epoch, index) of a mixture.
 
         Raises:
             IndexError: a position below 0, or at or beyond `num_samples`.
         """
+        return self._items(self._checked(positions))
+
+    def _checked(self, positions: Sequence[int]) -> list[int]:
+        """Return positions of the endless stream, after checking them."""
         try:
             checked = [operator.index(p) for p in positions]
         except TypeError as error:
@@ -118,15 +135,23 @@ class ArrayStream:
             if position < 0 or (self.num_samples is not None and position >= self.num_samples):
                 end = "without end" if self.num_samples is None else f"of {self.num_samples} samples"
                 raise IndexError(f"position {position} is outside a stream {end}")
-        length = len(self.dataset)
-        if shift := self.epoch * (length if self.num_samples is None else self.num_samples):
+        if shift := self.epoch * self._samples_of_an_epoch:
             checked = [position + shift for position in checked]
-        windows: list[tuple[int, int]] = [(-1, -1)] * len(checked)
+        return checked
+
+    @property
+    def _samples_of_an_epoch(self) -> int:
+        return len(self.dataset) if self.num_samples is None else self.num_samples
+
+    def _items(self, positions: Sequence[int]) -> list[Any]:
+        """Return the item of the dataset at each position of the endless stream."""
+        length = len(self.dataset)
+        windows: list[tuple[int, int]] = [(-1, -1)] * len(positions)
         by_epoch: dict[int, list[int]] = {}
-        for k, position in enumerate(checked):
+        for k, position in enumerate(positions):
             by_epoch.setdefault(position // length, []).append(k)
         for epoch, places in by_epoch.items():
-            found = self._visit(epoch, np.array([checked[k] % length for k in places], dtype=np.int64))
+            found = self._visit(epoch, np.array([positions[k] % length for k in places], dtype=np.int64))
             for k, window_idx in zip(places, found.tolist(), strict=True):
                 windows[k] = (epoch, window_idx)
         return windows

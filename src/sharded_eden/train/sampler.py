@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 from sharded_eden.errors import UsageError
 from sharded_eden.load.options import integer
-from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, make_state, position_in, position_of
+from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass
 
 
@@ -256,7 +256,7 @@ class StreamBatchSampler(Sampler[list[int]]):
                 `torchdata`'s `StatefulDataLoader` also saves the position of the last batch that it returned.
         """
         consumed = self.consumed_samples if consumed_samples is None else consumed_samples
-        return make_state(consumed_samples=consumed, epoch=self.stream.epoch, **self.stream.identity)
+        return self.stream.state(consumed)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state, on any number of ranks and with any micro batch size.
@@ -264,9 +264,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         Raises:
             StateError: it is not a state, or was saved for another stream.
         """
-        self.consumed_samples, epoch = position_of(
-            state, **self.stream.identity, accept_other_data=self.accept_other_data
-        )
+        self.consumed_samples, epoch = self.stream.position_of(state, self.accept_other_data)
         self.stream.set_epoch(epoch)
 
 

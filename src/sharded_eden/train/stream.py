@@ -96,11 +96,11 @@ class Stream(ArrayStream, Dataset[Example]):
             if self._last_pass == self.epoch:
                 warn_of_repeated_pass(self, "Call stream.set_epoch(epoch)")
             self._last_pass = self.epoch
-        return len(self.dataset) if self.num_samples is None else self.num_samples
+        return self._samples_of_an_epoch
 
     def __getitem__(self, position: int) -> Example:
-        ((epoch, window_idx),) = self.windows_at([position])
-        return self.dataset[epoch, window_idx]
+        (item,) = self.windows_at([position])
+        return self.dataset[item]
 
     def __getitems__(self, positions: Sequence[int]) -> Rows:
         """Return the examples at many positions, over one buffer."""
@@ -118,7 +118,9 @@ class Stream(ArrayStream, Dataset[Example]):
 def warn_of_repeated_pass(stream: Stream, remedy: str) -> None:
     """Warn that a training pass repeats the rows of the last one; evaluations may repeat their rows."""
     is_training = (
-        stream.shuffle and type(stream) is Stream and stream.dataset.split not in {"val", "validation", "test"}
+        stream.shuffle
+        and not isinstance(stream, EvaluationStream)
+        and stream.dataset.split not in {"val", "validation", "test"}
     )
     if is_training and torch.is_grad_enabled():
         warn(

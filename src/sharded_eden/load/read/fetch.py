@@ -120,13 +120,20 @@ class WindowFetcher:
         """The fewest bases that a row shows."""
         return self._untagged[1] if self._tags is None else self._tags.least_room
 
-    def fill(self, wanted: Sequence[Wanted], sizes: Sequence[int], rows: NDArray[np.uint8]) -> Placed:
+    def fill(
+        self,
+        wanted: Sequence[Wanted],
+        sizes: Sequence[int],
+        rows: NDArray[np.uint8],
+        into: Sequence[int] | None = None,
+    ) -> Placed:
         """Read windows into rows, one after another, with room for the header and EOS of each.
 
         Args:
             wanted: the windows of all rows.
             sizes: windows of each row.
             rows: (B, T) uint8, contiguous, written where letters are.
+            into: the number of each row in `rows`; None for 0, 1, 2, ...
 
         Raises:
             MissingSequence: a contig is absent, or too short.
@@ -139,7 +146,7 @@ class WindowFetcher:
         else:
             found = self._addresses.find_many(windows) if len(windows) > FEW else None
             if found is not None and found.at.min() >= 0:
-                return self._fill_many(wanted, windows, sizes, found, rows)
+                return self._fill_many(wanted, windows, sizes, found, rows, into)
             addresses = self._addresses.find(windows) if found is None else found.one_by_one()
             letters = iter(self._read_by_sqlite([w for w, each in zip(windows, addresses, strict=True) if each[0] < 0]))
         tags, length, has_eos = self._tags, rows.shape[1], self._has_eos
@@ -150,7 +157,7 @@ class WindowFetcher:
         row_of, at_of, first_of, end_of = [], [], [], []
         by_sqlite: list[tuple[int, int, NDArray[np.uint8]]] = []
         each = iter(zip(windows, addresses, strict=True))
-        for row, size in enumerate(sizes):
+        for row, size in zip(range(len(sizes)) if into is None else into, sizes, strict=True):
             at = 0
             for _ in range(size):
                 window_idx, (sample, offset, local, overflow, start, contig_length, tag) = next(each)
@@ -211,6 +218,7 @@ class WindowFetcher:
         sizes: Sequence[int],
         addresses: Addresses,
         rows: NDArray[np.uint8],
+        into: Sequence[int] | None,
     ) -> Placed:
         """Do what `fill` does for windows that all have addresses, with NumPy instead of a loop over windows."""
         headers: list[NDArray[np.int64]] | None = None
@@ -232,9 +240,9 @@ class WindowFetcher:
         first = np.zeros(count, dtype=np.int64)
         row: Sequence[int]
         if len(sizes) == count and max(sizes) == 1:
-            row, at = range(count), [0] * count
+            row, at = range(count) if into is None else into, [0] * count
             first += before
-            to = first + np.arange(0, count * length, length)
+            to = first + np.array(row) * length
         else:
             in_row = np.repeat(np.arange(len(sizes)), sizes)
             taken = bases + before + self._has_eos
@@ -245,6 +253,7 @@ class WindowFetcher:
             if too_long.any():
                 self.check_fits(int((begins + taken)[too_long][0]), length)
             first += begins + before
+            in_row = in_row if into is None else np.array(into)[in_row]
             to = first + in_row * length
             row, at = in_row.tolist(), begins.tolist()
         memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoa
 from sharded_eden.train.megatron import DataParallel, data_parallel_of, plan_of_job
 from sharded_eden.train.nemo import DataSampler, steps_are_global_batches
 from sharded_eden.train.sampler import BatchPlan
-from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, make_state, position_in, position_of
+from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
 from sharded_eden.train.stream import EvaluationStream, Stream
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._pending_state = dict(state_dict)
             return
         stream = self._streams["train"]
-        consumed, _ = position_of(state_dict, **stream.identity, accept_other_data=self.accept_other_data)
+        consumed, _ = stream.position_of(state_dict, self.accept_other_data)
         self._position = Position(consumed)
 
     def train_dataloader(self) -> DataLoader[Example]:
@@ -252,7 +252,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         """Return the position to save with a checkpoint: the same on every rank."""
         if "train" not in self._streams:
             return dict(self._pending_state or {})
-        return make_state(consumed_samples=self.consumed_samples, **self._streams["train"].identity)
+        return self._streams["train"].state(self.consumed_samples)
 
     def teardown(self, stage: str | None = None) -> None:
         """Restore the Trainer's settings."""

@@ -26,11 +26,11 @@ LAYOUTS: list[tuple[dict[str, Any], ...]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["indexed", "by SQLite", "one indexed"])
+@pytest.fixture(scope="module", params=["indexed", "one indexed"])
 def folders(request, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = write_sources(
         tmp_path_factory.mktemp("mixed"),
-        indexed=request.param != "by SQLite",
+        indexed=True,
         packed_for=16,
         stride=40,
     )

@@ -322,7 +322,8 @@ def _merged(parts: Sequence[tuple[list[int], Arrays]], count: int, seq_length: i
         elif len(having) < len(parts):
             raise EdenError(f"some rows of a batch have {name}, others do not")
         for places, array in having:
-            whole[(places, *(slice(0, size) for size in array.shape[1:]))] = array
+            place: Any = (places, *(slice(0, size) for size in array.shape[1:]))
+            whole[place] = array
     segments = merged.get("cu_seqlens")
     if segments is not None and segments.shape[1] > 2 and (segments[:, -2] == seq_length).all():
         merged["cu_seqlens"] = np.ascontiguousarray(segments[:, :-1])

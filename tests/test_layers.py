@@ -15,7 +15,7 @@ ROOT = Path(sharded_eden.__file__).parent
 MODULES = {
     ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
 }
-PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor", "describe")
+PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor", "describe", "similar")
 
 
 def package_of(module: str) -> str:
@@ -63,11 +63,12 @@ MAY_IMPORT = {
     "format": {"format", "root"},
     "build": {"build", "format", "root"},
     "windows": {"windows", "format", "root"},
-    "split": {"build", "windows", "format", "root"},
+    "similar": {"similar", "format", "root"},
+    "split": {"build", "windows", "similar", "format", "root"},
     "derive": {"windows", "format", "root"},
     "load": {"load", "derive", "format", "root"},
     "train": {"train", "load", "format", "root"},
-    "checks": {"checks", "train", "load", "windows", "build", "format", "root"},
+    "checks": {"checks", "similar", "train", "load", "windows", "build", "format", "root"},
     "throughput": {"train", "load", "format", "root"},
     "doctor": {"doctor", "load", "format", "root"},
     "describe": {"describe", "checks", "train", "load", "format", "root"},
@@ -153,7 +154,18 @@ def test_bionemo_stays_a_namespace():
     assert not list((ROOT.parent / "bionemo").rglob("__init__.py"))
 
 
-HEAVY = ("torch", "lightning", "transformers", "megatron", "torchdata", "matplotlib", "ray")
+HEAVY = (
+    "torch",
+    "lightning",
+    "transformers",
+    "megatron",
+    "torchdata",
+    "matplotlib",
+    "ray",
+    "sourmash",
+    "scipy",
+    "plotly",
+)
 
 
 @pytest.mark.parametrize(

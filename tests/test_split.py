@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import oracle
 from sharded_eden import build_sequence_dbs, create_sample_database, write_splits
+from sharded_eden.assign import assign, share_of
 from sharded_eden.errors import DatabaseError, EdenWarning, MissingDatabase, UsageError
-from sharded_eden.split import assign, share_of
 from sharded_eden.windows.split_files import sequence_db_dir_of
 
 

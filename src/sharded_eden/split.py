@@ -8,7 +8,7 @@ Input: a folder of sequence databases, with or without `contigs.parquet`. Output
          until the share of bases is met: first validation, then test; training gets the rest
 
 Samples that a split in the output folder already has keep their split; only new ones are assigned.
-Costs about 300 bytes of memory a contig; no sequence is read.
+Costs about 300 bytes of memory a contig; no sequence is read, except to find similar contigs (`group_similar`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import polars as pl
 
+from sharded_eden.assign import assign_groups
 from sharded_eden.build.contig_table import changed_samples
 from sharded_eden.errors import DatabaseError, UsageError, printable, shown, warn
 from sharded_eden.format import schema
@@ -32,12 +32,12 @@ from sharded_eden.format.lengths import contigs_of_database
 from sharded_eden.format.parquet import SEQUENCE_DB_DIR, is_text, parquet_errors, parquet_source, write_parquet
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
+from sharded_eden.jobs import Engine, Progress
+from sharded_eden.similar.groups import LARGEST_GROUP, THRESHOLD, Grouping
+from sharded_eden.similar.groups import group_similar as group
 
 SAMPLE = "sample"
 SPLIT = "split"
-
-MOST_OF_SHARE = 1.5
-"""A sample that would take a split above this multiple of its share is skipped while a smaller one is left."""
 
 By = Literal["sample", "contig"]
 Lists: TypeAlias = Mapping[str, str | os.PathLike[str] | None]
@@ -63,6 +63,8 @@ class SplitResult:
     parts: Mapping[str, SplitPart]
     kept: int = 0
     """Samples (or contigs) that were in a split of the output folder before, and stayed in it."""
+    similar: Grouping | None = None
+    """What was kept together because it is similar; None unless that was requested."""
 
 
 def write_splits(
@@ -75,6 +77,12 @@ def write_splits(
     seed: int = 42,
     val_samples: str | os.PathLike[str] | None = None,
     test_samples: str | os.PathLike[str] | None = None,
+    group_similar: bool = False,
+    threshold: float = THRESHOLD,
+    largest_group: float = LARGEST_GROUP,
+    jobs: int = 1,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> SplitResult:
     """Divide all contigs among training, validation and test.
 
@@ -95,10 +103,18 @@ def write_splits(
         seed: another seed gives another division.
         val_samples: a file that names the samples in validation, one a line ('#' begins a comment). No other goes there.
         test_samples: the same for test.
+        group_similar: keep samples (or contigs) that hold similar contigs in the same split. Contigs of fewer than 1,000 bases
+            are not compared. Needs the extra `similar`.
+        threshold: contigs are similar if one holds at least this share of the k-mers (k = 21) of the other, in (0, 1].
+        largest_group: the largest share of all bases that such a group may have, in (0, 1].
+        jobs: databases that are compared at the same time (`group_similar`).
+        scratch: a folder for temporary files of `group_similar`: about 600 MB for a gigabase. None is the system's.
+        progress: called with the bytes of databases that are compared and their total (`group_similar`).
 
     Raises:
         UsageError: invalid or contradictory shares or lists, fewer samples than splits, or splits in `out_dir` that
-            contradict the request.
+            contradict the request; or a group of similar samples that is too large, or is in several splits already.
+        MissingExtra: `group_similar` without sourmash.
         MissingDatabase: there are no sequence databases.
         DatabaseError: a database, `contigs.parquet` or a split in `out_dir` cannot be read or is contradictory.
 
@@ -126,8 +142,26 @@ def write_splits(
     kept = _existing_splits(out, contigs, key)
     listed = _read_lists(lists, bases)
     _check_lists(out, lists, listed, kept)
+    similar = None
+    if group_similar:
+        similar = group(
+            schema.discover_sample_databases(folder),
+            key,
+            threshold=threshold,
+            largest=largest_group,
+            scratch=None if scratch is None else Path(scratch),
+            engine=Engine(jobs=jobs),
+            progress=progress,
+        )
     shares = {name: share if lists[name] is None else 0.0 for name, share in shares.items()}
-    split_of = assign(bases, shares, seed, kept | listed)
+    split_of = assign_groups(
+        bases,
+        shares,
+        seed,
+        kept | listed,
+        similar.group_of if similar else {},
+        [name for name, file in lists.items() if file is not None],
+    )
     split = contigs[key].replace_strict(split_of, return_dtype=pl.String)
     parts = {name: contigs.filter(split == name).sort(CONTIG_ID) for name in wanted}
     for name, part in parts.items():
@@ -148,56 +182,8 @@ def write_splits(
             for name, part in parts.items()
         },
         kept=len(kept),
+        similar=similar,
     )
-
-
-def share_of(name: str, seed: int) -> float:
-    """Return the number in [0, 1) by which samples or contigs are ordered: a hash of the name, keyed by the seed."""
-    digest = blake2b(name.encode(), digest_size=8, key=repr(seed).encode(), person=b"eden split").digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def assign(
-    bases: Mapping[str, int], shares: Mapping[str, float], seed: int, fixed: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the split of every sample (or contig): {name: train, val or test}.
-
-    Args:
-        bases: the bases of each.
-        shares: the share of bases wanted in val and in test; 0 assigns nothing to it.
-        seed: another seed gives another order.
-        fixed: those whose split is known.
-    """
-    split_of = dict(fixed)
-    rest = sorted((name for name in bases if name not in fixed), key=lambda name: (share_of(name, seed), name))
-    total = sum(bases.values())
-    taken = dict.fromkeys(schema.SPLITS, 0)
-    for name, split in fixed.items():
-        taken[split] += bases[name]
-    occupied = set(fixed.values())
-    to_fill = [split for split in ("val", "test") if shares[split] > 0]
-    for i, split in enumerate(to_fill):
-        reserved = len({*to_fill[i + 1 :], "train"} - occupied)  # one sample for each split that has none yet
-        chosen = _choose(rest, bases, taken[split], shares[split] * total, len(rest) - reserved, split not in occupied)
-        split_of |= dict.fromkeys(chosen, split)
-        rest = [name for name in rest if name not in chosen]
-    return split_of | dict.fromkeys(rest, "train")
-
-
-def _choose(
-    rest: list[str], bases: Mapping[str, int], taken: int, target: float, most: int, is_empty: bool
-) -> set[str]:
-    """Return at most `most` names of `rest` that take a split from `taken` bases to its target."""
-    chosen: set[str] = set()
-    for name in rest:
-        if len(chosen) >= most or (taken >= target and (chosen or not is_empty)):
-            break
-        if taken + bases[name] <= MOST_OF_SHARE * target:
-            chosen.add(name)
-            taken += bases[name]
-    if len(chosen) < most and (taken < target or (is_empty and not chosen)):  # all others are large
-        chosen.add(min((name for name in rest if name not in chosen), key=bases.__getitem__))
-    return chosen
 
 
 def _check_request(by: str, shares: Mapping[str, float], lists: Lists, seed: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.load.encode.example import COMPLEMENT
 from sharded_eden.load.read.sequences import Contig
 
@@ -162,3 +164,11 @@ def _bucketed(files: list[Path], scratch: Path, buckets: int) -> Iterator[NDArra
 
 def _bucket(scratch: Path, number: int) -> Path:
     return scratch / f"bucket{number}"
+
+
+def contig_at(path: Path, ordinal: int) -> str:
+    """Return the ID of the contig at a position of its table."""
+    with closing(open_read_only(path, io="read")) as database:
+        # typeof() keeps SQLite from walking an index on contig_id, in another order, instead of the table.
+        query = "SELECT contig_id, typeof(nt_sequence) FROM sequences LIMIT 1 OFFSET ?"
+        return str(database.execute(query, (ordinal,)).fetchall()[0][0])

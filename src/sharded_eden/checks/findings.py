@@ -51,6 +51,7 @@ CHECKS = {
     "table": "contigs.parquet lists what the sequence databases hold",
     "shared-sample": "no sample is in two splits",
     "copied-contig": "no contig is in two splits, neither as a copy nor as its other strand",
+    "near-duplicate": "with --near-duplicates: no contig resembles one of another split",
 }
 """{name of a check: the condition that it checks}."""
 

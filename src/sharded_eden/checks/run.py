@@ -15,35 +15,32 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import polars as pl
 
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.checks.addresses import add_findings, address_tasks, compare_addresses
-from sharded_eden.checks.digests import find_copies
-from sharded_eden.checks.findings import EXAMPLES, Finding, Findings, Tally
+from sharded_eden.checks.digests import contig_at, find_copies
+from sharded_eden.checks.findings import EXAMPLES, Findings, Tally
+from sharded_eden.checks.near_duplicates import NearDuplicates as Near
+from sharded_eden.checks.near_duplicates import check_request, find_near_duplicates
 from sharded_eden.checks.reading import read_windows
-from sharded_eden.checks.sample import (
-    SampleReport,
-    SampleTask,
-    WindowsOfSample,
-    verify_sample,
-)
+from sharded_eden.checks.result import VerifyResult
+from sharded_eden.checks.sample import SampleReport, SampleTask, WindowsOfSample, verify_sample
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
 from sharded_eden.errors import DatabaseError, EdenError, UsageError
 from sharded_eden.format.commands import build_command, quoted, split_command, verify_command
 from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
 from sharded_eden.format.parquet import parquet_source
 from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
-from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.similar.groups import THRESHOLD
 
 By = Literal["sample", "contig"]
 Task = TypeVar("Task")
@@ -51,34 +48,6 @@ Report = TypeVar("Report")
 
 TASKS_AT_ONCE = 32
 """Quick tasks sent to a process together; full tasks are sent one by one."""
-
-
-@dataclass(kw_only=True)
-class VerifyResult:
-    """What was checked, and the findings."""
-
-    full: bool
-    samples: int
-    window_databases: int
-    windows: int
-    """The number of windows of all usable window databases."""
-    windows_read: int
-    """The number of windows that were read as training reads them."""
-    addresses_compared: int
-    """The number of windows whose bases were read by their address and by SQLite."""
-    contigs: int
-    """The number of contigs that were read; 0 unless `full`."""
-    bases: int
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether there are no findings."""
-        return not self.findings
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {"is_clean": self.is_clean, **asdict(self)}
 
 
 def verify(
@@ -93,6 +62,9 @@ def verify(
     windows_read: int = 512,
     seed: int = 42,
     scratch: str | os.PathLike[str] | None = None,
+    near_duplicates: bool = False,
+    threshold: float = THRESHOLD,
+    pairs: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Check sequence databases, and the window databases of their splits.
@@ -109,11 +81,17 @@ def verify(
         windows_read: random windows of each split that are read as training reads them.
         seed: another seed checks other windows.
         scratch: a folder for temporary files: with `full` 60 bytes a contig where there are several splits, 5 a window where
-            there are packs; None is the system's.
+            there are packs; with `near_duplicates` 600 MB for a gigabase. None is the system's.
+        near_duplicates: compare contigs of at least 1,000 bases with those of the other splits. Needs the extra `similar`, and
+            memory for the IDs of all contigs.
+        threshold: contigs are near-duplicates if one holds at least this share of the k-mers (k = 21) of the other, in (0, 1].
+        pairs: a Parquet file for all such pairs: one, split_of_one, other, split_of_other, containment, identity.
         progress: called with the bytes of databases that are done and their total.
 
     Raises:
-        UsageError: a window database is given twice, a number is invalid, or a path is of another kind than expected.
+        UsageError: a window database is given twice, a number is invalid, a path is of another kind than expected, or
+            near-duplicates are requested with fewer than two window databases.
+        MissingExtra: `near_duplicates` without sourmash.
     """
     folder = sequence_folder(sequence_db_dir)
     splits = [path for given in window_dbs for path in window_database_or_folder(given)]
@@ -127,6 +105,10 @@ def verify(
             raise UsageError(f"{one} and {other} are the same window database: give each split once")
     if scratch is not None and not Path(scratch).is_dir():
         raise UsageError(f"scratch folder {scratch}: no such folder")
+    if pairs is not None and not near_duplicates:
+        raise UsageError("--pairs needs --near-duplicates")
+    if near_duplicates:
+        check_request(len(splits), threshold)
     with tempfile.TemporaryDirectory(prefix="sharded-eden-verify-", dir=scratch) as temporary:
         return _Run(
             folder=folder,
@@ -137,6 +119,8 @@ def verify(
             engine=where,
             windows_read=windows_read,
             seed=seed,
+            threshold=threshold if near_duplicates else None,
+            pairs=None if pairs is None else Path(pairs),
             progress=progress,
         ).result()
 
@@ -153,6 +137,9 @@ class _Run:
     engine: Engine
     windows_read: int
     seed: int
+    threshold: float | None
+    """None: near-duplicates are not searched for."""
+    pairs: Path | None
     progress: Progress | None
 
     def __post_init__(self) -> None:
@@ -181,6 +168,9 @@ class _Run:
             with self._findings.checking("copied-contig", self.folder, "give --scratch a folder with room"):
                 self._copied_contigs(windows, samples)
         self._meter.finish()
+        similar = Near()
+        if self.threshold is not None:
+            similar = self._near_duplicates(windows, broken, self.threshold)
         return VerifyResult(
             full=self.full,
             samples=len(self._paths),
@@ -190,6 +180,8 @@ class _Run:
             addresses_compared=compared,
             contigs=sum(report.contigs for report in samples),
             bases=sum(report.bases for report in samples),
+            near_duplicates=similar.pairs,
+            not_compared=similar.not_compared,
             findings=self._findings.found,
         )
 
@@ -240,15 +232,12 @@ class _Run:
             for sample in sorted(report.ranges.keys() - self._paths.keys() - {""}) if self._paths else ():
                 missing.add(repr(sample))
             if missing.count:
-                report.findings.append(
-                    Finding(
-                        check="sample",
-                        severity="error",
-                        file=str(report.path),
-                        what=f"{missing.count} samples that it names have no sequence database in {self.folder}: {missing}",
-                        fix=f"{build_command(self.folder)}, or make splits and windows without them: "
-                        f"{split_command(self.folder)}, then {report.fix}",
-                    )
+                Findings(report.findings).error(
+                    "sample",
+                    report.path,
+                    f"{missing.count} samples that it names have no sequence database in {self.folder}: {missing}",
+                    f"{build_command(self.folder)}, or make splits and windows without them: "
+                    f"{split_command(self.folder)}, then {report.fix}",
                 )
             self._findings.found += report.findings
         return reports
@@ -335,13 +324,31 @@ class _Run:
                     f"on purpose (split --by contig): {verify_command(self.folder, *self.splits)} --by contig",
                 )
 
+    def _near_duplicates(self, windows: Sequence[WindowsReport], broken: Collection[str], threshold: float) -> Near:
+        usable = {report.path: report.fix for report in windows if report.is_open}
+        databases = {sample: path for sample, path in self._paths.items() if sample not in broken}
+        with self._findings.checking("near-duplicate", self.folder, "give --scratch a folder with room"):
+            return find_near_duplicates(
+                self._findings,
+                self.folder,
+                databases,
+                usable,
+                self.scratch,
+                threshold=threshold,
+                by_contig=self.by == "contig" or len(self._paths) == 1,
+                engine=self.engine,
+                pairs_out=self.pairs,
+                progress=self.progress,
+            )
+        return Near()
+
     def _copied_contigs(self, windows: Sequence[WindowsReport], samples: Sequence[SampleReport]) -> None:
         paths = list(self._paths.values())
         files = [report.task.digests for report in samples if report.task.digests is not None]
         for (one, other), copies in sorted(find_copies(files, self.scratch, EXAMPLES).items()):
             tally = Tally(count=copies.count)
             for first, second in copies.examples:
-                names = [repr(_contig_at(paths[number], ordinal)) for number, ordinal in (first, second)]
+                names = [repr(contig_at(paths[number], ordinal)) for number, ordinal in (first, second)]
                 tally.examples.append(" is ".join(names))
             self._findings.error(
                 "copied-contig",
@@ -388,11 +395,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _contig_at(path: Path, ordinal: int) -> str:
-    """Return the ID of the contig at a position of its table."""
-    with closing(open_read_only(path, io="read")) as database:
-        # typeof() keeps SQLite from walking an index on contig_id, in another order, instead of the table.
-        query = "SELECT contig_id, typeof(nt_sequence) FROM sequences LIMIT 1 OFFSET ?"
-        return str(database.execute(query, (ordinal,)).fetchall()[0][0])

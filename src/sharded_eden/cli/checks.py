@@ -11,6 +11,7 @@ import typer
 import sharded_eden
 from sharded_eden.cli.show import progress_bar
 from sharded_eden.errors import UsageError, printable
+from sharded_eden.similar.groups import THRESHOLD
 
 
 def bench(
@@ -92,6 +93,15 @@ def verify(
             help="Folder for temporary files: with --full 60 bytes a contig of several splits, 5 a packed window."
         ),
     ] = None,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Compare the contigs of the splits: is one similar to another?")
+    ] = False,
+    threshold: Annotated[
+        float, typer.Option(help="With --near-duplicates: the share of the k-mers of one contig that the other holds.")
+    ] = THRESHOLD,
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="PAIRS.parquet", help="With --near-duplicates: a table of all pairs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Check what was prepared before it is trained on: exit status 0 where all is well, 1 where something is found."""
@@ -108,6 +118,9 @@ def verify(
                 windows_read=windows_read,
                 seed=seed,
                 scratch=scratch,
+                near_duplicates=near_duplicates,
+                threshold=threshold,
+                pairs=pairs,
                 progress=progress,
             )
     except UsageError as error:
@@ -124,6 +137,9 @@ def verify(
         if full:
             print(f"contigs  {result.contigs:>15,}  read whole")
             print(f"bases    {result.bases:>15,}")
+        if result.near_duplicates is not None:
+            print(f"similar  {result.near_duplicates:>15,}  pairs of contigs in different splits")
+            print(f"short    {result.not_compared:>15,}  contigs were not compared with other splits")
         for finding in result.findings:
             print(f"\n{finding.severity} ({finding.check}) in {printable(finding.file)}")
             print(f"  {printable(finding.what)}\n  fix: {finding.fix}")

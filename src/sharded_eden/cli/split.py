@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from sharded_eden.cli.show import say_next
+from sharded_eden.cli.show import progress_bar, say_next
 from sharded_eden.errors import printable
 from sharded_eden.format.commands import precompute_command
+from sharded_eden.similar.groups import LARGEST_GROUP, THRESHOLD
+from sharded_eden.similar.sketch import MIN_BASES
 from sharded_eden.split import write_splits
 
 
@@ -31,15 +33,42 @@ def split(
     test_samples: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Test on just the samples named in FILE, one a line.")
     ] = None,
+    group_similar: Annotated[
+        bool, typer.Option("--group-similar", help="Keep similar contigs of 1,000 bases and more in the same split.")
+    ] = False,
+    threshold: Annotated[
+        float, typer.Option(help="With --group-similar: the share of the k-mers of one contig that the other holds.")
+    ] = THRESHOLD,
+    largest_group: Annotated[
+        float, typer.Option(help="With --group-similar: the largest share of all bases that a group may have.")
+    ] = LARGEST_GROUP,
+    jobs: Annotated[int, typer.Option(help="With --group-similar: databases that are compared at a time.")] = 1,
+    scratch: Annotated[
+        Path | None, typer.Option(help="With --group-similar: folder for temporary files, 600 MB for a gigabase.")
+    ] = None,
 ) -> None:
     """Divide contigs into train, val and test.
 
     A hash of the names gives the order in which samples go to val and test, until their shares of bases are met. Samples that
     a split in the output folder already has keep their split; only new ones are assigned.
     """
-    result = write_splits(
-        seqdb, out, by=by, val=val, test=test, seed=seed, val_samples=val_samples, test_samples=test_samples
-    )
+    with progress_bar("comparing") as progress:
+        result = write_splits(
+            seqdb,
+            out,
+            by=by,
+            val=val,
+            test=test,
+            seed=seed,
+            val_samples=val_samples,
+            test_samples=test_samples,
+            group_similar=group_similar,
+            threshold=threshold,
+            largest_group=largest_group,
+            jobs=jobs,
+            scratch=scratch,
+            progress=progress,
+        )
     parts = result.parts.values()
     paths = [printable(part.path) for part in parts]
     width = max(map(len, paths))
@@ -55,6 +84,17 @@ def split(
         print(f"{path:<{width}}  {'  '.join(cells)}".rstrip())
     if result.kept:
         print(f"{result.kept:,} {by}s were in these splits before and stayed there")
+    if (similar := result.similar) is not None:
+        print(
+            f"{similar.groups:,} groups of similar {by}s ({similar.pairs:,} pairs of contigs); the largest has "
+            f"{similar.largest:,} {by}s and {similar.largest_share:.1%} of the bases"
+            if similar.groups
+            else f"no {by}s are similar"
+        )
+        if similar.not_compared:
+            print(
+                f"{similar.not_compared:,} contigs were not compared: they have fewer than {MIN_BASES:,} bases, or are mostly N"
+            )
     say_next(
         *(
             precompute_command(part.path.with_name(f"{name}_windows.db"), split=part.path)

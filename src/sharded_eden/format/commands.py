@@ -40,9 +40,12 @@ def build_command(out: PathLike, *, force: bool = False) -> str:
     return f"sharded-eden build INPUT --out {quoted(out)}" + (" --force" if force else "")
 
 
-def split_command(sequence_db_dir: PathLike = "SEQDB", out: PathLike = "DIR", *, by_contig: bool = False) -> str:
+def split_command(
+    sequence_db_dir: PathLike = "SEQDB", out: PathLike = "DIR", *, by_contig: bool = False, group_similar: bool = False
+) -> str:
     """Return the command that divides a folder of sequence databases into splits."""
-    return f"sharded-eden split {quoted(sequence_db_dir)} --out {quoted(out)}" + (" --by contig" if by_contig else "")
+    words = [f"sharded-eden split {quoted(sequence_db_dir)} --out {quoted(out)}"]
+    return " ".join([*words, *["--by contig"] * by_contig, *["--group-similar"] * group_similar])
 
 
 def precompute_command(

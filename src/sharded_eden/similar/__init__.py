@@ -1,0 +1,1 @@
+"""Contigs that share sequence: sketches, pairs above a containment threshold, and groups of them."""

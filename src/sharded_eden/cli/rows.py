@@ -1,0 +1,162 @@
+"""`show`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sharded_eden.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from sharded_eden.describe.row import ShownRow
+    from sharded_eden.describe.step import StepWindow
+    from sharded_eden.load.dataset import ShardedEdenDataset
+
+BASES_A_LINE = 60
+COLOURS = {"A": "green", "C": "blue", "G": "yellow", "T": "red", "U": "red"}
+
+
+def show(
+    seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder of sequence databases.")],
+    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="The window database of a split.")],
+    index: Annotated[
+        int | None, typer.Argument(metavar="INDEX", help="The window, or with --pack the pack, from 0.")
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="List the windows of this training step, from 0; with --global-batch-size."),
+    ] = None,
+    global_batch_size: Annotated[
+        int | None, typer.Option(metavar="G", help="Samples of one optimizer step on all ranks.")
+    ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Rows are packs: several windows in one row.")] = False,
+    epoch: Annotated[int, typer.Option(help="The pass over the data, which decides the strand; with INDEX.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the job: decides order and strands.")] = 42,
+    rc_aug: Annotated[bool, typer.Option("--rc-aug", help="Half of the rows are reverse complements.")] = False,
+    control_tags: Annotated[bool, typer.Option("--control-tags", help="Rows have control tags after BOS.")] = False,
+    mask_ambiguous: Annotated[
+        bool, typer.Option("--mask-ambiguous", help="No loss on labels other than A, C, G and T.")
+    ] = False,
+    soft_mask_weight: Annotated[float, typer.Option(help="The weight of lower-case labels in the loss.")] = 1.0,
+    loss_on_eos: Annotated[bool, typer.Option("--loss-on-eos", help="The label EOS counts in the loss.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show one row as the model gets it, or list the windows of a training step.
+
+    Give the options that the job has: seed, --rc-aug, --control-tags, --pack. Nothing must have been logged.
+    """
+    from sharded_eden.load.dataset import ShardedEdenDataset  # loads torch
+
+    options: dict[str, Any] = {
+        "packed": pack,
+        "seed": seed,
+        "rc_aug": rc_aug,
+        "use_control_tags": control_tags,
+        "mask_ambiguous": mask_ambiguous,
+        "soft_mask_weight": soft_mask_weight,
+        "loss_on_eos": loss_on_eos,
+    }
+    if (index is None) == (step is None):
+        raise typer.BadParameter("give either INDEX, for a row, or --step, for a training step")
+    if (step is None) != (global_batch_size is None):
+        raise typer.BadParameter("--step and --global-batch-size belong together")
+    try:
+        with ShardedEdenDataset.open(seqdb, windows_db, **options) as dataset:
+            if step is None:
+                _show_row(dataset, index or 0, epoch, as_json)
+            else:
+                _show_step(dataset, step, global_batch_size or 0, as_json)
+    except (IndexError, UsageError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _show_row(dataset: ShardedEdenDataset, index: int, epoch: int, as_json: bool) -> None:
+    from sharded_eden.describe.row import row_of
+
+    row = row_of(dataset, index, epoch)
+    if as_json:
+        print(json.dumps(row.as_dict()))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for line in row_lines(row):
+        console.print(line)
+
+
+def _show_step(dataset: ShardedEdenDataset, step: int, size: int, as_json: bool) -> None:
+    from sharded_eden.describe.step import windows_of_step
+    from sharded_eden.train.stream import Stream
+
+    windows = windows_of_step(Stream(dataset), step, size)
+    if as_json:
+        print(json.dumps([window.as_dict() for window in windows], indent=1))
+        return
+    first = step * size
+    print(f"step {step:,}: positions {first:,} to {first + size - 1:,} of the stream, seed {dataset.seed}")
+    for line in step_lines(windows, packed=bool(dataset.options.packed)):
+        print(line)
+
+
+def step_lines(windows: Iterator[StepWindow], *, packed: bool) -> Iterator[str]:
+    """Yield a line for each window of a step."""
+    kind = "pack" if packed else "window"
+    yield f"{'position':>12} {'epoch':>5} {kind:>12} {'window' if packed else '':>{12 if packed else 0}} strand  bases"
+    for window in windows:
+        of_pack = f" {window.window_idx:>12,}" if packed else " "
+        yield (
+            f"{window.position:>12,} {window.epoch:>5} {window.index:>12,}{of_pack} {window.strand:^6}  "
+            f"{printable(window.contig_id)}:{window.start:,}-{window.end:,}"
+        )
+
+
+def row_lines(row: ShownRow) -> Iterator[Text]:
+    """Yield the lines of a row: for each window its contig, then tokens, labels and loss mask under one another."""
+    from sharded_eden.describe.row import other_weights
+
+    kind = "pack" if row.packed else "window"
+    yield Text(f"{kind} {row.index:,} in epoch {row.epoch}: {len(row.tokens):,} tokens", style="bold")
+    yield Text("^ BOS   | SEP   $ EOS   . PAD   loss: 1 counts, 0 does not" + "".join(
+        f", ~ counts {weight:g}" for weight in other_weights(row.loss_mask)
+    ), style="dim")  # fmt: skip
+    width = max(len(f"{window.end:,}") for window in row.windows)
+    for number, window in enumerate(row.windows):
+        yield Text()
+        strand = "forward strand" if window.strand == "+" else "reverse complement"
+        before = f"{number + 1} of {len(row.windows)}: " if row.packed else ""
+        yield Text(
+            f"{before}window {window.window_idx:,}, {printable(window.contig_id)}, bases {window.start:,} to {window.end:,} "
+            f"(0-based, the end is not included), {strand}",
+            style="bold",
+        )
+        yield Text(f"tokens {window.at:,} to {window.end_in_row:,} of the row", style="dim")
+        if window.first_base > window.at:
+            yield from _block(row, "header".rjust(width), window.at, window.first_base)
+        for place in range(window.first_base, window.end_of_bases, BASES_A_LINE):
+            end = min(place + BASES_A_LINE, window.end_of_bases)
+            yield from _block(row, f"{window.base_at(place):,}".rjust(width), place, end)
+        if window.end_in_row > window.end_of_bases:
+            yield from _block(row, "end".rjust(width), window.end_of_bases, window.end_in_row)
+    padding = len(row.tokens) - row.padding_from
+    yield Text()
+    yield Text(f"padding: {padding:,} tokens" if padding else "no padding", style="dim")
+
+
+def _block(row: ShownRow, name: str, start: int, end: int) -> Iterator[Text]:
+    from sharded_eden.describe.row import loss_text
+
+    rows = (
+        (name, row.text(row.tokens[start:end])),
+        ("labels", row.text(row.labels[start:end])),
+        ("loss", loss_text(row.loss_mask[start:end])),
+    )
+    width = max(len(name), len("labels"))
+    for label, letters in rows:
+        line = Text(f"{label.rjust(width)}  ", style="dim" if label != name else "")
+        for letter in letters:
+            line.append(letter, style="dim" if label == "loss" else COLOURS.get(letter, "magenta"))
+        yield line

@@ -1,4 +1,4 @@
-"""Reads of many windows at once, against those of each window by itself and the arithmetic of SQLite's file format."""
+"""Reads of windows, against the arithmetic of SQLite's file format, base by base."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharded_eden.load.read.plan import LOCK_BYTE, POINTER_BYTES, Addresses, Part, Planner
+from sharded_eden.load.read.plan import LOCK_BYTE, POINTER_BYTES, Planner, Reads
 
 ROW = 9000
 Contig = tuple[int, int, int, int, int, int, int]
@@ -48,13 +48,22 @@ def positions(contig: Contig, page_bytes: int) -> np.ndarray:
     return np.where(base < local, at + base, (page - 1) * page_bytes + POINTER_BYTES + rest)
 
 
+def page_of(contig: Contig, base: int, page_bytes: int) -> int:
+    """Return the page of a base on overflow pages; 0 after the end of the contig."""
+    sample, at, local, overflow, _, length, _ = contig
+    if base >= length:
+        return 0
+    return int(positions((sample, at, local, overflow, base, length, 1), page_bytes)[0]) // page_bytes + 1
+
+
 def bytes_at(positions: np.ndarray) -> np.ndarray:
     """Return what stands at these places of every file: numbers without a pattern."""
     return ((positions * 2654435761) >> 7).astype(np.uint8)
 
 
-def carry_out(parts: list[Part]) -> None:
-    for _, begin, size_bytes, buffers in parts:
+def carry_out(reads: Reads) -> None:
+    for descriptor, buffers, begin, size_bytes in zip(*reads, strict=True):
+        assert descriptor == 7
         assert sum(map(len, buffers)) == size_bytes
         at = begin
         for buffer in buffers:
@@ -62,41 +71,44 @@ def carry_out(parts: list[Part]) -> None:
             at += len(buffer)
 
 
+def plan(page_bytes: list[int], contigs: list[Contig], places: list[int]) -> tuple[Planner, Reads, np.ndarray]:
+    """Return the planner, the reads of all windows in one call, and the memory that takes their bases."""
+    planner = Planner(page_bytes)
+    memory = np.zeros((len(contigs) + 1) * ROW, dtype=np.uint8)
+    requests = [(*contig, place) for contig, place in zip(contigs, places, strict=True)]
+    return planner, planner.plan(requests, memoryview(memory), dict.fromkeys(range(3), 7)), memory
+
+
 @given(windows())
-def test_reads_of_many_windows_take_the_bytes_that_the_file_format_names(drawn):
+def test_reads_take_the_bytes_that_the_file_format_names(drawn):
     page_bytes, contigs = drawn
-    count = len(contigs)
-    columns = np.array(contigs, dtype=np.int64).T
-    to = np.arange(count) * ROW + np.arange(count) % 7
-    sizes = [2 * LOCK_BYTE] * len(page_bytes)
-    rows = []
-    for at_once in (False, True):
-        memory = np.zeros((count + 1) * ROW, dtype=np.uint8)
-        planner = Planner(page_bytes, sizes)
-        if at_once:
-            addresses = Addresses(*columns[:6], np.zeros(count, dtype=np.int64))
-            parts = planner.parts_of_many(memoryview(memory), dict.fromkeys(range(3), 7), addresses, columns[6], to)
-        else:
-            requests = [(*contig, place) for contig, place in zip(contigs, to.tolist(), strict=True)]
-            parts = [part for request in requests for part in planner.parts(memoryview(memory), 7, request)]
-        carry_out(parts)
-        rows.append((memory, planner._named))
-    expected = np.zeros_like(rows[0][0])
-    for contig, place in zip(contigs, to.tolist(), strict=True):
+    places = [k * ROW + k % 7 for k in range(len(contigs))]
+    _, reads, memory = plan(page_bytes, contigs, places)
+    carry_out(reads)
+    expected = np.zeros_like(memory)
+    for contig, place in zip(contigs, places, strict=True):
         expected[place : place + contig[6]] = bytes_at(positions(contig, page_bytes[contig[0]]))
-    for memory, _ in rows:
-        np.testing.assert_array_equal(memory, expected)
-    assert rows[0][1] == rows[1][1]
+    np.testing.assert_array_equal(memory, expected)
+
+
+@given(windows())
+def test_each_pointer_names_the_next_page_of_its_contig(drawn):
+    page_bytes, contigs = drawn
+    for contig in contigs:
+        sample, _, local, _, start, _, bases = contig
+        planner, _, _ = plan(page_bytes, [contig], [0])
+
+        room = page_bytes[sample] - POINTER_BYTES
+        first = max(start, local)
+        begins = range(first - (first - local) % room + room, start + bases, room)  # of its pages after the first one
+        following = [page_of(contig, begin + room, page_bytes[sample]) for begin in begins]
+        assert planner._named == following
 
 
 @given(windows())
 def test_a_pointer_to_another_page_is_noticed(drawn):
     page_bytes, contigs = drawn
-    columns = np.array(contigs, dtype=np.int64).T
-    planner = Planner(page_bytes, [2 * LOCK_BYTE] * len(page_bytes))
-    memory = memoryview(bytearray((len(contigs) + 1) * ROW))
-    addresses = Addresses(*columns[:6], columns[0])
-    planner.parts_of_many(memory, dict.fromkeys(range(3), 7), addresses, columns[6], np.arange(len(contigs)) * ROW)
+    planner, _, _ = plan(page_bytes, contigs, [k * ROW for k in range(len(contigs))])
     assert planner.pointers_are_as_named() == (not any(planner._named))  # nothing was read: all are 0
     for k, page in enumerate(planner._named):
         planner._slots[k][:] = page.to_bytes(4, "big")

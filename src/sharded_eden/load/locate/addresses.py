@@ -29,7 +29,7 @@ from sharded_eden.format.index import (
 )
 from sharded_eden.format.sqlite import is_mutable_now
 from sharded_eden.load.read.connections import PerThread
-from sharded_eden.load.read.plan import Address, Addresses, Request
+from sharded_eden.load.read.plan import Address, Request
 from sharded_eden.load.read.positioned import PositionedReader
 
 logger = logging.getLogger(__name__)
@@ -132,10 +132,6 @@ class WindowAddresses:
         """Return where windows lie, in their order."""
         if len(windows) <= FEW:
             return [self._find_one(window) for window in windows]
-        return self.find_many(windows).one_by_one()
-
-    def find_many(self, windows: Sequence[int]) -> Addresses:
-        """Return where windows lie, in their order, as columns."""
         wanted = np.array(windows, dtype=np.int64)  # (n,)
         runs = self._runs_of(wanted)
         if self._unchecked:
@@ -144,12 +140,15 @@ class WindowAddresses:
                 for block in set(blocks[~known].tolist()):
                     self._check(block)
         words = self._words.take(runs, axis=0, mode="clip")  # (n, 5) int64
-        sample, start, length, local, overflow, tag = words.view("<u4")[:, 4:].T.astype(np.int64, order="C")
-        at = words[:, 1] if self._usable is None else np.where(self._usable[sample], words[:, 1], -1)
-        start += wanted  # `first_in_contig` until here
-        start -= words[:, 0]
-        start *= self._stride
-        return Addresses(sample, at, local, overflow, start, length, tag)
+        if self._usable is not None:
+            words[~self._usable[words.view("<u4")[:, 4]], 1] = -1
+        stride = self._stride
+        return [
+            (sample if at >= 0 else -1, at, local, overflow, (window - first + first_in_contig) * stride, length, tag)
+            for window, (first, at, sample, first_in_contig, length, local, overflow, tag) in zip(
+                windows, _RUN.iter_unpack(words.data), strict=True
+            )
+        ]
 
     def _runs_of(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the run of each window."""
@@ -193,12 +192,6 @@ class WindowAddresses:
     def announce(self, requests: Sequence[Request]) -> None:
         """Announce windows that are read later; see `PositionedReader.announce`."""
         self._readers.get().announce(requests)
-
-    def read_many(
-        self, addresses: Addresses, bases: NDArray[np.int64], to: NDArray[np.int64], memory: memoryview
-    ) -> None:
-        """Read many windows into memory; see `PositionedReader.read_many`."""
-        self._readers.get().read_many(addresses, bases, to, memory)
 
     def close(self) -> None:
         """Close the files of this process."""

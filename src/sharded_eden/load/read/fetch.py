@@ -17,10 +17,10 @@ from sharded_eden.format.commands import pack_command, precompute_command, split
 from sharded_eden.format.sqlite import READ_ERRORS, unreadable
 from sharded_eden.load.encode.example import RowFormat, strands
 from sharded_eden.load.encode.tags import ControlTags
-from sharded_eden.load.locate.addresses import FEW, WindowAddresses
+from sharded_eden.load.locate.addresses import WindowAddresses
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.databases import SequenceReader
-from sharded_eden.load.read.plan import Address, Addresses, Request
+from sharded_eden.load.read.plan import Address, Request
 from sharded_eden.load.read.sequences import Contig
 
 Wanted = tuple[int, int]
@@ -142,55 +142,57 @@ class WindowFetcher:
         windows = [window_idx for _, window_idx in wanted]
         if self._addresses is None:
             addresses = [NOWHERE] * len(windows)
-            letters = iter(self._read_by_sqlite(windows))
+            without = windows
         else:
-            found = self._addresses.find_many(windows) if len(windows) > FEW else None
-            if found is not None and found.at.min() >= 0:
-                return self._fill_many(wanted, windows, sizes, found, rows, into)
-            addresses = self._addresses.find(windows) if found is None else found.one_by_one()
-            letters = iter(self._read_by_sqlite([w for w, each in zip(windows, addresses, strict=True) if each[0] < 0]))
-        tags, length, has_eos = self._tags, rows.shape[1], self._has_eos
+            addresses = self._addresses.find(windows)
+            without = [window_idx for window_idx, each in zip(windows, addresses, strict=True) if each[0] < 0]
+        letters = iter(self._read_by_sqlite(without)) if without else iter(())
+        has_tags, length, has_eos = self._tags is not None, rows.shape[1], self._has_eos
         header, room = self._untagged
         before = len(header)
+        row_of: Sequence[int] = range(len(sizes)) if into is None else into
+        if sizes.count(1) != len(sizes):
+            row_of = [row for row, size in zip(row_of, sizes, strict=True) for _ in range(size)]
         headers: list[NDArray[np.int64]] = []
         requests: list[Request] = []
-        row_of, at_of, first_of, end_of = [], [], [], []
+        at_of, first_of, end_of = [], [], []
         by_sqlite: list[tuple[int, int, NDArray[np.uint8]]] = []
-        each = iter(zip(windows, addresses, strict=True))
-        for row, size in zip(range(len(sizes)) if into is None else into, sizes, strict=True):
-            at = 0
-            for _ in range(size):
-                window_idx, (sample, offset, local, overflow, start, contig_length, tag) = next(each)
-                if sample >= 0:
-                    if tags is not None:
-                        header, room = tags.header(self._name_of(tag, window_idx))
-                        before = len(header)
-                    first = at + before
-                    bases = contig_length - start
-                    bases = min(bases, room)
-                    to = row * length + first
-                    requests.append((sample, offset, local, overflow, start, contig_length, bases, to))
-                else:
-                    read, header = next(letters)
-                    before, bases = len(header), len(read)
-                    first = at + before
-                    by_sqlite.append((row, first, read))
-                row_of.append(row)
-                at_of.append(at)
-                first_of.append(first)
-                end = first + bases
-                end_of.append(end)
+        at, last_row = 0, -1
+        for row, window_idx, (sample, offset, local, overflow, start, contig_length, tag) in zip(
+            row_of, windows, addresses, strict=True
+        ):
+            if row != last_row:
+                at, last_row = 0, row
+            if sample >= 0:
+                if has_tags:
+                    header, room = self._by_tag.get(tag) or self._header_of(tag, window_idx)
+                    before = len(header)
+                first = at + before
+                bases = contig_length - start
+                if bases > room:  # noqa: PLR1730 - a call of min() costs twice as much
+                    bases = room
+                requests.append((sample, offset, local, overflow, start, contig_length, bases, row * length + first))
+            else:
+                read, header = next(letters)
+                bases = len(read)
+                first = at + len(header)
+                by_sqlite.append((row, first, read))
+            at_of.append(at)
+            first_of.append(first)
+            end = first + bases
+            end_of.append(end)
+            if has_tags:
                 headers.append(header)
-                at = end + has_eos
-                if at > length:
-                    self.check_fits(at, length)
+            at = end + has_eos
+            if at > length:
+                self.check_fits(at, length)
         for row, first, read in by_sqlite:
             rows[row, first : first + len(read)] = read
         if requests:
             memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]
             self._addresses.read(requests, memory)  # type: ignore[union-attr]
         reverse = strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
-        return Placed(row_of, at_of, first_of, end_of, None if tags is None else headers, reverse)
+        return Placed(row_of, at_of, first_of, end_of, headers if has_tags else None, reverse)
 
     @property
     def windows_ahead(self) -> int:
@@ -210,56 +212,6 @@ class WindowFetcher:
                     if sample >= 0
                 ]
             )
-
-    def _fill_many(
-        self,
-        wanted: Sequence[Wanted],
-        windows: Sequence[int],
-        sizes: Sequence[int],
-        addresses: Addresses,
-        rows: NDArray[np.uint8],
-        into: Sequence[int] | None,
-    ) -> Placed:
-        """Do what `fill` does for windows that all have addresses, with NumPy instead of a loop over windows."""
-        headers: list[NDArray[np.int64]] | None = None
-        before: int | NDArray[np.int64]
-        room: int | NDArray[np.int64]
-        if self._tags is None:
-            before, room = len(self._untagged[0]), self._untagged[1]
-        else:
-            known = self._by_tag
-            of_each = [
-                known.get(tag) or self._header_of(tag, window)
-                for tag, window in zip(addresses.tag.tolist(), windows, strict=True)
-            ]
-            headers = [header for header, _ in of_each]
-            before = np.array([len(header) for header in headers])
-            room = np.array([fitting for _, fitting in of_each])
-        bases = np.minimum(addresses.length - addresses.start, room)
-        count, length = len(windows), rows.shape[1]
-        first = np.zeros(count, dtype=np.int64)
-        row: Sequence[int]
-        if len(sizes) == count and max(sizes) == 1:
-            row, at = range(count) if into is None else into, [0] * count
-            first += before
-            to = first + np.array(row) * length
-        else:
-            in_row = np.repeat(np.arange(len(sizes)), sizes)
-            taken = bases + before + self._has_eos
-            begins = np.cumsum(taken) - taken
-            of_row = np.cumsum(sizes) - sizes  # the first window of each row
-            begins -= begins[of_row[in_row]]
-            too_long = begins + taken > length
-            if too_long.any():
-                self.check_fits(int((begins + taken)[too_long][0]), length)
-            first += begins + before
-            in_row = in_row if into is None else np.array(into)[in_row]
-            to = first + in_row * length
-            row, at = in_row.tolist(), begins.tolist()
-        memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]
-        self._addresses.read_many(addresses, bases, to, memory)  # type: ignore[union-attr]
-        reverse = strands(self._seed, wanted) if self._rc_aug else [False] * count
-        return Placed(row, at, first.tolist(), (first + bases).tolist(), headers, reverse)
 
     def _header_of(self, tag: int, window_idx: int) -> Header:
         """Return the header of a window with this number of a tag, and remember it by its number."""

@@ -3,9 +3,10 @@
 Input: addresses, and memory to write to. Output: bases. Cost: one `preadv` per window, independent of the length of its contig.
 SQLite is not used. If a window continues on overflow pages, the same read gets the page pointers between its bases.
 
-All windows of a batch are requested before the first wait. A read with `RWF_NOWAIT` returns what is in the page cache. The rest
-is announced to the kernel (`posix_fadvise`, `POSIX_FADV_WILLNEED`) and read at the end of the batch. So warm data need no
-second call. Source: preadv2(2), posix_fadvise(2).
+All windows of a batch are requested before the first wait. Reads with `RWF_NOWAIT` return what is in the page cache, up to the
+first that finds nothing. That one and all after it are announced to the kernel (`posix_fadvise`, `POSIX_FADV_WILLNEED`) and
+then read. So warm data need no second call, and cold data one call that fails for each batch. Source: preadv2(2),
+posix_fadvise(2).
 
 After a batch that waited for the disk, `cold_batches` is above 0; callers then `announce` windows of later batches.
 
@@ -23,18 +24,15 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.commands import verify_command
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.load.read.connections import connection_budget
-from sharded_eden.load.read.plan import Addresses, Part, Planner, Request
+from sharded_eden.load.read.plan import Planner, Reads, Request
 from sharded_eden.load.read.unchanged import changed_error
 
 COLD_BATCHES = 1024
@@ -68,7 +66,7 @@ class PositionedReader:
         self._keeps_all = len(paths) <= self._limit
         self._announces = read_ahead and hasattr(os, "posix_fadvise")
         self._flags = os.RWF_NOWAIT if self._announces and hasattr(os, "RWF_NOWAIT") else 0
-        self._planner = Planner(page_bytes, [each.size_bytes for each in expected])
+        self._planner = Planner(page_bytes)
         self.cold_batches = 0
 
     def announce(self, requests: Sequence[Request]) -> None:
@@ -80,30 +78,38 @@ class PositionedReader:
             requests: see `read`; where the bases go does not matter.
         """
         scratch = memoryview(bytearray(max((to + bases for *_, bases, to in requests), default=0)))
-        looked = False
         with self._lock:
-            for request in requests:
+            used: dict[int, int] = {}
+            missing = set()
+            for sample in {request[0] for request in requests}:
                 try:
-                    descriptor = self._descriptor(request[0], {})
+                    self._descriptor(sample, used)
                 except DatabaseError:
-                    continue
-                self._planner.clear()
-                parts = self._planner.parts(scratch, descriptor, request)
-                if self._flags and not looked:
-                    looked = True
-                    if self._has(parts[0], scratch):
-                        self.cold_batches = 0
-                        return
-                    self.cold_batches = COLD_BATCHES
-                for _, position, size_bytes, _ in parts:
-                    os.posix_fadvise(descriptor, position, size_bytes, os.POSIX_FADV_WILLNEED)
+                    missing.add(sample)
+            reads = self._planner.plan(
+                [request for request in requests if request[0] not in missing] if missing else requests, scratch, used
+            )
+            if self._flags and reads.sizes:
+                if self._has_first_of(reads):
+                    self.cold_batches = 0
+                    return
+                self.cold_batches = COLD_BATCHES
+            self._will_need(reads, range(len(reads.sizes)))
 
-    def _has(self, part: Part, scratch: memoryview) -> bool:
-        """Return whether the page cache holds what a read needs; page pointers count as bases."""
+    def _has_first_of(self, reads: Reads) -> bool:
+        """Return whether the page cache holds what the first read needs."""
         try:
-            return os.preadv(part[0], (scratch[: part[2]],), part[1], self._flags) == min(part[2], len(scratch))
+            return os.preadv(reads.descriptors[0], reads.buffers[0], reads.offsets[0], self._flags) == reads.sizes[0]
         except OSError:
             return False
+
+    @staticmethod
+    def _will_need(reads: Reads, numbers: Sequence[int]) -> None:
+        """Announce reads to the kernel."""
+        descriptors, _, offsets, sizes = reads
+        advise, advice = os.posix_fadvise, os.POSIX_FADV_WILLNEED
+        for number in numbers:
+            advise(descriptors[number], offsets[number], sizes[number], advice)
 
     def read(self, requests: Sequence[Request], memory: memoryview) -> None:
         """Read bases into memory.
@@ -117,54 +123,26 @@ class PositionedReader:
         """
         with self._lock:
             for first in range(0, len(requests), self._limit):
+                some = requests if len(requests) <= self._limit else requests[first : first + self._limit]
                 used: dict[int, int] = {}
-                parts: list[Part] = []
-                self._planner.clear()
-                for request in requests[first : first + self._limit]:
-                    descriptor = used.get(request[0], -1)
-                    if descriptor < 0:
-                        descriptor = self._descriptor(request[0], used)
-                    parts += self._planner.parts(memory, descriptor, request)
-                self._read(parts, used)
-
-    def read_many(
-        self, addresses: Addresses, bases: NDArray[np.int64], to: NDArray[np.int64], memory: memoryview
-    ) -> None:
-        """Read bases into memory; see `Planner.parts_of_many` for the arguments, and `read` for the errors."""
-        with self._lock:
-            for first in range(0, len(to), self._limit):
-                some = slice(first, first + self._limit)
-                used: dict[int, int] = {}
-                for sample in set(addresses.sample[some].tolist()):
+                for sample in {request[0] for request in some}:
                     self._descriptor(sample, used)
-                self._planner.clear()
-                parts = self._planner.parts_of_many(memory, used, addresses.slice(some), bases[some], to[some])
-                self._read(parts, used)
+                self._read(self._planner.plan(some, memory, used), used)
 
-    def _read(self, parts: Sequence[Part], used: Mapping[int, int]) -> None:
+    def _read(self, reads: Reads, used: Mapping[int, int]) -> None:
         """Carry out reads, and check the files in use."""
-        late: list[Part] = []
-        flags, preadv = self._flags, os.preadv
-        for part in parts:
-            descriptor, position, size_bytes, buffers = part
-            if flags:
-                try:
-                    if preadv(descriptor, buffers, position, flags) == size_bytes:
-                        continue
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    if error.errno == errno.EOPNOTSUPP:
-                        self._flags = flags = 0  # a file system that cannot tell: everything is announced
-            if self._announces:
-                os.posix_fadvise(descriptor, position, size_bytes, os.POSIX_FADV_WILLNEED)
-            late.append(part)
-        if late:
-            began = perf_counter()
-            for part in late:
-                self._wait_for(*part)
-            if self._announces and (flags or perf_counter() - began > WAIT_SECONDS * len(late)):
-                self.cold_batches = COLD_BATCHES
+        got: list[int] = []
+        if self._flags:
+            try:
+                for size_bytes in map(os.preadv, *reads[:3], repeat(self._flags)):
+                    got.append(size_bytes)
+            except BlockingIOError:
+                pass
+            except OSError as error:  # others are raised again below
+                if error.errno == errno.EOPNOTSUPP:
+                    self._flags = 0  # a file system that cannot tell: everything is announced
+        if got != reads.sizes:
+            self._read_late(reads, got)
         if self.cold_batches:
             self.cold_batches -= 1
         for sample, descriptor in used.items():
@@ -174,14 +152,26 @@ class PositionedReader:
         if not self._planner.pointers_are_as_named():
             raise self._refused(next(iter(used)), "the pages of a contig are not where the index says", len(used) - 1)
 
-    def _wait_for(self, descriptor: int, position: int, size_bytes: int, buffers: Sequence[Any]) -> None:
-        try:
-            got = os.preadv(descriptor, buffers, position)
-            problem = "" if got == size_bytes else f"it ends at byte {position + got:,}, inside a window"
-        except OSError as error:
-            problem = f"it cannot be read ({error.strerror})"
-        if problem:
-            raise self._refused(next(sample for sample, each in self._files.items() if each == descriptor), problem)
+    def _read_late(self, reads: Reads, got: Sequence[int]) -> None:
+        """Carry out those reads that did not get as many bytes as they need."""
+        late = [number for number, size_bytes in enumerate(got) if size_bytes != reads.sizes[number]]
+        late += range(len(got), len(reads.sizes))
+        if self._announces:
+            self._will_need(reads, late)
+        began = perf_counter()
+        for number in late:
+            try:
+                size_bytes = os.preadv(reads.descriptors[number], reads.buffers[number], reads.offsets[number])
+            except OSError as error:
+                raise self._unread(reads.descriptors[number], f"it cannot be read ({error.strerror})") from error
+            if size_bytes != reads.sizes[number]:
+                end = reads.offsets[number] + size_bytes
+                raise self._unread(reads.descriptors[number], f"it ends at byte {end:,}, inside a window")
+        if self._announces and (self._flags or perf_counter() - began > WAIT_SECONDS * len(late)):
+            self.cold_batches = COLD_BATCHES
+
+    def _unread(self, descriptor: int, problem: str) -> DatabaseError:
+        return self._refused(next(sample for sample, each in self._files.items() if each == descriptor), problem)
 
     def _descriptor(self, sample: int, used: dict[int, int]) -> int:
         """Return the descriptor of a sequence database, opened where it is not open, and add it to those in use."""

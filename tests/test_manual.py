@@ -1,11 +1,16 @@
-"""The manual: pages that are generated are up to date, and every public name is on the page of the API."""
+"""The manual: its blocks run and print what is shown, generated pages are up to date, the API has every public name."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
+import printed
 import pytest
+import torch
 from cli_page import page
 
 import sharded_eden
@@ -16,6 +21,8 @@ if not DOCS.is_dir():
 
 
 def test_the_page_of_commands_is_what_the_commands_say():
+    if f"typer=={version('typer')}\n" not in (DOCS.parent / "constraints.txt").read_text():
+        pytest.skip("another Typer writes another page")
     assert (DOCS / "cli.md").read_text() == page(), "make cli-page"
 
 
@@ -23,3 +30,37 @@ def test_every_public_name_is_on_the_page_of_the_api():
     text = (DOCS / "api.md").read_text()
     named = set(re.findall(r"^::: sharded_eden\.(\w+)$|^`sharded_eden\.(\w+)`", text, flags=re.MULTILINE))
     assert {a or b for a, b in named} == set(sharded_eden.__all__) - {"__version__"}
+
+
+@pytest.fixture(scope="session")
+def after_tutorial(tmp_path_factory):
+    """The folder in which the tutorial has run."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    (folder / "sharded-eden").symlink_to(DOCS.parent)
+    before, threads = os.getcwd(), torch.get_num_threads()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    try:
+        printed.run(DOCS / "tutorial.md", folder)
+    finally:
+        os.chdir(before)
+        torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["batch", "tokenizers", "change-during-training", "slow-loading", "wrong-data", "glossary"]
+)
+def test_pages_that_continue_the_tutorial(name, after_tutorial, tmp_path, monkeypatch):
+    for folder in ("sequence_db_dir", "windows"):
+        shutil.copytree(after_tutorial / folder, tmp_path / folder, copy_function=os.link)
+    monkeypatch.chdir(tmp_path)
+    printed.run(DOCS / f"{name}.md", tmp_path)
+
+
+def test_output_that_differs_is_found():
+    printed.compare("loss 1.37\nmany words\n", "loss 1.36\n...\n", "")
+    for shown in ("loss 1.5\n...\n", "loss 1.36\n", "many ...\n"):
+        with pytest.raises(AssertionError, match="the page shows"):
+            printed.compare("loss 1.37\nmany words\n", shown, "")

@@ -142,9 +142,7 @@ def precomputed(folder, contigs=worlds.CONTIGS, **geometry):
     return folder
 
 
-@pytest.mark.parametrize(
-    "change", [change for changes in OTHER_WINDOWS.values() for change in changes], ids=lambda c: "".join(c)
-)
+@pytest.mark.parametrize("change", [change for changes in OTHER_WINDOWS.values() for change in changes], ids="".join)
 def test_other_windows_are_an_error(change, tmp_path):
     state = state_of(precomputed(tmp_path / "before"))
     geometry = {**CUT, **change}

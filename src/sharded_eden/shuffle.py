@@ -99,6 +99,8 @@ class Permutation:
         self._right_shift = 64 - bits // 2
         self._keys = tuple(derive_keys(ROUNDS, *key, length))
         self._keys_u64 = tuple(_u64(each) for each in self._keys)
+        shifts = self._right_bits, self._left_shift, self._right_shift
+        self._parameters = np.array([*self._keys, *shifts, length], dtype=np.uint64)
 
     def __call__(self, positions: ArrayLike) -> NDArray[np.int64]:
         """Return the image of each position.
@@ -184,14 +186,14 @@ def permute_each(permutations: Sequence[Permutation], positions: NDArray[np.int6
     Raises:
         IndexError: a position outside.
     """
-    lengths = np.array([each.length for each in permutations], dtype=np.uint64)
+    if not len(permutations):
+        return positions
+    parameters = np.concatenate([each._parameters for each in permutations]).reshape(len(permutations), -1).T
+    keys = parameters[:ROUNDS]  # (ROUNDS, n)
+    right_bits, left_shift, right_shift, lengths = parameters[ROUNDS:]
     values = positions.astype(np.uint64)
     if (values >= lengths).any():
         raise IndexError("a position is outside of its order")
-    keys = np.array([each._keys for each in permutations], dtype=np.uint64).T  # (ROUNDS, n)
-    right_bits, left_shift, right_shift = np.array(
-        [(each._right_bits, each._left_shift, each._right_shift) for each in permutations], dtype=np.uint64
-    ).T
     right_mask = (np.uint64(1) << right_bits) - np.uint64(1)
     outside = np.arange(len(values))
     while outside.size > FEW:

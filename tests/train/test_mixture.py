@@ -60,6 +60,19 @@ def test_a_position_is_a_row_of_its_source_in_the_order_of_a_stream(folders):
             assert torch.equal(mixture[p][key], expected[key])
 
 
+def test_no_positions_and_cold_data(folders):
+    mixture, warm = mixture_of(folders, rc_aug=True), mixture_of(folders, rc_aug=True)
+    assert mixture.windows_at([]) == []
+    reader = mixture.dataset._fetchers[0]._joint._joint._readers.get()
+    for first in range(0, 400, 8):
+        reader.cold_batches = 9
+        assert mixture.dataset.items_ahead == 64
+        rows = mixture.collate_fn(mixture.__getitems__(range(first, first + 8)))
+        assert torch.equal(rows["tokens"], warm.collate_fn(warm.__getitems__(range(first, first + 8)))["tokens"])
+    mixture.dataset.close()
+    assert mixture[0]["tokens"].shape == (worlds.T,), "it opens again where it is read again"
+
+
 def test_one_source_is_its_stream(folders):
     dataset = worlds.dataset(folders[0], rc_aug=True)
     mixture, stream = Mixture([(dataset, 0.5)]), Stream(dataset)

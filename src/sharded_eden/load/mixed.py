@@ -1,31 +1,29 @@
 """Rows of several datasets in one batch: (source, epoch, index) -> example, bit for bit that of its dataset.
 
-Input: open datasets. Output: the items of any of them, as one map-style dataset. Cost: as one dataset, plus about 10 µs for
-each source in a batch: sources with equal row layouts read into one buffer and are encoded together. Layouts that differ
+Input: open datasets. Output: the items of any of them, as one map-style dataset. Cost: as one dataset, where all sources
+have index files and equal row layouts: they are read into one buffer and encoded together. Layouts that differ
 (control tags, special tokens, weights of letters) are encoded one layout at a time and copied into one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sharded_eden.errors import DatabaseError, EdenError, UsageError, shown, warn
+from sharded_eden.errors import EdenError, UsageError, shown
 from sharded_eden.load.encode.batch import Example, Rows, collate
 from sharded_eden.load.encode.compact import Expander
 from sharded_eden.load.encode.rows import Arrays, RowMaker
-from sharded_eden.load.read.fetch import Placed, WindowFetcher
+from sharded_eden.load.read.fetch import Wanted
+from sharded_eden.load.read.mixed import MixedFetcher, SourceWindow
 from sharded_eden.load.tensors import ShardedEdenDataset
 
 Item = tuple[int, int, int]
 """(source, epoch, window or pack index)."""
-
-MixedWindow = tuple[int, tuple[int, int]]
-"""(epoch, (source, window index))."""
 
 
 class MixedRows(Dataset[Example]):
@@ -52,19 +50,15 @@ class MixedRows(Dataset[Example]):
             self._check_fits(name, dataset)
         layouts: dict[Hashable, int] = {}
         self._layout_of = [layouts.setdefault(_layout(dataset), len(layouts)) for dataset in self.datasets]
-        fetcher = _MixedFetcher([dataset._fetcher for dataset in self.datasets])
-        first_of = [self._layout_of.index(layout) for layout in range(len(layouts))]
-        fetchers = [
-            fetcher.of([k for k, layout in enumerate(self._layout_of) if layout == number])
-            for number in range(len(layouts))
-        ]
-        self._tensor_makers = [
-            self.datasets[first]._tensor_maker(each) for first, each in zip(first_of, fetchers, strict=True)
-        ]
-        self._array_makers = [
-            self.datasets[first]._array_maker(each) for first, each in zip(first_of, fetchers, strict=True)
-        ]
+        members = [[k for k, layout in enumerate(self._layout_of) if layout == n] for n in range(len(layouts))]
+        fetchers = [dataset._fetcher for dataset in self.datasets]
+        self._fetchers = [MixedFetcher(fetchers, each) for each in members]
+        firsts = [(self.datasets[each[0]], fetcher) for each, fetcher in zip(members, self._fetchers, strict=True)]
+        self._tensor_makers = [first._tensor_maker(fetcher) for first, fetcher in firsts]
+        self._array_makers = [first._array_maker(fetcher) for first, fetcher in firsts]
         self._tag_length = max(1, *(maker._tag_length for maker in self._tensor_makers))
+        self._lengths = list(map(len, self.datasets))
+        self._is_plain = not any(each.options.packed or each.options.log_windows for each in self.datasets)
         self._has_tags = any(dataset.options.use_control_tags for dataset in self.datasets)
 
     def _check_fits(self, name: str, dataset: ShardedEdenDataset) -> None:
@@ -152,36 +146,42 @@ class MixedRows(Dataset[Example]):
         ]
         return _merged(parts, len(items), self.seq_length)
 
-    def _wanted(self, items: Sequence[Item]) -> tuple[list[Any], list[int]]:
+    def _wanted(self, items: Sequence[Item], *, log: bool = True) -> tuple[list[Wanted], list[int]]:
         """Return the windows of all rows, and how many each row has."""
+        lengths = self._lengths
+        if self._is_plain and all(0 <= index < lengths[source] for source, _, index in items):
+            return [(epoch, SourceWindow.of(source, index)) for source, epoch, index in items], [1] * len(items)
         by_source: dict[int, list[int]] = {}
         for k, (source, _, _) in enumerate(items):
             by_source.setdefault(source, []).append(k)
-        wanted: list[list[MixedWindow]] = [[]] * len(items)
+        wanted: list[list[Wanted]] = [[]] * len(items)
         sizes = [1] * len(items)
         for source, places in by_source.items():
             dataset = self.datasets[source]
             windows, numbers = dataset._windows_of([items[k][1:] for k in places])
-            dataset._log(windows)
+            if log:
+                dataset._log(windows)
             at = 0
             for k, size in zip(places, numbers, strict=True):
-                wanted[k] = [(epoch, (source, window)) for epoch, window in windows[at : at + size]]
+                wanted[k] = [(epoch, SourceWindow.of(source, window)) for epoch, window in windows[at : at + size]]
                 sizes[k] = size
                 at += size
         return [window for row in wanted for window in row], sizes
 
-    def items_ahead_of(self, items: Sequence[Item]) -> int:
-        """Return the most items to announce beyond a batch with these items."""
-        return max((self.datasets[source].items_ahead for source in {item[0] for item in items}), default=0)
+    @property
+    def items_ahead(self) -> int:
+        """The most items to `announce` beyond a batch: 0 while what is read is in the page cache."""
+        ahead = max(fetcher.windows_ahead for fetcher in self._fetchers)
+        return ahead * len(self) // sum(dataset._index.total_windows for dataset in self.datasets) if ahead else 0
 
     def announce(self, items: Sequence[Item]) -> None:
-        """Tell the kernel which items are read soon."""
-        by_source: dict[int, list[tuple[int, int]]] = {}
-        for source, epoch, index in items:
-            by_source.setdefault(source, []).append((epoch, index))
-        for source, indices in by_source.items():
-            if most := self.datasets[source].items_ahead:
-                self.datasets[source].announce(indices[:most])
+        """Tell the kernel which items are read soon. An error is raised when they are read."""
+        by_layout: dict[int, list[Item]] = {}
+        for item in items:
+            by_layout.setdefault(self._layout_of[item[0]], []).append(item)
+        with suppress(EdenError):
+            for layout, of_layout in by_layout.items():
+                self._fetchers[layout].announce([window for _, window in self._wanted(of_layout, log=False)[0]])
 
     @staticmethod
     def collate_fn(batch: Any) -> Any:
@@ -194,6 +194,8 @@ class MixedRows(Dataset[Example]):
 
     def close(self) -> None:
         """Close all sources."""
+        for fetcher in self._fetchers:
+            fetcher.close()
         for dataset in self.datasets:
             dataset.close()
 
@@ -227,80 +229,6 @@ def _layout(dataset: ShardedEdenDataset) -> Hashable:
         row_format.include_bos, row_format.include_sep, row_format.include_eos, row_format.packed_bases,
         options.use_control_tags, options.mask_ambiguous, float(options.soft_mask_weight), options.loss_on_eos,
     )  # fmt: skip
-
-
-class _MixedFetcher:
-    """Fetches windows of several datasets into the rows of one batch; as `WindowFetcher`, with `MixedWindow` for `Wanted`."""
-
-    def __init__(self, fetchers: Sequence[WindowFetcher], members: Sequence[int] = ()) -> None:
-        self._fetchers = fetchers
-        self._members = members or range(len(fetchers))
-
-    def of(self, members: Sequence[int]) -> _MixedFetcher:
-        """Return the fetcher of some of the sources; their numbers stay."""
-        return _MixedFetcher(self._fetchers, members)
-
-    @property
-    def least_room(self) -> int:
-        """The fewest bases that a row shows."""
-        return min(self._fetchers[k].least_room for k in self._members)
-
-    def fill(self, wanted: Sequence[MixedWindow], sizes: Sequence[int], rows: NDArray[np.uint8]) -> Placed:
-        """Read windows into rows; see `WindowFetcher.fill`."""
-        parts: dict[int, _Part] = {}
-        at = 0
-        for row, size in enumerate(sizes):
-            if size:
-                source = wanted[at][1][0]
-                part = parts.get(source)
-                if part is None:
-                    part = parts[source] = _Part([], [], [], [])
-                part.rows.append(row)
-                part.sizes.append(size)
-                for number in range(at, at + size):
-                    epoch, (_, window) = wanted[number]
-                    part.numbers.append(number)
-                    part.windows.append((epoch, window))
-                at += size
-        count = len(wanted)
-        row_of, at_of, first, end, reverse = [0] * count, [0] * count, [0] * count, [0] * count, [False] * count
-        headers: list[NDArray[np.int64]] | None = None
-        for source, part in parts.items():
-            placed = self._fetchers[source].fill(part.windows, part.sizes, rows, part.rows)
-            if placed.headers is not None and headers is None:
-                headers = [placed.headers[0]] * count
-            for k, number in enumerate(part.numbers):
-                row_of[number], at_of[number] = placed.row[k], placed.at[k]
-                first[number], end[number], reverse[number] = placed.first[k], placed.end[k], placed.reverse[k]
-                if headers is not None:
-                    headers[number] = placed.headers[k]  # type: ignore[index]
-        return Placed(row_of, at_of, first, end, headers, reverse)
-
-    def check_fits(self, tokens: int, seq_length: int) -> None:
-        """Refuse windows of a pack that do not fit into a row; see `WindowFetcher.check_fits`."""
-        self._fetchers[self._members[0]].check_fits(tokens, seq_length)
-
-    def check_loss(self, any_loss: bool) -> None:
-        """Warn where no label of a batch counts in the loss: the mean over none is NaN."""
-        if not any_loss:
-            warn(
-                "mixture: no label of a batch earns a loss, all of its letters are masked: the mean over them is NaN. Leave "
-                "such windows out of the sources: sharded-eden precompute --max-ambiguous"
-            )
-
-    def unreadable_letters(self, window: tuple[int, int], error: UnicodeError) -> DatabaseError:
-        """Return the error to raise where the letters of a window cannot be encoded."""
-        return self._fetchers[window[0]].unreadable_letters(window[1], error)
-
-
-class _Part(NamedTuple):
-    """What one source gives to a batch."""
-
-    rows: list[int]
-    sizes: list[int]
-    windows: list[tuple[int, int]]
-    numbers: list[int]
-    """The number of each window among all windows of the batch."""
 
 
 def _merged(parts: Sequence[tuple[list[int], Arrays]], count: int, seq_length: int) -> Arrays:

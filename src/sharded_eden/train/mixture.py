@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sharded_eden.errors import UsageError, shown
-from sharded_eden.load.encode.batch import Rows
 from sharded_eden.load.mixed import Item, MixedRows
 from sharded_eden.load.options import integer
 from sharded_eden.load.tensors import ShardedEdenDataset
@@ -123,6 +122,8 @@ class Mixture(Stream):
 
     def _items(self, positions: Sequence[int]) -> list[Item]:
         """Return (source, epoch, index) at each position of the endless stream."""
+        if not positions:
+            return []
         source, nth = self.schedule.locate(self.skips.place(positions))
         epoch, place = np.divmod(nth, self._lengths[source])
         visits = list(zip(source.tolist(), epoch.tolist(), strict=True))
@@ -137,15 +138,6 @@ class Mixture(Stream):
                 self._orders_of.popitem(last=False)
             order = self._orders_of[visit] = Order(int(self._lengths[source]), self._seeds[source], epoch)
         return order
-
-    def __getitems__(self, positions: Sequence[int]) -> Rows:
-        """Return the examples at many positions, over one buffer."""
-        items = self.windows_at(positions)
-        rows = self.dataset.__getitems__(items)
-        if most := self.dataset.items_ahead_of(items):
-            upcoming = self._next_batches.after(positions, self._end_of_asking(), most)
-            self.dataset.announce(self.windows_at(upcoming))
-        return rows
 
 
 def _sources(sources: Any) -> tuple[list[str], list[ShardedEdenDataset], list[Any]]:

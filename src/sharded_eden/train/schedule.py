@@ -56,7 +56,7 @@ class Phase(NamedTuple):
 
 class _Block(NamedTuple):
     source: NDArray[np.int64]  # (B,)
-    nth: NDArray[np.int64]  # (B,): how many samples of the same source the block has before it
+    nth: NDArray[np.int64]  # (B,): how many samples of the same source are before it
 
 
 def integer_weights(weights: Sequence[Any]) -> tuple[int, ...]:
@@ -175,18 +175,11 @@ class Schedule:
             block = (position - self._begins[number]) // self.block_sizes[number]
             by_block.setdefault((number, block), []).append(k)
         for (number, block), places in by_block.items():
-            phase, size = self.phases[number], self.block_sizes[number]
-            begin = phase.begin + block * size
+            begin = self._begins[number] + block * self.block_sizes[number]
             inside = np.array([positions[k] - begin for k in places])
             found = self._block(number, block)
-            before = self._first_of(number, block)
-            source[places] = sources = found.source[inside]
-            nth[places] = found.nth[inside] + before[sources]
+            source[places], nth[places] = found.source[inside], found.nth[inside]
         return source, nth
-
-    def _first_of(self, number: int, block: int) -> NDArray[np.int64]:
-        counts = counts_after(self.phases[number].weights, block * self.block_sizes[number])
-        return np.array(counts, dtype=np.int64) + np.array(self._before[number], dtype=np.int64)
 
     def _block(self, number: int, block: int) -> _Block:
         """Return the places of a block: where the phase ends does not matter, so a later phase changes nothing before it."""
@@ -201,6 +194,7 @@ class Schedule:
             by_source = np.argsort(source, kind="stable")
             nth = np.empty(size, dtype=np.int64)
             nth[by_source] = np.arange(size) - np.repeat(np.cumsum(shares) - shares, shares)
+            nth += np.array(before, dtype=np.int64)[source] + np.array(self._before[number], dtype=np.int64)[source]
             while len(self._blocks) >= KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
             found = self._blocks[key] = _Block(source, nth)

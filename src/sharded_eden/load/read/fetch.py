@@ -191,8 +191,12 @@ class WindowFetcher:
         if requests:
             memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]
             self._addresses.read(requests, memory)  # type: ignore[union-attr]
-        reverse = strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
+        reverse = self._strands(wanted)
         return Placed(row_of, at_of, first_of, end_of, headers if has_tags else None, reverse)
+
+    def _strands(self, wanted: Sequence[Wanted]) -> list[bool]:
+        """Return which windows are shown as their reverse complement."""
+        return strands(self._seed, wanted) if self._rc_aug else [False] * len(wanted)
 
     @property
     def windows_ahead(self) -> int:

@@ -15,7 +15,7 @@ ROOT = Path(sharded_eden.__file__).parent
 MODULES = {
     ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
 }
-PACKAGES = ("format", "build", "windows", "load", "train", "checks", "doctor", "describe", "similar")
+PACKAGES = ("format", "storage", "build", "windows", "load", "train", "checks", "doctor", "describe", "similar")
 
 
 def package_of(module: str) -> str:
@@ -62,11 +62,12 @@ MAY_IMPORT = {
     "root": {"root"},
     "format": {"format", "root"},
     "build": {"build", "format", "root"},
-    "windows": {"windows", "format", "root"},
+    "storage": {"storage", "format", "root"},
+    "windows": {"windows", "storage", "format", "root"},
     "similar": {"similar", "format", "root"},
     "split": {"build", "windows", "similar", "format", "root"},
     "derive": {"windows", "format", "root"},
-    "load": {"load", "derive", "format", "root"},
+    "load": {"load", "derive", "storage", "format", "root"},
     "train": {"train", "load", "format", "root"},
     "checks": {"checks", "similar", "train", "load", "windows", "build", "format", "root"},
     "throughput": {"train", "load", "format", "root"},
@@ -155,6 +156,7 @@ def test_bionemo_stays_a_namespace():
 
 
 HEAVY = (
+    "obstore",
     "torch",
     "lightning",
     "transformers",

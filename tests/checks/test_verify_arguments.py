@@ -119,7 +119,7 @@ def test_the_dataset_names_swapped_arguments(world):
     for sequences, windows, words in (
         (world.train, world.seqs, f"sequence_db_dir: {world.train} is a window database"),
         (world.seqs, folder, f"window_db_path: {folder} is a folder of window databases; expected a window database"),
-        ("s3://bucket/seqs", world.train, "'s3://bucket/seqs' is a URL"),
+        ("ftp://bucket/seqs", world.train, "'ftp://bucket/seqs' is a URL"),
         (world.seqs, "gs://bucket/w.db", "'gs://bucket/w.db' is a URL"),
     ):
         with pytest.raises(UsageError, match=re.escape(words)):

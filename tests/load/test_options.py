@@ -65,6 +65,7 @@ NOT_DEFAULT = {
     "compact": True, "derive_windows": True, "packed": True,
     "log_windows": True, "log_dir": "log", "skip_stats": False, "io": "read",
     "read_with": "substr", "read_ahead": False, "bos_id": 4, "eos_id": 5, "sep_id": 6, "pad_id": 7,
+    "requests_in_flight": 3, "request_seconds": 9.5,
 }  # fmt: skip
 
 

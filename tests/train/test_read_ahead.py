@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, RandomSampler
 import oracle
 from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler, precompute_window_database
 from sharded_eden.errors import DatabaseError
-from sharded_eden.load.read import fetch
+from sharded_eden.load.locate import addresses
 from sharded_eden.train.ahead import NextBatches
 from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
 from sharded_eden.train.stream import EvaluationStream, RepeatedEvaluation
@@ -127,7 +127,7 @@ def test_next_batches_are_announced_within_the_bound_and_before_the_end(folder, 
         if number < 2:
             assert ahead == 0  # three batches show the step
         else:
-            assert min(fetch.WINDOWS_AHEAD // 2, end - read) <= ahead <= min(fetch.WINDOWS_AHEAD, end - read)
+            assert min(addresses.WINDOWS_AHEAD // 2, end - read) <= ahead <= min(addresses.WINDOWS_AHEAD, end - read)
     (announced,) = cold.announced().values()
     assert announced == ranges_of(stream, range(7, end))
 
@@ -168,7 +168,7 @@ def test_the_data_module_reads_ahead_in_training_and_evaluation(folder, cold):
     module = data_module(folder, num_workers=0)
     module.setup("fit")
     for loader, stream in ((module.train_dataloader(), "train"), (module.val_dataloader(), "val")):
-        assert ahead_of_reading(module._streams[stream], loader, cold) >= fetch.WINDOWS_AHEAD // 2
+        assert ahead_of_reading(module._streams[stream], loader, cold) >= addresses.WINDOWS_AHEAD // 2
     # A whole epoch announces what it reads: whole global batches.
     stream, loader = module._streams["train"], module.train_dataloader()
     loader.sampler.set_epoch(1)
@@ -222,7 +222,7 @@ def test_read_ahead_ends_when_the_data_are_in_the_page_cache(folder, cold, monke
     stream = Stream(open_dataset(folder))
     for position in range(4):
         stream.__getitems__([position])
-    assert stream.dataset.items_ahead == fetch.WINDOWS_AHEAD
+    assert stream.dataset.items_ahead == addresses.WINDOWS_AHEAD
     monkeypatch.undo()  # this process wrote the files: they are in the page cache
     for position in range(4, 70):
         stream.__getitems__([position])

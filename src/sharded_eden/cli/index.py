@@ -11,14 +11,23 @@ import typer
 from sharded_eden.cli.show import progress_bar, rate, size
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.windows.index import IndexResult, index_window_database
+from sharded_eden.windows.remote_index import add_remote
 
 
 def index(
-    seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote.")],
+    seqdb: Annotated[str, typer.Argument(metavar="SEQDB", help="The folder that build wrote. Leave it out with --at.")],
     windows_dbs: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="WINDOWS.db", help="Window databases, or folders of them as precompute writes them."),
-    ],
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Only add to existing indexes that SEQDB was uploaded to this URL: s3://, gs://, az://, http(s):// or "
+            "file://. Sizes are compared, ETags recorded; no sequence is read.",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(help="Sequence databases that are read at a time (ray: unless given, all of the cluster)."),
@@ -36,7 +45,14 @@ def index(
     WINDOWS.db.index is written beside each window database. Windows without an address are read through SQLite, as they are
     without an index.
     """
-    for path in dict.fromkeys(path for given in windows_dbs for path in window_databases(given)):
+    if at is not None:
+        for path in _each([Path(seqdb), *(windows_dbs or [])]):
+            added = add_remote(path, at)
+            print(f"{added.path}: {added.objects:,} objects at {added.url}, {size(added.size_bytes)}")
+        return
+    if not windows_dbs:
+        raise typer.BadParameter("name a window database after SEQDB", param_hint="WINDOWS.db")
+    for path in _each(windows_dbs):
         started = time.monotonic()
         with progress_bar("reading") as progress:
             result = index_window_database(
@@ -48,6 +64,10 @@ def index(
                 progress=progress,
             )
         print_index(result, time.monotonic() - started)
+
+
+def _each(given: list[Path]) -> list[Path]:
+    return list(dict.fromkeys(path for one in given for path in window_databases(one)))
 
 
 def print_index(result: IndexResult, seconds: float) -> None:

@@ -131,6 +131,11 @@ def index_command(sequence_db_dir: PathLike = "SEQDB", window_db: PathLike = "WI
     return f"sharded-eden index {quoted(sequence_db_dir)} {quoted(window_db)}"
 
 
+def index_at_command(url: str, window_db: PathLike = "WINDOWS.db") -> str:
+    """Return the command that adds the objects at a URL to the index of a window database."""
+    return f"sharded-eden index --at {quoted(url)} {quoted(window_db)}"
+
+
 def sibling(path: PathLike, suffix: str) -> Path:
     """Return a new name beside a file: `train_windows.db` -> `train_windows.8192.db` for the suffix `8192`.
 

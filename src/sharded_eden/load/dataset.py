@@ -12,28 +12,33 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
 import numpy as np
 
 from sharded_eden.errors import EdenError, warn
-from sharded_eden.format.kinds import expect
-from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.encode.example import RowFormat, reverse_complement
 from sharded_eden.load.encode.rows import Arrays, RowMaker
 from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.encode.tokenizer import encoding_of
-from sharded_eden.load.locate.addresses import open_addresses
 from sharded_eden.load.locate.derived import window_db_to_open
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
-from sharded_eden.load.options import ExampleOptions, Include, absolute_path, boolean, integer, takes_options
-from sharded_eden.load.read.databases import Connections, SequenceReader
+from sharded_eden.load.options import (
+    ExampleOptions,
+    Include,
+    absolute_path,
+    boolean,
+    folder_or_url,
+    integer,
+    takes_options,
+)
+from sharded_eden.load.read.databases import Connections
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.read.samples import check_samples
+from sharded_eden.load.source import addresses_of, open_sequences
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +58,7 @@ class ArrayDataset:
 
     Args:
         tokenizer: see `sharded_eden.load.encode.tokenizer.encoding_of`; None is the built-in `NucleotideTokenizer`.
-        sequence_db_dir: the folder of per-sample sequence databases.
+        sequence_db_dir: the folder of per-sample sequence databases, or its URL in object storage.
         window_db_path: the window database of the split.
         seq_length: tokens of a row; must be the window size of the window database.
         rc_aug: use the reverse complement of half of the windows, by (seed, epoch, window index).
@@ -105,7 +110,7 @@ class ArrayDataset:
         vars(self).update(vars(opts))  # every option is an attribute; some are replaced below by what they come to
         self.include_bos, self.include_sep = opts.has_bos, opts.has_sep
         self.tokenizer = tokenizer
-        self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
+        self.sequence_db_dir = folder_or_url(sequence_db_dir, "sequence_db_dir")
         self.seq_length = seq_length = integer(seq_length, "seq_length")
         self.rc_aug = boolean(rc_aug, "rc_aug")
         stride = None if stride is None else integer(stride, "stride")
@@ -115,11 +120,9 @@ class ArrayDataset:
         self.window_db_path = window_db_to_open(
             opts, absolute_path(window_db_path, "window_db_path"), self.sequence_db_dir, seq_length, stride
         )
-        expect(Path(self.sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
-        paths = discover_sample_databases(self.sequence_db_dir)
-        self.sample_db_mapping = {sample_id: str(path) for sample_id, path in paths.items()}
+        self._reader = open_sequences(self.sequence_db_dir, self.window_db_path, opts)
         self._index = WindowIndex(self.window_db_path, io=opts.io)
-        self._reader = SequenceReader(paths, io=opts.io, read_with=opts.read_with)
+        self.sample_db_mapping = {sample_id: str(path) for sample_id, path in self._reader.paths.items()}
         try:
             self._index.check_geometry(
                 window_size=seq_length, stride=stride, min_length=opts.window_min_length_threshold
@@ -146,15 +149,8 @@ class ArrayDataset:
             )
             ids = self._format.encoding
             self.bos_id, self.eos_id, self.sep_id, self.pad_id = ids.bos, ids.eos, ids.sep, ids.pad
-            self._addresses = open_addresses(
-                self._index.path,
-                sequence_db_dir=Path(self.sequence_db_dir),
-                window_db_identity=self._index.identity,
-                paths=paths,
-                identities=self._reader.unchanged.identities,
-                stride=self.stride,
-                total_windows=self._index.total_windows,
-                read_ahead=opts.read_ahead,
+            self._addresses = addresses_of(
+                self._index, self._reader, sequence_db_dir=self.sequence_db_dir, stride=self.stride, options=opts
             )
             tags = ControlTags(self._index, self._format) if opts.use_control_tags else None
             self.ctrl_ids_map: Mapping[str, list[int]] = {} if tags is None else tags
@@ -178,7 +174,11 @@ class ArrayDataset:
         self._access_log = AccessLog(opts.log_dir, split, rank, self._reader.sample_of) if opts.log_windows else None
         if not opts.skip_stats:
             logger.info(
-                "%s: %d windows of %d contigs in %d samples", split, self.length, self.distinct_sequences, len(paths)
+                "%s: %d windows of %d contigs in %d samples",
+                split,
+                self.length,
+                self.distinct_sequences,
+                len(self._reader.paths),
             )
 
     @classmethod

@@ -21,12 +21,15 @@ from sharded_eden.errors import UnknownArgument, UsageError, shown
 from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.read.sequences import ReadMode
+from sharded_eden.storage.urls import folder_url, is_url
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 Include = bool | Literal["with_tags"]
 """Whether rows have a special token: all, none, or those with control tags."""
+
+MOST_IN_FLIGHT, MOST_SECONDS = 1024, 86_400
 
 WITH_TAGS: Literal["with_tags"] = "with_tags"
 
@@ -81,6 +84,10 @@ class ExampleOptions:
     read_ahead: bool = True
     """Announce windows that are not in the page cache to the kernel: those of a batch before the first is read, and those of
     the worker's next batches."""
+    requests_in_flight: int = 64
+    """Requests of each worker to object storage at the same time, where `sequence_db_dir` is a URL."""
+    request_seconds: float = 120.0
+    """How long a request to object storage is tried before an error is raised."""
 
     def __post_init__(self) -> None:
         """Refuse values of another type than declared: a string would count as True, or fail at the first row.
@@ -100,6 +107,12 @@ class ExampleOptions:
             integer(self.window_min_length_threshold, "window_min_length_threshold")
         if not isinstance(self.derive_windows, bool):
             absolute_path(self.derive_windows, "derive_windows")
+        if not 1 <= integer(self.requests_in_flight, "requests_in_flight") <= MOST_IN_FLIGHT:
+            raise UsageError(
+                f"requests_in_flight must be from 1 to {MOST_IN_FLIGHT}, not {shown(self.requests_in_flight)}"
+            )
+        if not 0 < self.request_seconds <= MOST_SECONDS:  # NaN is refused, too
+            raise UsageError(f"request_seconds must be above 0 and at most {MOST_SECONDS}, not {self.request_seconds}")
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
 
@@ -167,6 +180,15 @@ def with_option_fields(cls: type[T]) -> type[T]:
             cls.__annotations__[option.name] = hints[option.name]
             setattr(cls, option.name, option.default)
     return cls
+
+
+def folder_or_url(path: PathLike, name: str) -> str:
+    """Return the URL of a folder in object storage without slashes at its end, or an absolute path.
+
+    Raises:
+        UsageError: it is neither, or a URL of a scheme that is not read.
+    """
+    return folder_url(path, name) if isinstance(path, str) and is_url(path) else absolute_path(path, name)
 
 
 def absolute_path(path: PathLike, name: str) -> str:

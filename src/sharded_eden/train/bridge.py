@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from sharded_eden.errors import MissingExtra, UsageError
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
-from sharded_eden.load.options import ExampleOptions, Include, absolute_path, refuses_unknown, with_option_fields
+from sharded_eden.load.options import (
+    ExampleOptions,
+    Include,
+    absolute_path,
+    folder_or_url,
+    refuses_unknown,
+    with_option_fields,
+)
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.stream import RepeatedEvaluation, Stream
 
@@ -72,7 +79,7 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     def __post_init__(self) -> None:
         for name in ("sequence_db_dir", "train_window_db_path", "val_window_db_path", "test_window_db_path", "log_dir"):
             if (path := getattr(self, name)) is not None:
-                setattr(self, name, absolute_path(path, name))
+                setattr(self, name, (folder_or_url if name == "sequence_db_dir" else absolute_path)(path, name))
         if self.skip_getting_attention_mask_from_dataset is None:
             self.skip_getting_attention_mask_from_dataset = not ExampleOptions.of(self).create_attention_mask
         if hasattr(super(), "__post_init__"):

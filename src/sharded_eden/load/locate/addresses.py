@@ -10,6 +10,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -44,6 +45,11 @@ _RUN = Struct("<qqIIIIII")
 _IN_BLOCK = np.arange(RUNS_PER_BLOCK)
 
 
+WINDOWS_AHEAD = 64
+BYTES_AHEAD = 8 << 20
+"""The most that each worker announces beyond a batch. This is enough to keep the queue of a fast disk full."""
+
+
 class WindowAddresses:
     """The index of a window database, as far as it describes the files that are there.
 
@@ -59,6 +65,9 @@ class WindowAddresses:
     Raises:
         DatabaseError: the file is damaged.
     """
+
+    ahead = (WINDOWS_AHEAD, BYTES_AHEAD)
+    """The most windows, and bytes, that a worker announces beyond a batch."""
 
     def __init__(
         self,
@@ -77,7 +86,7 @@ class WindowAddresses:
         self._window_db_identity = window_db_identity
         self._total_windows = total_windows
         self._all_paths, self._identities = paths, identities
-        self._readers = PerThread(self._make_reader, PositionedReader.close)
+        self._readers: PerThread[PositionedReader] = PerThread(self._make_reader, methodcaller("close"))
         self._open()
 
     def _open(self) -> None:

@@ -30,10 +30,6 @@ Header = tuple[NDArray[np.int64], int]
 """BOS, control tag and SEP, (H,) int64, and how many bases fit after it."""
 
 
-WINDOWS_AHEAD = 64
-BYTES_AHEAD = 8 << 20
-"""The most that each worker announces beyond a batch. This is enough to keep the queue of a fast disk full."""
-
 NOWHERE: Address = (-1, 0, 0, 0, 0, 0, 0)
 
 
@@ -203,7 +199,8 @@ class WindowFetcher:
         """The most windows to announce beyond a batch: 0 while the windows read are in the page cache."""
         if self._addresses is None or not self._addresses.is_cold:
             return 0
-        return min(WINDOWS_AHEAD, BYTES_AHEAD // self._window_size)
+        windows, size_bytes = self._addresses.ahead
+        return min(windows, size_bytes // self._window_size)
 
     def announce(self, windows: Sequence[int]) -> None:
         """Tell the kernel which windows are read soon; windows without an address are left out."""

@@ -24,7 +24,7 @@ from sharded_eden.jobs import usable_processors
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.encode.compact import Expander
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
-from sharded_eden.load.options import ExampleOptions, absolute_path, takes_options
+from sharded_eden.load.options import ExampleOptions, absolute_path, folder_or_url, takes_options
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
@@ -116,7 +116,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if num_epochs < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
-        self.sequence_db_dir = absolute_path(sequence_db_dir, "sequence_db_dir")
+        self.sequence_db_dir = folder_or_url(sequence_db_dir, "sequence_db_dir")
         self.train_window_db_path = absolute_path(train_window_db_path, "train_window_db_path")
         self.val_window_db_path, self.test_window_db_path = (
             None if path is None else absolute_path(path, name)

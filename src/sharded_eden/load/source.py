@@ -1,0 +1,57 @@
+"""Opens the sequence databases of a dataset, and the addresses of its windows: in a folder, or in object storage.
+
+Input: a folder or URL, and the window database. Output: readers. Costs one `stat` a database in a folder, no request for a URL.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sharded_eden.format.kinds import expect
+from sharded_eden.format.schema import discover_sample_databases
+from sharded_eden.load.locate.addresses import WindowAddresses, open_addresses
+from sharded_eden.load.locate.remote import RemoteAddresses, RemoteSequences
+from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.options import ExampleOptions
+from sharded_eden.load.read.databases import SequenceReader
+from sharded_eden.storage.urls import is_url
+
+
+def open_sequences(sequence_db_dir: str, window_db: str | os.PathLike[str], options: ExampleOptions) -> SequenceReader:
+    """Return the sequence databases of a folder or URL.
+
+    Raises:
+        MissingDatabase: there are none, or a URL is given and the window database has no index.
+        DatabaseError: the index names no objects at the URL.
+        UsageError: something else is at the path.
+    """
+    if is_url(sequence_db_dir):
+        WindowIndex(window_db, io=options.io).close()  # its errors are clearer than that its index is missing
+        return RemoteSequences(sequence_db_dir, Path(window_db))
+    expect(Path(sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
+    return SequenceReader(discover_sample_databases(sequence_db_dir), io=options.io, read_with=options.read_with)
+
+
+def addresses_of(
+    index: WindowIndex, reader: SequenceReader, *, sequence_db_dir: str, stride: int, options: ExampleOptions
+) -> WindowAddresses | None:
+    """Return the addresses of windows; None where SQLite reads them all.
+
+    Raises:
+        DatabaseError: sequence databases are in object storage, and the index describes another window database.
+    """
+    if isinstance(reader, RemoteSequences):
+        return RemoteAddresses(
+            index, reader, stride=stride, in_flight=options.requests_in_flight, seconds=options.request_seconds
+        )
+    return open_addresses(
+        index.path,
+        sequence_db_dir=Path(sequence_db_dir),
+        window_db_identity=index.identity,
+        paths=reader.paths,
+        identities=reader.unchanged.identities,
+        stride=stride,
+        total_windows=index.total_windows,
+        read_ahead=options.read_ahead,
+    )

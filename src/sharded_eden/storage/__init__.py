@@ -1,0 +1,1 @@
+"""Object storage: URLs, lists of objects, and byte ranges of them, through obstore."""

@@ -1,0 +1,189 @@
+"""A process that fetches byte ranges for one worker, many at a time.
+
+obstore's threads do not survive a fork, and a worker may be forked at any time. So requests are made by a child process that is
+started, not forked: `Fetcher` starts it, sends it ranges over a socket, and takes the answers as they arrive.
+The child ends when its parent closes the socket or ends. Credentials stay in the environment of both.
+
+    worker ──[(number, Range), ...]──▶ child: threads ──HTTP──▶ storage
+           ◀──number, status, bytes───
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, MissingExtra, UsageError
+from sharded_eden.storage.objects import Objects, Range
+
+GRACE_SECONDS = 10.0
+"""What the process may take beyond the time of one request: to start, and to pass on an answer."""
+END_SECONDS = 2.0
+"""How long a process is given to end."""
+
+_HEADER = struct.Struct("<QB")
+_FETCHED, *_KINDS = range(5)
+_ERRORS: tuple[type[EdenError], ...] = (DatabaseError, MissingDatabase, UsageError, MissingExtra)
+
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sharded_eden.storage.fetcher import serve; "
+    "serve(*json.loads(sys.argv[2]))"
+)
+
+
+class Answer(NamedTuple):
+    """One answer."""
+
+    number: int
+    body: memoryview | None
+    """The bytes; None after an error."""
+    error: EdenError | None
+
+
+class Fetcher:
+    """The process of this thread that fetches ranges; it starts with the first request.
+
+    Args:
+        url: the folder of objects.
+        in_flight: requests at the same time.
+        seconds: how long a request is tried.
+    """
+
+    def __init__(self, url: str, *, in_flight: int, seconds: float) -> None:
+        self._settings = (url, in_flight, seconds)
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    def request(self, wanted: Sequence[tuple[int, Range]]) -> None:
+        """Ask for ranges, each with a number of the caller's."""
+        if self._connection is None:
+            self._start()
+        try:
+            self._connection.send(wanted)  # type: ignore[union-attr]
+        except OSError as error:
+            raise self._ended() from error
+
+    def next_answer(self) -> Answer:
+        """Return the next answer of those that were asked for.
+
+        Raises:
+            DatabaseError: none comes in the time of one request, or the process has ended.
+        """
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - something was requested
+        if not connection.poll(self._seconds + GRACE_SECONDS):
+            raise DatabaseError(f"{self._settings[0]}: no answer in {self._seconds + GRACE_SECONDS:.0f} s")
+        try:
+            message = memoryview(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        number, status = _HEADER.unpack_from(message)
+        body = message[_HEADER.size :]
+        if status == _FETCHED:
+            return Answer(number, body, None)
+        kind, text = _ERRORS[_KINDS.index(status)], str(body, "utf-8")
+        return Answer(number, None, MissingExtra("obstore", "cloud") if kind is MissingExtra else kind(text))
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        arguments = [json.dumps(sys.path), json.dumps([*self._settings, os.getpid()])]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, *arguments], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+            )
+        self._connection = Connection(ours.detach())
+        self._end = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
+
+    def _ended(self) -> DatabaseError:
+        status = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(END_SECONDS)
+        return DatabaseError(f"{self._settings[0]}: the process that fetches from it has ended (exit status {status})")
+
+    def close(self) -> None:
+        """End the process. In a forked child, nothing is done: it belongs to the parent."""
+        if self._connection is not None:
+            self._end()
+            self._connection = self._process = None
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -> None:
+    if os.getpid() != owner:
+        return
+    connection.close()
+    process.terminate()  # a forked child may hold the socket open
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def serve(url: str, in_flight: int, seconds: float, parent: int) -> None:
+    """Fetch what arrives on file descriptor 0, until it is closed or the parent ends."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(os.dup(0))
+    answers: queue.SimpleQueue[tuple[bytes, bytes | memoryview]] = queue.SimpleQueue()
+    threading.Thread(target=_send, args=(connection, answers), daemon=True).start()
+    objects: Objects | None = None
+    problem: EdenError | None = None
+    try:
+        objects = Objects(url, seconds)
+    except EdenError as error:
+        problem = error
+
+    def fetch(number: int, wanted: Range) -> None:
+        try:
+            if objects is None:
+                raise problem or EdenError(url)
+            body = objects.read(wanted)
+        except EdenError as error:
+            answers.put(_failed(number, error))
+        except Exception as error:  # whatever it is, the worker must not wait for it
+            answers.put(_failed(number, DatabaseError(f"{url}/{wanted.name}: {type(error).__name__}")))
+        else:
+            answers.put((_HEADER.pack(number, _FETCHED), body))
+
+    pool = ThreadPoolExecutor(in_flight)
+    while True:
+        try:
+            asked: Sequence[tuple[int, Range]] = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)  # threads may wait for the storage
+        for number, wanted in asked:
+            pool.submit(fetch, number, wanted)
+
+
+def _failed(number: int, error: EdenError) -> tuple[bytes, bytes]:
+    kind = _ERRORS.index(type(error)) if type(error) in _ERRORS else 0
+    return _HEADER.pack(number, _KINDS[kind]), str(error).encode("utf-8", "replace")
+
+
+def _send(connection: Connection, answers: queue.SimpleQueue[tuple[bytes, bytes | memoryview]]) -> None:
+    while True:
+        header, body = answers.get()
+        try:
+            connection.send_bytes(header + bytes(body))
+        except OSError:
+            os._exit(0)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(0)

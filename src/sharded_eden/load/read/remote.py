@@ -12,13 +12,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from sharded_eden.errors import DatabaseError, EdenError
-from sharded_eden.load.read.plan import Addresses, Part, Planner, Request
+from sharded_eden.load.read.plan import Planner, Reads, Request
 from sharded_eden.storage.fetcher import Fetcher
 from sharded_eden.storage.objects import Range, Version
 from sharded_eden.storage.urls import object_name
@@ -34,7 +31,7 @@ Key = tuple[int, int]
 
 
 class _Piece(NamedTuple):
-    """The bytes of one part."""
+    """The bytes of one read."""
 
     number: int
     """Of the request that brings them."""
@@ -69,9 +66,9 @@ class RangeReader:
         seconds: float,
     ) -> None:
         self._url, self._names, self._versions = url, names, versions
-        self._planner = Planner(page_bytes, [0 if each is None else each.size_bytes for each in versions])
+        self._planner = Planner(page_bytes)
         self._fetcher = Fetcher(url, in_flight=in_flight, seconds=seconds)
-        self._samples = range(len(names))  # in place of file descriptors
+        self._numbers = {number: number for number in range(len(names))}  # in place of file descriptors
         self._lock = threading.Lock()
         self._forget()
 
@@ -91,13 +88,12 @@ class RangeReader:
         """
         scratch = memoryview(bytearray(max((to + bases for *_, bases, to in requests), default=0)))
         with self._lock:
-            self._planner.clear()
             wanted: dict[Key, int] = {}
-            for request in requests:
-                for sample, offset, size_bytes, _ in self._planner.parts(scratch, request[0], request):
-                    known = self._ahead.get((sample, offset))
-                    if size_bytes and (known is None or known.size_bytes < size_bytes):
-                        wanted[sample, offset] = max(size_bytes, wanted.get((sample, offset), 0))
+            samples, _, offsets, sizes = self._planner.plan(requests, scratch, self._numbers)
+            for sample, offset, size_bytes in zip(samples, offsets, sizes, strict=True):
+                known = self._ahead.get((sample, offset))
+                if size_bytes and (known is None or known.size_bytes < size_bytes):
+                    wanted[sample, offset] = max(size_bytes, wanted.get((sample, offset), 0))
             try:
                 for key, piece in self._request(wanted.items()).items():
                     self._drop(key)
@@ -121,24 +117,14 @@ class RangeReader:
             DatabaseError: a range cannot be fetched, or an object is not the one that was indexed.
         """
         with self._lock:
-            self._planner.clear()
-            self._read([part for each in requests for part in self._planner.parts(memory, each[0], each)])
+            self._read(self._planner.plan(requests, memory, self._numbers))
 
-    def read_many(
-        self, addresses: Addresses, bases: NDArray[np.int64], to: NDArray[np.int64], memory: memoryview
-    ) -> None:
-        """Read bases into memory; see `Planner.parts_of_many` for the arguments, and `read` for the errors."""
-        with self._lock:
-            self._planner.clear()
-            numbers = {sample: sample for sample in set(addresses.sample.tolist())}
-            self._read(self._planner.parts_of_many(memory, numbers, addresses, bases, to))
-
-    def _read(self, parts: Iterable[Part]) -> None:
-        parts = [part for part in parts if part[2]]
+    def _read(self, reads: Reads) -> None:
+        parts = [part for part in zip(*reads, strict=True) if part[3]]  # (sample, buffers, offset, bytes)
         try:
             pieces: list[_Piece | None] = []
             missing: dict[Key, int] = {}
-            for sample, offset, size_bytes, _ in parts:
+            for sample, _, offset, size_bytes in parts:
                 key = (sample, offset)
                 piece = self._ahead.get(key)
                 if piece is not None and piece.size_bytes >= size_bytes:
@@ -149,8 +135,8 @@ class RangeReader:
                     missing[key] = max(size_bytes, missing.get(key, 0))
                     pieces.append(None)
             fetched = self._request(missing.items())
-            for part, known in zip(parts, pieces, strict=True):
-                self._scatter(part, fetched[part[0], part[1]] if known is None else known)
+            for (sample, buffers, offset, _), known in zip(parts, pieces, strict=True):
+                self._scatter(buffers, fetched[sample, offset] if known is None else known)
             for piece in (*fetched.values(), *filter(None, pieces)):
                 self._release(piece)
         except BaseException:
@@ -164,11 +150,11 @@ class RangeReader:
                 "indexed. Upload the files again, and write the index of these files"
             )
 
-    def _scatter(self, part: Part, piece: _Piece) -> None:
-        """Copy the bytes of a part to where they belong."""
+    def _scatter(self, buffers: Sequence[Any], piece: _Piece) -> None:
+        """Copy the bytes of a read to where they belong."""
         answer = self._answer(piece.number)
         at = piece.offset
-        for buffer in part[3]:
+        for buffer in buffers:
             buffer[:] = answer[at : at + len(buffer)]
             at += len(buffer)
 

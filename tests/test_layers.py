@@ -21,7 +21,11 @@ PACKAGES = ("format", "storage", "build", "windows", "load", "train", "checks", 
 def package_of(module: str) -> str:
     """The package of a module: one of `PACKAGES`, a single file with its own rules, or `root` for the other files."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in (*PACKAGES, "split", "throughput", "derive") else "root"
+    return (
+        parts[1]
+        if len(parts) > 1 and parts[1] in (*PACKAGES, "split", "throughput", "derive", "token_packs")
+        else "root"
+    )
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> set[str]:
@@ -66,6 +70,7 @@ MAY_IMPORT = {
     "windows": {"windows", "storage", "format", "root"},
     "similar": {"similar", "format", "root"},
     "split": {"build", "windows", "similar", "format", "root"},
+    "token_packs": {"windows", "load", "format", "root"},
     "derive": {"windows", "format", "root"},
     "load": {"load", "derive", "storage", "format", "root"},
     "train": {"train", "load", "format", "root"},

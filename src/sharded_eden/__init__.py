@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sharded_eden.load.tensors import ShardedEdenDataset
     from sharded_eden.split import write_splits
     from sharded_eden.throughput import bench
+    from sharded_eden.token_packs import pack_by_tokens
     from sharded_eden.train.array_stream import ArrayStream
     from sharded_eden.train.batch_formats import to_hugging_face, to_megatron
     from sharded_eden.train.hugging_face import Position, collate_for_hugging_face
@@ -80,6 +81,7 @@ _HOME = {
     "create_sample_database": "sharded_eden.build.build",
     "extract_sample_id": "sharded_eden.format.schema",
     "flatten_rows": "sharded_eden.load.locate.packs",
+    "pack_by_tokens": "sharded_eden.token_packs",
     "pack_window_database": "sharded_eden.windows.pack",
     "precompute_window_database": "sharded_eden.windows.precompute",
     "stats": "sharded_eden.describe.stats",
@@ -122,6 +124,7 @@ __all__ = [
     "create_sample_database",
     "extract_sample_id",
     "flatten_rows",
+    "pack_by_tokens",
     "pack_window_database",
     "precompute_window_database",
     "stats",

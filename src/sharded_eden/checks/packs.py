@@ -181,6 +181,7 @@ class PacksCheck:
         wrong = _Wrong()
         rows = self._db.execute(_CHOSEN, (apsw.carray(chosen),)).fetchall() if total else []
         indices, sizes, windows = self._read(rows, wrong)
+        lengths_are_sound &= "pack_row_tokens" not in self._metadata  # such packs count tokens, which bases do not tell
         if self._has_lengths and lengths_are_sound and len(windows):
             found = self._db.execute(_BASES, (self._geometry.stride, apsw.carray(windows))).fetchall()
             costs = self._costs(np.array([bases or 0 for (bases,) in found], dtype=np.int64))
@@ -192,6 +193,7 @@ class PacksCheck:
 
     def _all(self, lengths_are_sound: bool) -> None:
         wrong = _Wrong()
+        lengths_are_sound &= "pack_row_tokens" not in self._metadata  # such packs count tokens, which bases do not tell
         fingerprint = PackFingerprint(self._geometry)
         with TemporaryFile(dir=self._scratch) as costs_file, TemporaryFile(dir=self._scratch) as seen_file:
             useful_tokens = self._write_costs(costs_file) if lengths_are_sound else None

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from sharded_eden.cli.show import progress_bar, rate, say_next, size
-from sharded_eden.errors import printable
+from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.geometry import default_stride
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.format.schema import SPLITS
+from sharded_eden.format.window_db import window_geometry
 from sharded_eden.windows.folder import is_folder_of_splits, precompute_window_databases
 from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
@@ -160,6 +161,17 @@ def pack(
     sequences: Annotated[
         Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, for the same purpose.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="tokenizer.json",
+            help="Pack by the tokens that this tokenizer makes of each window, for k-mers and BPE.",
+        ),
+    ] = None,
+    seq_length: Annotated[
+        int | None,
+        typer.Option(help="With --tokenizer: tokens of a row. [default: the window size]", show_default=False),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -169,16 +181,33 @@ def pack(
 ) -> None:
     """Fill rows with several whole windows each, so that short contigs waste nothing."""
     paths = window_databases(windows_db)
+    if tokenizer is None and seq_length is not None:
+        raise UsageError("--seq-length is for packs by token counts: give --tokenizer tokenizer.json")
     for path in paths:
         started = time.monotonic()
         with progress_bar(f"packing {path.name}") as progress:
-            result = pack_window_database(
-                path, seed=seed, lengths=lengths, sequences=sequences, overwrite=force, progress=progress
-            )
+            options: dict[str, Any] = {"seed": seed, "overwrite": force, "progress": progress}
+            if tokenizer is None:
+                result = pack_window_database(path, lengths=lengths, sequences=sequences, **options)
+            else:
+                result = _pack_by_tokens(path, sequences, tokenizer, seq_length, options)
         print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
         _print_packs(result)
         print(f"on disk  {size(path.stat().st_size):>15}  {printable(path)}")
-    _say_data_module({_split_name(path): path for path in paths}, f"seq_length={result.window_size}", packed=True)
+    rows = f"seq_length={result.window_size}"
+    rows += "" if tokenizer is None else f", window_size={window_geometry(paths[-1]).window_size}, tokenizer=..."
+    _say_data_module({_split_name(path): path for path in paths}, rows, packed=True)
+
+
+def _pack_by_tokens(
+    path: Path, sequences: Path | None, tokenizer: Path, seq_length: int | None, options: dict[str, Any]
+) -> PackResult:
+    from sharded_eden.token_packs import pack_by_tokens, tokenizer_of_file  # they import the loader
+
+    if sequences is None:
+        raise UsageError("--tokenizer must read the bases (--sequences SEQDB)")
+    tokens = window_geometry(path).window_size if seq_length is None else seq_length
+    return pack_by_tokens(path, sequences, tokenizer=tokenizer_of_file(tokenizer), seq_length=tokens, **options)
 
 
 def _print_packs(result: PackResult) -> None:

@@ -114,6 +114,14 @@ def pack_command(
     return " ".join(words)
 
 
+def pack_by_tokens_command(window_db: PathLike, seq_length: int, *, force: bool = False) -> str:
+    """Return the command that packs the windows of a window database by the tokens that a tokenizer makes of them."""
+    return (
+        f"sharded-eden pack {quoted(window_db)} --tokenizer tokenizer.json --seq-length {seq_length} --sequences SEQDB"
+        + (" --force" if force else "")
+    )
+
+
 def verify_command(sequence_db_dir: PathLike = "SEQDB", *window_dbs: PathLike, full: bool = False) -> str:
     """Return the command that checks sequence databases and window databases."""
     return " ".join(["sharded-eden verify", quoted(sequence_db_dir), *map(quoted, window_dbs)]) + (

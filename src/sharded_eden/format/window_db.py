@@ -7,6 +7,7 @@ number of windows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -15,7 +16,7 @@ from sharded_eden.errors import UsageError, shown
 from sharded_eden.format.commands import precompute_command
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.sequence_db import columns_found
-from sharded_eden.format.sqlite import Problem, table_columns, table_kind
+from sharded_eden.format.sqlite import READ_ERRORS, Problem, open_read_only, table_columns, table_kind, unreadable
 
 TABLES = {
     "metadata": {"key", "value"},
@@ -142,6 +143,23 @@ class WindowDatabase:
             ).get
             if found is not None:
                 yield Problem("schema", f"the sequence_id of window {shown(found)} is {kind} instead of text", self.fix)
+
+
+def window_geometry(path: Path) -> WindowGeometry:
+    """Return how the windows of a database were cut.
+
+    Raises:
+        DatabaseError: it is not a window database, or a damaged one.
+    """
+    try:
+        with closing(open_read_only(path, io="read")) as database:
+            state = WindowDatabase(database, path)
+            for problem in state.problems():
+                raise problem.error(path)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
+    assert state.geometry is not None  # noqa: S101 - narrows the type
+    return state.geometry
 
 
 def has_id_index(database: apsw.Connection) -> bool:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import numpy as np
 
-from sharded_eden.errors import EdenError, warn
+from sharded_eden.errors import EdenError
 from sharded_eden.load.access_log import AccessLog
-from sharded_eden.load.encode.example import RowFormat, reverse_complement
+from sharded_eden.load.encode.example import reverse_complement
 from sharded_eden.load.encode.rows import Arrays, RowMaker
 from sharded_eden.load.encode.tags import ControlTags
-from sharded_eden.load.encode.tokenizer import encoding_of
 from sharded_eden.load.locate.derived import window_db_to_open
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.opening import row_format_of, warn_of_rows
 from sharded_eden.load.options import (
     ExampleOptions,
     Include,
@@ -117,15 +117,19 @@ class ArrayDataset:
         self.split = split
         self.seed = integer(seed, "seed")
 
+        window_size = seq_length if opts.window_size is None else opts.window_size
         self.window_db_path = window_db_to_open(
-            opts, absolute_path(window_db_path, "window_db_path"), self.sequence_db_dir, seq_length, stride
+            opts, absolute_path(window_db_path, "window_db_path"), self.sequence_db_dir, window_size, stride
         )
         self._reader = open_sequences(self.sequence_db_dir, self.window_db_path, opts)
         self._index = WindowIndex(self.window_db_path, io=opts.io)
         self.sample_db_mapping = {sample_id: str(path) for sample_id, path in self._reader.paths.items()}
         try:
             self._index.check_geometry(
-                window_size=seq_length, stride=stride, min_length=opts.window_min_length_threshold
+                window_size=window_size,
+                stride=stride,
+                min_length=opts.window_min_length_threshold,
+                called="seq_length" if opts.window_size is None else "window_size",
             )
             self.stride = self._index.geometry.stride
             self.window_min_length_threshold = self._index.geometry.min_length
@@ -135,18 +139,7 @@ class ArrayDataset:
             self._reader.open_all()
             self.db_connections = Connections(self._reader, self.window_db_path)
 
-            self._format = RowFormat(
-                seq_length,
-                encoding_of(tokenizer, bos_id=opts.bos_id, eos_id=opts.eos_id, sep_id=opts.sep_id, pad_id=opts.pad_id),
-                include_bos=self.include_bos,
-                include_sep=self.include_sep,
-                include_eos=opts.include_eos,
-                packed_bases=self._index.geometry.usable if opts.packed else None,
-                rebuild=self._index.pack_again_command(),
-                mask_ambiguous=opts.mask_ambiguous,
-                soft_mask_weight=opts.soft_mask_weight,
-                loss_on_eos=opts.loss_on_eos,
-            )
+            self._format = row_format_of(opts, seq_length, tokenizer, self._index)
             ids = self._format.encoding
             self.bos_id, self.eos_id, self.sep_id, self.pad_id = ids.bos, ids.eos, ids.sep, ids.pad
             self._addresses = addresses_of(
@@ -164,7 +157,7 @@ class ArrayDataset:
                 seed=self.seed,
                 rc_aug=rc_aug,
             )
-            self._warn_of_gaps(self._fetcher.least_room)
+            warn_of_rows(self._index, self._fetcher, self._format, packed=opts.packed)
             self._array_rows = self._array_maker(self._fetcher)
             self._prepare()
         except BaseException:
@@ -195,8 +188,10 @@ class ArrayDataset:
         Example: `ShardedEdenDataset.open("seqdb", "windows/train.db", rc_aug=True)`.
         """
         index = WindowIndex(absolute_path(window_db_path, "window_db_path"), io=options.get("io", "auto"))
-        geometry = index.geometry
+        geometry, row_tokens = index.geometry, index.metadata.get("pack_row_tokens")
         index.close()
+        if options.get("packed") and row_tokens is not None:
+            options = {"seq_length": row_tokens, "window_size": geometry.window_size, **options}
         options = {"seq_length": geometry.window_size, "stride": geometry.stride, **options}
         return cls(tokenizer, sequence_db_dir, window_db_path, **options)
 
@@ -229,6 +224,8 @@ class ArrayDataset:
     def geometry(self) -> dict[str, int]:
         """How the windows were cut and packed, from the metadata of the window database."""
         geometry = self._index.geometry.as_metadata()
+        if self._format.window_bases is not None:
+            geometry["seq_length"] = self.seq_length  # what the window size does not say
         return geometry if self._packs is None else {**geometry, "pack_fingerprint": self._packs.fingerprint}
 
     @property
@@ -345,14 +342,6 @@ class ArrayDataset:
         return epoch, window_idx % length
 
     # ---- checks when it is opened ----
-
-    def _warn_of_gaps(self, room: int) -> None:
-        """Warn where special tokens leave no room for bases that are in no other window."""
-        if room < self.stride <= self._index.geometry.usable:
-            warn(
-                f"rows of this dataset show {room} bases, but windows start every {self.stride}: {self.stride - room} bases "
-                f"between two windows are never seen. Precompute with --stride {room} or less."
-            )
 
     # ---- methods of the original loader ----
 

@@ -66,6 +66,8 @@ class ExampleOptions:
     """Count the label EOS in the loss."""
     compact: bool = False
     """Send uint8 codes from workers to the device, where `expander()` makes the tensors."""
+    window_size: int | None = None
+    """The bases of a window where they are not `seq_length`, for tokenizers of several bases a token."""
     derive_windows: bool | PathLike = False
     """Where the window database has another window size, stride or threshold, use one that is derived from it: made on first
     use, beside it or in this folder. See `sharded_eden.derive`."""
@@ -105,6 +107,8 @@ class ExampleOptions:
                 raise UsageError(f"{name} must be a number, not {shown(value)}")
         if self.window_min_length_threshold is not None:
             integer(self.window_min_length_threshold, "window_min_length_threshold")
+        if self.window_size is not None:
+            integer(self.window_size, "window_size")
         if not isinstance(self.derive_windows, bool):
             absolute_path(self.derive_windows, "derive_windows")
         if not 1 <= integer(self.requests_in_flight, "requests_in_flight") <= MOST_IN_FLIGHT:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
@@ -71,6 +71,18 @@ class PackResult:
         return self.useful_tokens / max(1, self.windows * self.window_size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts:
+    """How many tokens windows have, where that is not one for each base."""
+
+    row_tokens: int
+    """Tokens of a row."""
+    tokenizer: int
+    """The fingerprint of the tokenizer."""
+    of_windows: Callable[[], Iterator[NDArray[np.int64]]]
+    """Yields the tokens of each window with its special tokens, at most `row_tokens`, in the order of the windows."""
+
+
 def pack_window_database(
     window_db: str | os.PathLike[str],
     *,
@@ -79,6 +91,7 @@ def pack_window_database(
     sequences: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    token_counts: TokenCounts | None = None,
 ) -> PackResult:
     """Pack the windows of a finished window database. Existing packs are not replaced by others.
 
@@ -92,6 +105,7 @@ def pack_window_database(
         overwrite: replace its packs by others. Checkpoints are tied to the packs that they were trained on, so they cannot be
             resumed on others.
         progress: called with the windows done and their total.
+        token_counts: the tokens of the windows, see `sharded_eden.token_packs`; None: one for each base.
 
     Raises:
         MissingDatabase: there is no such window database.
@@ -116,7 +130,15 @@ def pack_window_database(
             with writing(path), closing(create_database(unfinished)) as database:
                 trust_nothing(database)  # this also disables triggers of the window database
                 database.execute("BEGIN")
-                result = write_packs(database, path, seed=seed, lengths=lengths, sequences=sequences, progress=progress)
+                result = write_packs(
+                    database,
+                    path,
+                    seed=seed,
+                    lengths=lengths,
+                    sequences=sequences,
+                    progress=progress,
+                    token_counts=token_counts,
+                )
                 if existing is not None:
                     existing.check_fingerprint(result.fingerprint)
                 database.execute("COMMIT")
@@ -134,6 +156,7 @@ def write_packs(
     lengths: str | os.PathLike[str] | None = None,
     sequences: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    token_counts: TokenCounts | None = None,
 ) -> PackResult:
     """Write the packs of a window database that is open for writing.
 
@@ -144,6 +167,7 @@ def write_packs(
         lengths: the split's Parquet file.
         sequences: the folder of sequence databases.
         progress: called with the windows done, counted twice, and their total.
+        token_counts: see `pack_window_database`.
     """
     if not -(2**63) <= seed < 2**63:
         raise UsageError(f"the seed of packs {shown(seed)} is invalid: it must fit into 64 bits")
@@ -159,18 +183,20 @@ def write_packs(
     fingerprint = PackFingerprint(geometry)
     packs = useful_tokens = done = 0
     meter = Meter(progress, 2 * total)
-    lengths_of_windows = window_lengths(database, path, geometry, total, lengths=lengths, sequences=sequences)
+    capacity, costs_of_windows = geometry.window_size, _costs(database, path, geometry, total, lengths, sequences)
+    if token_counts is not None:
+        capacity, costs_of_windows = token_counts.row_tokens, token_counts.of_windows()
     with TemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
-        dtype: type[np.integer[Any]] = np.uint16 if geometry.window_size <= np.iinfo(np.uint16).max else np.uint32
-        for bases in lengths_of_windows:
-            (np.minimum(bases, geometry.usable) + geometry.special_tokens).astype(dtype).tofile(file)
+        dtype: type[np.integer[Any]] = np.uint16 if capacity <= np.iinfo(np.uint16).max else np.uint32
+        for costs_of_some in costs_of_windows:
+            costs_of_some.astype(dtype).tofile(file)
             meter.reach(file.tell() // np.dtype(dtype).itemsize)
         file.flush()
         tokens = np.memmap(file, dtype=dtype, mode="r", shape=(total,)) if total else np.empty(0, dtype=dtype)
         for windows in _buffers(total, seed):
             costs: NDArray[np.integer[Any]] = tokens[windows]
             useful_tokens += int(costs.sum(dtype=np.int64))
-            rows = best_fit(costs, geometry.window_size)
+            rows = best_fit(costs, capacity)
             members = windows[list(chain.from_iterable(rows))].astype("<i8").tobytes()
             sizes = list(map(len, rows))
             fingerprint.update(sizes, members)
@@ -187,16 +213,33 @@ def write_packs(
         "pack_useful_tokens": useful_tokens,
         "pack_fingerprint": fingerprint.value(),
     }
+    if token_counts is not None:
+        totals |= {"pack_row_tokens": token_counts.row_tokens, "pack_tokenizer": token_counts.tokenizer}
     # Not INSERT OR REPLACE: a table from another program may have no primary key.
-    database.executemany("DELETE FROM metadata WHERE key = ?", ((key,) for key in totals))
+    database.executemany(
+        "DELETE FROM metadata WHERE key = ?", ((key,) for key in (*totals, "pack_row_tokens", "pack_tokenizer"))
+    )
     database.executemany("INSERT INTO metadata (key, value) VALUES (?, ?)", totals.items())
     return PackResult(
         windows=total,
         packs=packs,
-        window_size=geometry.window_size,
+        window_size=capacity,
         useful_tokens=useful_tokens,
         fingerprint=totals["pack_fingerprint"],
     )
+
+
+def _costs(
+    database: apsw.Connection,
+    path: Path,
+    geometry: WindowGeometry,
+    total: int,
+    lengths: str | os.PathLike[str] | None,
+    sequences: str | os.PathLike[str] | None,
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the tokens of windows, one for each base and their special tokens, (n,) int64."""
+    for bases in window_lengths(database, path, geometry, total, lengths=lengths, sequences=sequences):
+        yield np.minimum(bases, geometry.usable) + geometry.special_tokens
 
 
 def _checked(database: apsw.Connection, path: Path) -> WindowDatabase:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
-from sharded_eden.format.commands import precompute_command
+from sharded_eden.format.commands import pack_by_tokens_command, precompute_command
 from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
@@ -71,6 +71,10 @@ class RowFormat:
     include_eos: bool = True
     packed_bases: int | None = None
     """The most bases of a window in a packed row, as the packs assume; None: as many as fit."""
+    window_bases: int | None = None
+    """The bases of a window where they do not depend on the tokens of a row; None: one token for each base."""
+    special_tokens: int = 3
+    """With `window_bases`: the special tokens that packs count for each window."""
     rebuild: str = precompute_command("WINDOWS.db", pack=True)
     """The command that packs the windows again, without `--special-tokens`."""
     mask_ambiguous: bool = False
@@ -103,6 +107,11 @@ class RowFormat:
             "eos": ids.eos if self.include_eos else None,
             "pad": ids.pad,
         }
+
+    @property
+    def buffer_bases(self) -> int:
+        """Bytes of memory in which a window and its special tokens have room as letters."""
+        return self.seq_length + (self.window_bases or 0)
 
     @property
     def weighs_letters(self) -> bool:
@@ -142,7 +151,14 @@ class RowFormat:
             UsageError: no base fits.
         """
         room = self.seq_length - len(header) - self.include_eos
-        if self.packed_bases is not None:
+        if self.window_bases is not None and room >= 1:
+            if self.packed_bases is not None and self.seq_length - room > self.special_tokens:
+                raise UsageError(
+                    f"the windows were packed for {self.special_tokens} special tokens each, but header and EOS take "
+                    f"{self.seq_length - room}. Precompute them with --special-tokens {self.seq_length - room}, and pack again"
+                )
+            return self.window_bases
+        if self.packed_bases is not None and self.window_bases is None:
             if room < self.packed_bases:
                 taken, counted = self.seq_length - room, self.seq_length - self.packed_bases
                 raise UsageError(
@@ -223,7 +239,8 @@ class RowEncoder:
         end = first + len(bases)
         by_table = self._table is not None and self._take(bases, reverse, tokens[first:end])
         if not by_table:
-            end = first + self._tokenize(bases, reverse, tokens[first : limit - self.format.include_eos])
+            room = tokens[first : limit - self.format.include_eos]
+            end = first + self._tokenize(bases, reverse, room, is_first=start == 0)
         tokens[start:first] = header
         stop = end
         if self._eos is not None:
@@ -273,13 +290,19 @@ class RowEncoder:
             np.take(self._table, bases, out=out, mode="clip")
         return bool(np.minimum.reduce(out) != UNKNOWN)
 
-    def _tokenize(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> int:
+    def _tokenize(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64], *, is_first: bool) -> int:
         """Write the ids that the tokenizer returns, up to the end of `out`; return their number."""
         text = bases.tobytes().decode("ascii").upper()
         if not text.isprintable():  # zeros of a damaged file, line breaks: ids of special tokens, were they encoded
             raise UnicodeError(f"{next(c for c in text if not c.isprintable())!r} is a control character")
         ids = self._text_to_ids(reverse_complement(text) if reverse else text)
-        if self.format.packed_bases is not None and len(ids) > len(out):
+        by_tokens = self.format.window_bases is not None
+        if self.format.packed_bases is not None and by_tokens and len(ids) > len(out) and not is_first:
+            raise UsageError(
+                "the windows of a pack make more tokens than fit into their row, so they were packed with another tokenizer. "
+                f"Pack again: {pack_by_tokens_command('WINDOWS.db', self.format.seq_length, force=True)}"
+            )
+        if self.format.packed_bases is not None and not by_tokens and len(ids) > len(out):
             raise UsageError(
                 f"packed=True leaves room for one id per base; the tokenizer makes {len(ids)} ids of {len(text)} bases. "
                 "Use packed=False, or a tokenizer with at most one id per base"

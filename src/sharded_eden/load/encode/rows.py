@@ -68,6 +68,7 @@ class RowMaker:
         self._compact = compact
         self._packed = packed
         self._length = row_format.seq_length
+        self._letters = self._length if row_format.window_bases is None else row_format.buffer_bases
         self._untagged_header = row_format.header([])
         self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
         self._positions = np.arange(row_format.seq_length)
@@ -92,7 +93,7 @@ class RowMaker:
         return RowBuffers(self._length, reuse=self._reuse)
 
     def _make_scratch(self) -> NDArray[np.uint8]:
-        return np.empty((self._block_rows, self._length), dtype=np.uint8)
+        return np.empty((self._block_rows, self._letters), dtype=np.uint8)
 
     def make(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
         """Return rows, (B, T) each.
@@ -254,7 +255,7 @@ class RowMaker:
         """Fill a block of rows by calling the tokenizer on each window."""
         rows = self._scratch.get()[: len(wanted)]
         if len(rows) < len(wanted):
-            rows = np.empty((len(wanted), self._length), dtype=np.uint8)
+            rows = np.empty((len(wanted), self._letters), dtype=np.uint8)
         placed = self._fetcher.fill(wanted, [1] * len(wanted), rows)
         ends: Ends = []
         at = 0
@@ -280,9 +281,11 @@ class RowMaker:
         for k, letters in zip(numbers, windows, strict=True):
             header = self._untagged_header if placed.headers is None else placed.headers[k]
             limit = self._length
-            if self._format.packed_bases is not None:
+            if self._format.packed_bases is not None and self._format.window_bases is None:
                 limit = at + len(header) + len(letters) + self._format.include_eos
                 self._fetcher.check_fits(limit, self._length)
+            elif self._format.packed_bases is not None:
+                self._fetcher.check_fits(at + len(header) + self._format.include_eos, self._length)
             try:
                 at = self._encoder.add(at, limit, letters, placed.reverse[k], header, tokens, labels, loss_mask)
             except UnicodeError as error:

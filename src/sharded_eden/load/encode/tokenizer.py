@@ -7,6 +7,7 @@ each window.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -121,6 +122,23 @@ def encoding_of(
         table=table,
         ids_of_0_1=special.of_0_1,
     )
+
+
+def text_to_ids_of(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return the function text -> ids of a tokenizer, which adds no special tokens; None is the built-in one.
+
+    Raises:
+        UsageError: it has no way to encode.
+    """
+    return _find_text_to_ids(NucleotideTokenizer() if tokenizer is None else tokenizer)
+
+
+def fingerprint_of(text_to_ids: Callable[[str], list[int]]) -> int:
+    """Return an integer in [0, 2**63) that tells tokenizers apart: a hash of the ids of fixed random texts."""
+    choose, digest = random.Random(0), hashlib.blake2b(digest_size=8)
+    for letters in ("ACGT", "ACGTN"):
+        digest.update(repr(text_to_ids("".join(choose.choices(letters, k=1999)))).encode())
+    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 def _name(tokenizer: Any) -> str:

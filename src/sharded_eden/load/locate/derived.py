@@ -5,6 +5,7 @@ Input: paths and the geometry that a dataset asks for. Output: a path. Costs one
 
 from __future__ import annotations
 
+from sharded_eden.errors import UsageError
 from sharded_eden.load.options import ExampleOptions, absolute_path
 
 
@@ -14,6 +15,11 @@ def window_db_to_open(
     """Return the path of the window database to open; see `sharded_eden.derive` for the errors."""
     if options.derive_windows is False:
         return window_db_path
+    if options.packed and options.window_size is not None:
+        raise UsageError(
+            "derive_windows cannot pack by token counts, which needs the tokenizer. Open the split once with packed=False, and "
+            "pack the derived window database: sharded_eden.pack_by_tokens"
+        )
     from sharded_eden.derive import derived_window_database  # it imports Polars, which reading does not need
 
     folder = options.derive_windows

@@ -137,12 +137,15 @@ class WindowIndex:
             )
         )
 
-    def check_geometry(self, *, window_size: int, stride: int | None, min_length: int | None) -> None:
+    def check_geometry(
+        self, *, window_size: int, stride: int | None, min_length: int | None, called: str = "seq_length"
+    ) -> None:
         """Raise an error for a database whose geometry differs from the dataset's.
 
         Args:
             window_size: the dataset's `seq_length`.
             stride: the dataset's stride, in bases; None accepts that of the database.
+            called: the argument that gave `window_size`, for the error.
             min_length: the dataset's `window_min_length_threshold`; None accepts that of the database.
 
         Raises:
@@ -154,7 +157,7 @@ class WindowIndex:
         if min_length is not None:
             asked["window_min_length_threshold"] = min_length
         built = self.geometry.as_metadata()
-        names = {"window_size": "seq_length"}
+        names = {"window_size": called}
         differing = [key for key in asked if built[key] != asked[key]]
         if not differing:
             return

@@ -5,11 +5,12 @@ package. The fast implementation must equal it bit for bit.
 from __future__ import annotations
 
 import sqlite3
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PAD, BOS, EOS, SEP = 0, 1, 2, 3
+PAD, BOS, EOS, SEP, MASK = 0, 1, 2, 3, 4
 COMPLEMENT = {
     "A": "T", "C": "G", "G": "C", "T": "A", "U": "A", "R": "Y", "Y": "R", "S": "S", "W": "W", "K": "M", "M": "K",
     "B": "V", "V": "B", "D": "H", "H": "D", "N": "N",
@@ -144,3 +145,48 @@ def packed_item(windows: list[dict[str, list[float]]], seq_length: int) -> dict[
     ends = row["cu_seqlens"]
     row["max_seqlen"] = max(b - a for a, b in pairwise(ends))
     return row
+
+
+def mix64(value: int) -> int:
+    """The finalizer of SplitMix64, with the constants of Stafford's variant 13."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31
+
+
+def masked_item(
+    row: dict[str, list[float]],
+    shown: str,
+    first: int,
+    *,
+    seed: int,
+    epoch: int,
+    window_idx: int,
+    share: float,
+    span: int,
+    soft: float = 1.0,
+) -> dict[str, list[float]]:
+    """One row of `item` as masked language modelling shows it, base by base.
+
+    `shown` are the bases of the row in the case of the database, on the strand of the row; `first` is the place of the first.
+    """  # fmt: skip
+    golden = 0x9E3779B97F4A7C15
+    key = int.from_bytes(blake2b(repr(("mlm", seed, epoch)).encode(), digest_size=8, salt=bytes(16)).digest(), "little")
+    state = mix64((window_idx * golden + key) % 2**64)
+    numbers = {place: mix64((state + (place + span) * golden) % 2**64) for place in range(1 - span, len(shown))}
+    below = max(1, round((1 - (1 - share) ** (1 / span)) * 2**32))
+    masked = {name: list(values) for name, values in row.items()}
+    masked["labels"] = list(row["tokens"])
+    masked["loss_mask"] = [0.0] * len(row["tokens"])
+    masked["padding_mask"] = [token == PAD for token in row["tokens"]]
+    for place, base in enumerate(shown):
+        begun = [at for at in range(place, place - span, -1) if numbers[at] >> 32 < below]
+        if not begun or base not in "ACGTacgt":
+            continue
+        decision = (numbers[begun[0]] >> 8) % 2**24 / 2**24
+        if decision < round(0.8 * 2**24) / 2**24:
+            masked["tokens"][first + place] = MASK
+        elif decision < round(0.9 * 2**24) / 2**24:
+            masked["tokens"][first + place] = ord("ACGT"[numbers[place] % 4])
+        masked["loss_mask"][first + place] = soft if base.islower() else 1.0
+    return masked

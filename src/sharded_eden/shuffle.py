@@ -57,6 +57,17 @@ def mix64_many(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def mix64_in_place(values: NDArray[np.uint64]) -> None:
+    """Replace each value, (n,) uint64, by its `mix64`: several times faster than `mix64_many`, which allocates."""
+    shifted = np.empty_like(values)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        np.right_shift(values, np.uint64(shift), out=shifted)
+        np.bitwise_xor(values, shifted, out=values)
+        np.multiply(values, np.uint64(factor), out=values)
+    np.right_shift(values, np.uint64(31), out=shifted)
+    np.bitwise_xor(values, shifted, out=values)
+
+
 MAX_LENGTH = 1 << 62
 ROUNDS = 12
 

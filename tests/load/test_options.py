@@ -66,12 +66,20 @@ NOT_DEFAULT = {
     "log_windows": True, "log_dir": "log", "skip_stats": False, "io": "read",
     "read_with": "substr", "read_ahead": False, "bos_id": 4, "eos_id": 5, "sep_id": 6, "pad_id": 7,
     "requests_in_flight": 3, "request_seconds": 9.5,
+    "objective": "mlm", "mlm_share": 0.3, "mlm_span": 3, "mask_id": 8,
 }  # fmt: skip
 
 
 def test_the_data_module_passes_every_option_on(small, tmp_path):
     assert NOT_DEFAULT.keys() == OPTIONS.keys()
-    options = {**NOT_DEFAULT, "packed": False, "include_eos": True, "log_dir": str(tmp_path)}
+    both = {"packed": False, "include_eos": True, "log_dir": str(tmp_path)}
+    causal = {name: OPTIONS[name] for name in ("objective", "mlm_share", "mlm_span", "mask_id")}
+    masked = {"create_attention_mask": False, "loss_on_eos": False}
+    for others in (causal, masked):
+        _check_passed_on(small, {**NOT_DEFAULT, **both, **others})
+
+
+def _check_passed_on(small, options):
     module = ShardedEdenDataModule(
         small.sequence_db_dir, small.window_db, seq_length=small.seq_length, stride=small.stride, **options
     )

@@ -139,7 +139,7 @@ class ArrayDataset:
             self._reader.open_all()
             self.db_connections = Connections(self._reader, self.window_db_path)
 
-            self._format = row_format_of(opts, seq_length, tokenizer, self._index)
+            self._format = row_format_of(opts, seq_length, tokenizer, self._index, seed=self.seed)
             ids = self._format.encoding
             self.bos_id, self.eos_id, self.sep_id, self.pad_id = ids.bos, ids.eos, ids.sep, ids.pad
             self._addresses = addresses_of(
@@ -229,13 +229,15 @@ class ArrayDataset:
         return geometry if self._packs is None else {**geometry, "pack_fingerprint": self._packs.fingerprint}
 
     @property
-    def rows(self) -> tuple[dict[str, int | None], dict[str, int | None]]:
+    def rows(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
         """What decides the tokens of a row beside its window, and what it was in version 0.1 for the same tokenizer.
 
-        Special ids (None where rows lack the token), `control_tags` and `rc_aug`. Rows of 0.1 had BOS, SEP and EOS.
+        Special ids (None where rows lack the token), `control_tags`, `rc_aug`, and how masked rows are masked. Rows of 0.1 had
+        BOS, SEP and EOS.
         """
         flags = {"control_tags": bool(self.options.use_control_tags), "rc_aug": bool(self.rc_aug)}
-        return {**self._format.special_ids, **flags}, {**self._format.encoding.ids_of_0_1, **flags}
+        masking = {} if self._format.masking is None else self._format.masking.as_rows
+        return {**self._format.special_ids, **flags, **masking}, {**self._format.encoding.ids_of_0_1, **flags}
 
     @property
     def window_db_conn(self) -> apsw.Connection:
@@ -261,8 +263,9 @@ class ArrayDataset:
         """Return the items of many indices as NumPy arrays, bit-identical to the tensors of `ShardedEdenDataset`.
 
         Returns:
-            `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32; of packed rows also `cu_seqlens`
-            (B, S) and `max_seqlen` (B,) int32. With `compact`, too. There is no `attention_mask`. The arrays are new memory.
+            `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32; with `objective="mlm"` also
+            `padding_mask` (B, T) bool; of packed rows also `cu_seqlens` (B, S) and `max_seqlen` (B,) int32. With `compact`,
+            too. There is no `attention_mask`. The arrays are new memory.
 
         Raises:
             IndexError: an index is out of range.

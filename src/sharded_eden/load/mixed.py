@@ -201,7 +201,8 @@ class MixedRows(Dataset[Example]):
 
 
 _COMMON = (
-    "seq_length", "compact", "packed", "create_attention_mask", "the special ids (BOS, EOS, SEP, PAD)",
+    "seq_length", "compact", "packed", "create_attention_mask", "objective", "the id of MASK",
+    "the special ids (BOS, EOS, SEP, PAD)",
     "BOS and weights of letters in the loss, in compact rows,",
 )  # fmt: skip
 
@@ -218,6 +219,7 @@ def _common(dataset: ShardedEdenDataset) -> tuple[object, ...]:
     )
     return (
         dataset.seq_length, bool(options.compact), bool(options.packed), bool(options.create_attention_mask),
+        options.objective, None if row_format.masking is None else row_format.masking.mask_id,
         (ids.bos, ids.eos, ids.sep, ids.pad), compact,
     )  # fmt: skip
 
@@ -228,6 +230,7 @@ def _layout(dataset: ShardedEdenDataset) -> Hashable:
     return (
         row_format.include_bos, row_format.include_sep, row_format.include_eos, row_format.packed_bases,
         options.use_control_tags, options.mask_ambiguous, float(options.soft_mask_weight), options.loss_on_eos,
+        row_format.masking,
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sharded_eden.errors import EdenError, UsageError, warn
 from sharded_eden.format.commands import pack_by_tokens_command
 from sharded_eden.load.encode.example import RowFormat
-from sharded_eden.load.encode.tokenizer import encoding_of, fingerprint_of
+from sharded_eden.load.encode.masking import Masking
+from sharded_eden.load.encode.tokenizer import encoding_of, fingerprint_of, mask_id_of
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.fetch import WindowFetcher
@@ -33,8 +34,10 @@ MOST_CUT = 0.02
 """The share of tokens that may be cut off without a warning, as in `sharded_eden.token_packs`."""
 
 
-def row_format_of(options: ExampleOptions, seq_length: int, tokenizer: Any, index: WindowIndex) -> RowFormat:
-    """Return the layout of the rows of a split.
+def row_format_of(
+    options: ExampleOptions, seq_length: int, tokenizer: Any, index: WindowIndex, *, seed: int
+) -> RowFormat:
+    """Return the layout of the rows of a split; the seed decides which bases are masked.
 
     Raises:
         UsageError: the tokenizer lacks an id, or the packs were made for other rows.
@@ -60,10 +63,18 @@ def row_format_of(options: ExampleOptions, seq_length: int, tokenizer: Any, inde
         mask_ambiguous=options.mask_ambiguous,
         soft_mask_weight=options.soft_mask_weight,
         loss_on_eos=options.loss_on_eos,
+        masking=_masking_of(options, tokenizer, seed),
     )
     if options.packed:
         _check_packs(index, row_format)
     return row_format
+
+
+def _masking_of(options: ExampleOptions, tokenizer: Any, seed: int) -> Masking | None:
+    if options.objective != "mlm":
+        return None
+    mask_id = mask_id_of(tokenizer, options.mask_id)
+    return Masking(mask_id, float(options.mlm_share), int(options.mlm_span), seed)
 
 
 def _check_packs(index: WindowIndex, row_format: RowFormat) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
@@ -32,6 +32,9 @@ Include = bool | Literal["with_tags"]
 MOST_IN_FLIGHT, MOST_SECONDS = 1024, 86_400
 
 WITH_TAGS: Literal["with_tags"] = "with_tags"
+
+Objective = Literal["causal", "mlm"]
+"""What labels are: the next token, or the tokens before some were masked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,14 @@ class ExampleOptions:
     """The weight of lower-case labels (repeats) in the loss mask; Evo 2 was trained with 0.1."""
     loss_on_eos: bool = False
     """Count the label EOS in the loss."""
+    objective: Objective = "causal"
+    """`causal`: labels are the next tokens. `mlm`: masked language modelling, see `sharded_eden.load.encode.masking`."""
+    mlm_share: float = 0.15
+    """The expected share of the bases A, C, G and T that are masked."""
+    mlm_span: int = 1
+    """The length of masked spans, in bases."""
+    mask_id: int | None = None
+    """The id of MASK; None takes that of the tokenizer."""
     compact: bool = False
     """Send uint8 codes from workers to the device, where `expander()` makes the tensors."""
     window_size: int | None = None
@@ -105,6 +116,7 @@ class ExampleOptions:
                 boolean(value, name)
             elif option.type == "float" and not _is_number(value):
                 raise UsageError(f"{name} must be a number, not {shown(value)}")
+        self._check_objective()
         if self.window_min_length_threshold is not None:
             integer(self.window_min_length_threshold, "window_min_length_threshold")
         if self.window_size is not None:
@@ -119,6 +131,22 @@ class ExampleOptions:
             raise UsageError(f"request_seconds must be above 0 and at most {MOST_SECONDS}, not {self.request_seconds}")
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
+
+    def _check_objective(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise UsageError(f"objective must be one of {', '.join(get_args(Objective))}, not {shown(self.objective)}")
+        integer(self.mlm_span, "mlm_span")
+        if self.objective == "mlm":
+            for name, why in (
+                ("create_attention_mask", "the mask is causal, but masked bases are predicted from both sides"),
+                ("loss_on_eos", "EOS is never masked"),
+            ):
+                if getattr(self, name):
+                    raise UsageError(f'{name}=True does not go with objective="mlm": {why}. Leave it False')
+            return
+        for option in fields(self):
+            if option.name in {"mlm_share", "mlm_span", "mask_id"} and getattr(self, option.name) != option.default:
+                raise UsageError(f'{option.name} needs objective="mlm", but the objective is "causal"')
 
     @property
     def has_bos(self) -> bool:

@@ -31,6 +31,8 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
     BOS, control tag, SEP, upper-cased bases, EOS, padding.
 
     `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only the strand.
+    With `objective="mlm"`, labels are not shifted: `labels` are the tokens before masking, everywhere, `loss_mask` is 0 where a
+    token was not masked, and `padding_mask` (T,) bool is true on padding.
     Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
 
     Arguments and errors are those of `sharded_eden.load.dataset.ArrayDataset`.

@@ -7,6 +7,9 @@
                    labels       .  A   C   G   .   .       "." is -100, which is ignored
     Megatron       as ours, with every key that its training loops ask for
 
+Batches of masked language models (`objective="mlm"`) have `padding_mask`, by which they are told from others. Their labels are
+the tokens before masking, at their own places: Hugging Face gets them where the loss mask is not 0, and -100 everywhere else.
+
 The input is a batch of `ShardedEdenDataset.collate_fn`, or a compact one after `expander()`. It is not changed; tensors that
 need no change are passed on without a copy. Other keys are passed on too.
 """
@@ -41,7 +44,10 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
     Rows that do not count (`row_counts`, of validation and test) have no label. The mean loss of a batch without any label is
     nan: where such batches occur, use sums (`num_items_in_batch`).
 
-    If a tokenizer's padding is also its EOS, the EOS at the end of a row counts as padding.
+    If a tokenizer's padding is also its EOS, the EOS at the end of a row counts as padding, but not in masked rows.
+
+    Masked rows (`padding_mask`) are for masked language models: `labels[t]` is the token at t before masking, -100 where it was
+    not masked. Packed masked rows are refused: those models attend across the windows of a row.
 
     Args:
         batch: `tokens`, `labels`, `position_ids` (B, T) int64, `loss_mask` (B, T) float32, zeros and ones.
@@ -57,6 +63,22 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
             "Hugging Face labels either count or are ignored (-100); fractional weights (soft_mask_weight=0.1) cannot be "
             "expressed. Use 0 or 1, or compute the loss from the model's logits and this batch's labels and loss_mask"
         )
+    padding = rest.pop("padding_mask", None)
+    if padding is not None:
+        if "cu_seqlens" in rest:
+            raise UsageError(
+                "masked language models of transformers attend across the windows of a packed row: use packed=False, or a "
+                "model that takes cu_seqlens (sharded_eden.flatten_rows joins the rows for it)"
+            )
+        labels = torch.where(earning, parts["labels"], IGNORED_LABEL)
+        attention_mask = (~padding).long()
+        return {
+            "input_ids": tokens,
+            "labels": labels,
+            "attention_mask": attention_mask,
+            "position_ids": parts["position_ids"],
+            **rest,
+        }
     labels = torch.full_like(tokens, IGNORED_LABEL)
     labels[..., 1:] = torch.where(earning[..., :-1], parts["labels"][..., :-1], IGNORED_LABEL)
     rest.pop("attention_mask", None)
@@ -106,10 +128,15 @@ def to_megatron(batch: Mapping[str, Any]) -> dict[str, Any]:
         batch: see `to_hugging_face`.
 
     Raises:
-        UsageError: the batch lacks a part or is compact.
+        UsageError: the batch lacks a part, is compact, or is masked: those loops train causal models.
         MissingExtra: the batch is packed and Megatron is not installed.
     """
     parts, rest = _take_apart(batch)
+    if "padding_mask" in rest:
+        raise UsageError(
+            'these rows are masked (objective="mlm"), but the GPT training loops of Megatron train causal models: use '
+            'objective="causal", or give the model the batch as it is'
+        )
     if "cu_seqlens" not in rest:
         return {**parts, "attention_mask": None, **rest}
     boundaries = _flat_boundaries(batch)

@@ -110,6 +110,11 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
                 raise UsageError(
                     f"{name}=True: the training step of Megatron Bridge cannot read such batches. Leave it False"
                 )
+        if options.objective != "causal":
+            raise UsageError(
+                f"objective={options.objective!r}: the training step of Megatron Bridge is that of a causal model. Leave it "
+                '"causal"'
+            )
         if not self.skip_getting_attention_mask_from_dataset and not options.create_attention_mask:
             raise UsageError(
                 "skip_getting_attention_mask_from_dataset=False: the training step then asks for a mask that batches do not "

@@ -16,7 +16,7 @@ RESTART: Literal["restart"] = "restart"
 AcceptOtherData = bool | Literal["restart"]
 """Which positions of other streams are accepted: none; all, as they are; or all, as the start of a new stream at 0."""
 
-Rows = Mapping[str, int | None]
+Rows = Mapping[str, float | None]
 """What decides the tokens of a row beside its window, see `ShardedEdenDataset.rows`."""
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
 from sharded_eden.load.encode.example import COMPLEMENT, RowFormat, letters_within
+from sharded_eden.load.encode.masking import masked_codes
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 
 LEAST_LETTER = 32
@@ -99,6 +100,16 @@ class CodeTables:
         self._are_ids = np.logical_and.accumulate(same)  # (256,) bool: codes up to this one are their own ids
         self._weighs_plainly = bool((self.weights[LEAST_LETTER:] == 1).all() and not self.weights[:LEAST_LETTER].any())
         self._pad = encoding.pad
+        self.labels: NDArray[np.int64] | None = None
+        """(256,) int64: code -> its label, at its own place; None for causal rows, whose labels are the next tokens."""
+        if row_format.masking is not None:
+            codes, letters, tokens = masked_codes(encoding.table, row_format.masking.mask_id)
+            self.labels = self.ids.copy()
+            self.labels[codes] = self.ids[letters]
+            self.ids[codes] = tokens
+            masked_weights = self.weights[letters]
+            self.weights[:] = 0
+            self.weights[codes] = masked_weights
 
     def expand(
         self,
@@ -112,9 +123,13 @@ class CodeTables:
         Args:
             codes: (B, T) uint8.
             tokens: (B, T) int64, written.
-            labels: (B, T) int64, written: tokens shifted left, PAD last.
+            labels: (B, T) int64, written: tokens shifted left, PAD last; of masked rows, the tokens before masking.
             loss_mask: (B, T) float32, written.
         """
+        if self.labels is not None:
+            for table, out in ((self.ids, tokens), (self.labels, labels), (self.weights, loss_mask)):
+                np.take(table, codes, out=out, mode="clip")
+            return
         if self._are_ids[codes.max(initial=0)]:
             tokens[...] = codes
             labels[:, :-1] = codes[:, 1:]
@@ -130,7 +145,9 @@ class CodeTables:
 
     def any_loss(self, codes: NDArray[np.uint8], cu_seqlens: NDArray[np.int32] | None = None) -> bool:
         """Return whether any label of rows (B, T) uint8 counts in the loss; packed rows have `cu_seqlens` (B, S)."""
-        earning = (self.weights > 0)[codes]
+        earning: NDArray[np.bool_] = (self.weights > 0)[codes]
+        if self.labels is not None:
+            return bool(earning.any())
         earning[:, 0] = False  # the first token of a window is not a label
         if cu_seqlens is not None:
             row, boundary = np.nonzero(cu_seqlens < codes.shape[1])

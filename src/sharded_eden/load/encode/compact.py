@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from sharded_eden.load.encode.buffers import RowBuffers
-from sharded_eden.load.encode.codes import BLOCK_BYTES, CodeTables, check_compact
+from sharded_eden.load.encode.codes import BLOCK_BYTES, SENT, CodeTables, check_compact
 from sharded_eden.load.encode.example import RowFormat
 from sharded_eden.load.read.connections import PerThread
 
@@ -32,7 +32,7 @@ class Expander:
         check_compact(row_format)
         self._format = row_format
         self._tables = CodeTables(row_format)
-        self._tables_on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables_on: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self._attention_mask = attention_mask
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
 
@@ -46,16 +46,23 @@ class Expander:
         rows, length = codes.shape
         tokens, labels, loss_mask = self._on_cpu(codes) if codes.device.type == "cpu" else self._on_device(codes)
         segments = batch.get("cu_seqlens")  # (B, S) int32
+        is_masked = self._format.masking is not None
         if "tags" in batch:
             self._put_tags(batch["tags"], tokens, segments)
-            labels[:, :-1] = tokens[:, 1:]
+            if is_masked:
+                self._put_tags(batch["tags"], labels, segments)
+            else:
+                labels[:, :-1] = tokens[:, 1:]
         if segments is None:
             position_ids = torch.arange(length, device=codes.device).repeat(rows, 1)
         else:
             position_ids, is_last = positions_in_windows(segments, length)
-            labels.masked_fill_(is_last, self._format.encoding.pad)
-            loss_mask.masked_fill_(is_last, 0)
+            if not is_masked:
+                labels.masked_fill_(is_last, self._format.encoding.pad)
+                loss_mask.masked_fill_(is_last, 0)
         expanded = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+        if is_masked:
+            expanded["padding_mask"] = codes == SENT.pad
         if self._attention_mask is not None:
             mask = self._attention_mask.to(codes.device).repeat(rows, 1, 1, 1)
             if segments is not None:
@@ -73,13 +80,14 @@ class Expander:
 
     def _on_device(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if codes.device not in self._tables_on:
-            self._tables_on[codes.device] = (
-                torch.from_numpy(self._tables.ids).to(codes.device),
-                torch.from_numpy(self._tables.weights).to(codes.device),
-            )
-        ids, weights = self._tables_on[codes.device]
+            of_labels = self._tables.ids if self._tables.labels is None else self._tables.labels
+            ids, labels, weights = map(torch.from_numpy, (self._tables.ids, of_labels, self._tables.weights))
+            self._tables_on[codes.device] = ids.to(codes.device), labels.to(codes.device), weights.to(codes.device)
+        ids, label_ids, weights = self._tables_on[codes.device]
         index = codes.int()
         tokens = ids[index]
+        if self._format.masking is not None:
+            return tokens, label_ids[index], weights[index]
         labels = torch.full_like(tokens, self._format.encoding.pad)
         labels[:, :-1] = tokens[:, 1:]
         loss_mask = torch.zeros(codes.shape, dtype=torch.float32, device=codes.device)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sharded_eden.errors import UsageError
 from sharded_eden.format.commands import pack_by_tokens_command, precompute_command
 from sharded_eden.format.schema import NUCLEOTIDES
+from sharded_eden.load.encode.masking import Masking
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
 
@@ -83,6 +84,8 @@ class RowFormat:
     """The weight of lower-case letters (repeats) in the loss."""
     loss_on_eos: bool = False
     """The label EOS counts in the loss."""
+    masking: Masking | None = None
+    """Masked language modelling; None for causal rows."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_mask_weight < float("inf"):
@@ -93,9 +96,24 @@ class RowFormat:
             raise UsageError(
                 "mask_ambiguous and soft_mask_weight need a tokenizer with one id per letter, so that each label is one letter"
             )
+        if self.masking is not None:
+            self._check_masking(self.masking)
         for name, wanted in (("bos", self.include_bos), ("sep", self.include_sep), ("eos", self.include_eos)):
             if wanted and getattr(self.encoding, name) is None:
                 raise UsageError(f"the tokenizer has no {name.upper()} id: pass {name}_id=, or include_{name}=False")
+
+    def _check_masking(self, masking: Masking) -> None:
+        table = self.encoding.table
+        if table is None:
+            raise UsageError(
+                'objective="mlm" needs a tokenizer with one id per letter, so that each masked token is one base. Mask the '
+                "tokens of others in the collate function, for instance by transformers.DataCollatorForLanguageModeling"
+            )
+        if masking.mask_id in self.encoding.special or (table == masking.mask_id).any():
+            raise UsageError(
+                f"mask_id={masking.mask_id} is also the id of another token: MASK needs an id of its own, because a model "
+                "cannot tell them apart"
+            )
 
     @property
     def special_ids(self) -> dict[str, int | None]:
@@ -117,6 +135,11 @@ class RowFormat:
     def weighs_letters(self) -> bool:
         """Whether letters have different weights in the loss."""
         return self.mask_ambiguous or self.soft_mask_weight != 1
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether some letters are no labels that count."""
+        return self.weighs_letters or self.masking is not None
 
     def loss_weights(self) -> NDArray[np.float32] | None:
         """Return the weight of each letter as a label, (256,) float32; None if all weights are 1.

@@ -80,7 +80,8 @@ class RowMaker:
             check_compact(row_format)
         self._has_table = row_format.encoding.table is not None
         if self._has_table:
-            self._specials = SENT if compact else specials_as_ids(row_format)
+            # Codes of masked rows tell padding from other tokens, whatever the ids.
+            self._specials = SENT if compact or row_format.masking is not None else specials_as_ids(row_format)
             self._codes = CodeEncoder(row_format, self._specials)
             self._tables = CodeTables(row_format, self._specials)
         least_header = 0 if row_format.packed_bases is not None else row_format.room(row_format.header([]))
@@ -111,6 +112,10 @@ class RowMaker:
     def one(self, wanted: Wanted) -> Arrays:
         """Return the row of one window, (T,) each, without its `position_ids`; for rows neither compact nor packed."""
         tokens, labels, loss_mask = self._single_buffers.get().get(None)
+        if self._format.masking is not None:
+            padding = np.empty(self._length, dtype=np.bool_)
+            self._fill_masked([wanted], [1], tokens[None], labels[None], loss_mask[None], padding[None])
+            return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "padding_mask": padding}
         self._fill_full([wanted], [1], tokens[None], labels[None], loss_mask[None])
         return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask}
 
@@ -127,21 +132,30 @@ class RowMaker:
             self._codes.frame(codes, placed.row, placed.at, placed.first, placed.end, tagged=placed.headers is not None)
         return placed
 
+    def _fill_checked(self, wanted: Sequence[Wanted], sizes: Sequence[int], codes: NDArray[np.uint8]) -> Placed:
+        """Do what `_fill` does, refuse letters that the tokenizer's table lacks, and mask bases where rows are masked."""
+        placed = self._fill(wanted, sizes, codes)
+        if not self._knows_all(codes, placed):
+            self._refuse_unknown(wanted, codes, placed)
+        if (masking := self._format.masking) is not None:
+            for k, (epoch, window_idx) in enumerate(wanted):
+                masking.mask(codes[placed.row[k], placed.first[k] : placed.end[k]], epoch, window_idx)
+        return placed
+
     def _knows_all(self, codes: NDArray[np.uint8], placed: Placed) -> bool:
         return self._codes.knows_all(codes, sum(placed.end) - sum(placed.first))
 
     def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
         (codes,) = self._buffers.get().get(len(sizes))
-        placed = self._fill(wanted, sizes, codes)
-        if not self._knows_all(codes, placed):
-            self._refuse_unknown(wanted, codes, placed)
+        placed = self._fill_checked(wanted, sizes, codes)
         stacked: Arrays = {"codes": codes}
         if self._packed:
             ends = [ends_with_tokens(row) for row in self._ends(placed, len(sizes))]
             stacked.update(boundaries(ends, self._length))
-        if self._format.weighs_letters:
+        if self._format.weighs_labels:
             segments = stacked["cu_seqlens"] if self._packed else None
-            self._fetcher.check_loss(self._tables.any_loss(codes, segments))
+            any_loss = self._tables.any_loss(codes, segments)
+            self._fetcher.check_loss(any_loss, masked=self._format.masking is not None)
         tags = self._tags(placed, sizes)
         return stacked if tags is None else {**stacked, "tags": tags}
 
@@ -170,8 +184,13 @@ class RowMaker:
 
     def _full_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
         tokens, labels, loss_mask, position_ids = self._buffers.get().get(len(sizes))
-        ends = self._fill_full(wanted, sizes, tokens, labels, loss_mask)
         stacked: Arrays = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+        if self._format.masking is None:
+            ends = self._fill_full(wanted, sizes, tokens, labels, loss_mask)
+        else:
+            padding = stacked["padding_mask"] = np.empty(tokens.shape, dtype=np.bool_)
+            ends = self._fill_masked(wanted, sizes, tokens, labels, loss_mask, padding)
+            self._fetcher.check_loss(bool(loss_mask.any()), masked=True)
         if not self._packed:
             position_ids[...] = self._positions
             return stacked
@@ -242,6 +261,32 @@ class RowMaker:
                     windows = [codes[row, placed.first[k] : placed.end[k]] for k in of_row]
                     forward = placed._replace(reverse=[False] * len(wanted))
                     ends[row] = self._encode(wanted, forward, of_row, windows, tokens[row], labels[row], loss_mask[row])
+        return ends
+
+    def _fill_masked(
+        self,
+        wanted: Sequence[Wanted],
+        sizes: Sequence[int],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+        padding: NDArray[np.bool_],
+    ) -> Ends:
+        """Fill rows, (B, T) each, for masked language modelling, a block at a time; return where their windows end."""
+        ends: Ends = []
+        at = 0
+        for first in range(0, len(sizes), self._block_rows):
+            block = slice(first, first + self._block_rows)
+            of_block = wanted[at : at + sum(sizes[block])]
+            at += len(of_block)
+            codes = self._scratch.get()[: len(sizes[block])]
+            placed = self._fill_checked(of_block, sizes[block], codes)
+            self._tables.expand(codes, tokens[block], labels[block], loss_mask[block])
+            np.equal(codes, self._specials.pad, out=padding[block])
+            for k, header in enumerate(placed.headers or ()):
+                place = first + placed.row[k], slice(placed.at[k], placed.at[k] + len(header))
+                tokens[place] = labels[place] = header
+            ends += self._ends(placed, len(codes))
         return ends
 
     def _one_by_one(

@@ -23,6 +23,10 @@ ATTRIBUTES = {
 }
 """The attributes of a tokenizer that may hold its special ids; the first integer from 0 on counts."""
 
+MASK_ATTRIBUTES = ("mask_id", "mask_token_id")
+MASK_TOKENS = ("[MASK]", "<mask>", "<MASK>")
+"""The tokens that are looked for in the vocabulary of a tokenizer without an attribute for MASK."""
+
 LARGEST_ID = (1 << 63) - 1
 """Tokens are int64."""
 
@@ -53,7 +57,7 @@ def special_ids_of(tokenizer: Any, text_to_ids: Callable[[str], list[int]], give
         UsageError: it has neither a PAD nor an EOS id, or two ids for SEP or PAD; or a given id stands for a base or is not
             in the vocabulary.
     """
-    attributes = {name: _attributes(tokenizer, name) for name in ATTRIBUTES}
+    attributes = {name: _attributes(tokenizer, of) for name, of in ATTRIBUTES.items()}
     own = {name: next(iter(found.values()), None) for name, found in attributes.items()}
     of_0_1 = {**own, **{name: own["eos"] if own[name] is None else own[name] for name in IN_VOCABULARY}}
     given = _checked(tokenizer, text_to_ids, given)
@@ -70,10 +74,31 @@ def special_ids_of(tokenizer: Any, text_to_ids: Callable[[str], list[int]], give
     return SpecialIds(bos, eos, eos if sep is None else sep, pad, of_0_1)
 
 
-def _attributes(tokenizer: Any, name: str) -> dict[str, int]:
+def mask_id_of(tokenizer: Any, text_to_ids: Callable[[str], list[int]], given: int | None) -> int:
+    """Return the id of MASK: the given one, the attribute `mask_id` or `mask_token_id`, or a token of the vocabulary.
+
+    Raises:
+        UsageError: there is none, or it stands for a base or is not in the vocabulary.
+    """
+    if given is None:
+        given = next(iter(_attributes(tokenizer, MASK_ATTRIBUTES).values()), None)
+    for token in MASK_TOKENS:
+        if given is None:
+            given = _listed(tokenizer, token)
+    if given is None:
+        raise UsageError(
+            f'objective="mlm" needs the id of MASK, and the tokenizer {type(tokenizer).__name__} has none: pass mask_id=, or '
+            "give it an integer mask_id (or mask_token_id)"
+        )
+    checked = _checked(tokenizer, text_to_ids, {"mask": given})["mask"]
+    assert checked is not None  # noqa: S101 - narrows the type
+    return checked
+
+
+def _attributes(tokenizer: Any, attributes: tuple[str, ...]) -> dict[str, int]:
     """Return the attributes of a tokenizer that hold a special id, and their values."""
     found = {}
-    for attribute in ATTRIBUTES[name]:
+    for attribute in attributes:
         try:
             value = getattr(tokenizer, attribute, None)
         except Exception:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
 from sharded_eden.format.schema import NUCLEOTIDES
+from sharded_eden.load.encode.special_ids import mask_id_of as _mask_id_of
 from sharded_eden.load.encode.special_ids import special_ids_of
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ PROBE_LENGTHS = (1, 2, 3, 7, 64, 501, 4096)
 
 
 class NucleotideTokenizer:
-    """The built-in tokenizer: one id per byte, as in Evo 2. PAD, BOS, EOS and SEP are 0, 1, 2 and 3.
+    """The built-in tokenizer: one id per byte, as in Evo 2. PAD, BOS, EOS, SEP and MASK are 0 to 4.
 
     Source of the one-byte vocabulary: Brixi et al., "Genome modeling and design across all domains of life with Evo 2", 2025.
     """
@@ -40,6 +41,7 @@ class NucleotideTokenizer:
     bos_id = 1
     eos_id = 2
     sep_id = 3
+    mask_id = 4
     eod = eos_id
     vocab_size = 256
 
@@ -53,7 +55,7 @@ class NucleotideTokenizer:
 
     def ids_to_text(self, ids: list[int]) -> str:
         """Return the text of ids; special tokens are left out."""
-        return bytes(i for i in ids if i > self.sep_id).decode("ascii")
+        return bytes(i for i in ids if i > self.mask_id).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,18 @@ def fingerprint_of(text_to_ids: Callable[[str], list[int]]) -> int:
     for letters in ("ACGT", "ACGTN"):
         digest.update(repr(text_to_ids("".join(choose.choices(letters, k=1999)))).encode())
     return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def mask_id_of(tokenizer: Any, mask_id: int | None = None) -> int:
+    """Return the id of MASK: the given one, an attribute of the tokenizer (`mask_id`, `mask_token_id`), or in its vocabulary.
+
+    Raises:
+        UsageError: there is none, or it stands for a base or is not in the vocabulary.
+
+    Example: `mask_id_of(None)` is 4.
+    """
+    tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
+    return _mask_id_of(tokenizer, _find_text_to_ids(tokenizer), mask_id)
 
 
 def _name(tokenizer: Any) -> str:

@@ -94,7 +94,8 @@ def flatten_rows(batch: Example) -> Example:
             it.
 
     Returns:
-        `tokens`, `labels`, `loss_mask`, `position_ids` (1, B * T); `cu_seqlens` (segments + 1,) int32, strictly increasing from
+        `tokens`, `labels`, `loss_mask`, `position_ids`, perhaps `padding_mask` (1, B * T); `cu_seqlens` (segments + 1,) int32,
+        strictly increasing from
         0 to B * T; `max_seqlen` () int32.
     """
     import torch
@@ -107,6 +108,6 @@ def flatten_rows(batch: Example) -> Example:
     flat = {
         name: tensor.reshape(1, rows * length)
         for name, tensor in batch.items()
-        if name in {"tokens", "labels", "loss_mask", "position_ids"}
+        if name in {"tokens", "labels", "loss_mask", "position_ids", "padding_mask"}
     }
     return {**flat, "cu_seqlens": torch.cat([begins, end]), "max_seqlen": batch["max_seqlen"].max()}

@@ -292,9 +292,14 @@ class WindowFetcher:
                 f"to other windows. Pack again: {pack_command(self._index.path, force=True)}"
             )
 
-    def check_loss(self, any_loss: bool) -> None:
-        """Warn where no label of a batch counts in the loss: the mean over none is NaN."""
-        if not any_loss:
+    def check_loss(self, any_loss: bool, *, masked: bool = False) -> None:
+        """Warn where no label of a batch counts in the loss: the mean over none is NaN. `masked`: rows of the objective mlm."""
+        if not any_loss and masked:
+            warn(
+                f"{self._split} split: no masked base of a batch earns a loss: the mean over them is NaN. Use larger micro "
+                "batches or a larger mlm_share, or divide the sum of the losses by at least 1"
+            )
+        elif not any_loss:
             folder = next(iter(self._reader.paths.values())).parent.parent
             command = precompute_command(
                 self._index.path,

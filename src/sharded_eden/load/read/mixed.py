@@ -114,8 +114,13 @@ class MixedFetcher:
         """Refuse windows of a pack that do not fit into a row; see `WindowFetcher.check_fits`."""
         self._first.check_fits(tokens, seq_length)
 
-    def check_loss(self, any_loss: bool, **options: Any) -> None:
-        """Warn where no label of a batch counts in the loss: the mean over none is NaN."""
+    def check_loss(self, any_loss: bool, *, masked: bool = False, **options: Any) -> None:
+        """Warn where no label of a batch counts in the loss: the mean over none is NaN.
+
+        Not for masked rows: the rows of one layout may well have no masked base while others of the batch do.
+        """
+        if masked:
+            return
         if len(self._fetchers) == 1:
             self._first.check_loss(any_loss, **options)
         elif not any_loss:

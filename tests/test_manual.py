@@ -12,6 +12,7 @@ import printed
 import pytest
 import torch
 from cli_page import page
+from dark_figures import dark
 
 import sharded_eden
 
@@ -64,3 +65,9 @@ def test_output_that_differs_is_found():
     for shown in ("loss 1.5\n...\n", "loss 1.36\n", "many ...\n"):
         with pytest.raises(AssertionError, match="the page shows"):
             printed.compare("loss 1.37\nmany words\n", shown, "")
+
+
+def test_the_dark_figure_is_the_light_one_in_other_colours():
+    assert (DOCS / "flow-dark.svg").read_text() == dark((DOCS / "flow.svg").read_text()), (
+        "tests/helpers/dark_figures.py"
+    )

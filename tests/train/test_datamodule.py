@@ -407,7 +407,7 @@ def test_validate_and_test_by_themselves(folder):
     assert (len(model.evaluated[0]), len(model.evaluated[1])) == (7, N)
     assert validated["val_loss"] > 0
     assert tested["val_loss"] > 0
-    assert set(module._streams) == {"val", "test"}  # training data were not opened for it
+    assert set(module._splits.streams) == {"val", "test"}  # training data were not opened for it
     assert trainer.accumulate_grad_batches == 1
 
 
@@ -439,7 +439,7 @@ def test_the_state_in_a_checkpoint(folder):
         "version": VERSION,
         "consumed_samples": 12,
         "seed": 42,
-        "fingerprint": module._streams["train"].dataset.fingerprint,
+        "fingerprint": module._splits.streams["train"][0].dataset.fingerprint,
         "geometry": {
             "window_size": T,
             "stride": STRIDE,

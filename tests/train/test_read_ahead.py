@@ -168,9 +168,9 @@ def test_the_data_module_reads_ahead_in_training_and_evaluation(folder, cold):
     module = data_module(folder, num_workers=0)
     module.setup("fit")
     for loader, stream in ((module.train_dataloader(), "train"), (module.val_dataloader(), "val")):
-        assert ahead_of_reading(module._streams[stream], loader, cold) >= addresses.WINDOWS_AHEAD // 2
+        assert ahead_of_reading(module._splits.streams[stream][0], loader, cold) >= addresses.WINDOWS_AHEAD // 2
     # A whole epoch announces what it reads: whole global batches.
-    stream, loader = module._streams["train"], module.train_dataloader()
+    stream, loader = module._splits.streams["train"][0], module.train_dataloader()
     loader.sampler.set_epoch(1)
     positions = list(loader.sampler)
     for _ in loader:

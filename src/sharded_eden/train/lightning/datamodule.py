@@ -6,7 +6,6 @@ progress: prefetched batches do not count.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -22,20 +21,17 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from sharded_eden.jobs import usable_processors
 from sharded_eden.load.encode.batch import Example
-from sharded_eden.load.encode.compact import Expander
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
 from sharded_eden.load.options import ExampleOptions, absolute_path, folder_or_url, takes_options
-from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
 from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
+from sharded_eden.train.lightning.splits import EvaluationSets, Splits, absolute_paths
 from sharded_eden.train.megatron import DataParallel, data_parallel_of, plan_of_job
 from sharded_eden.train.nemo import DataSampler, steps_are_global_batches
 from sharded_eden.train.sampler import BatchPlan
 from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
-from sharded_eden.train.stream import EvaluationStream, Stream
-
-logger = logging.getLogger(__name__)
+from sharded_eden.train.stream import Stream
 
 
 class _Default(int):
@@ -53,10 +49,12 @@ class ShardedEdenDataModule(pl.LightningDataModule):
     Validation and test pass over their whole split in one fixed random order, without augmentation.
 
     Args:
-        sequence_db_dir: the folder of per-sample sequence databases.
-        train_window_db_path: the window database of the training split.
-        val_window_db_path: the window database of the validation split, None for no validation.
-        test_window_db_path: the window database of the test split, None for no test.
+        sequence_db_dir: the folder of per-sample sequence databases; None where every source names its own.
+        train_window_db_path: the window database of the training split; None with a mixture.
+        val_window_db_path: the window database of the validation split, None for no validation. A dict {name: path} gives
+            several dataloaders in its order; a value may be a dict of `window_db_path`, `sequence_db_dir` and options that
+            replace those of the module. See `val_names`.
+        test_window_db_path: the same for the test split.
         seq_length: tokens of a row.
         tokenizer: None for the built-in `NucleotideTokenizer`.
         micro_batch_size: examples of one forward pass on one rank.
@@ -70,6 +68,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         stride: bases between windows; None takes that of each window database.
         seed: decides order and strands.
         num_epochs: passes over the data in one Lightning epoch.
+        mixture: train on several weighted datasets: the path of a TOML or YAML file, or what it holds as a dict; see
+            `sharded_eden.train.mixture_file`.
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None is Python's default.
         accept_other_data: True takes the position of a checkpoint that was saved for another stream or by the original loader;
             "restart" begins at 0 instead. A checkpoint of this stream is always resumed.
@@ -82,10 +82,10 @@ class ShardedEdenDataModule(pl.LightningDataModule):
     @takes_options
     def __init__(
         self,
-        sequence_db_dir: str | os.PathLike[str],
-        train_window_db_path: str | os.PathLike[str],
-        val_window_db_path: str | os.PathLike[str] | None = None,
-        test_window_db_path: str | os.PathLike[str] | None = None,
+        sequence_db_dir: str | os.PathLike[str] | None,
+        train_window_db_path: str | os.PathLike[str] | None = None,
+        val_window_db_path: EvaluationSets = None,
+        test_window_db_path: EvaluationSets = None,
         seq_length: int = 8192,
         tokenizer: Any = None,
         micro_batch_size: int = 1,
@@ -106,6 +106,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         log_windows: bool = False,
         log_dir: str | os.PathLike[str] | None = None,
         *,
+        mixture: Any = None,
         multiprocessing_context: str | None = None,
         accept_other_data: AcceptOtherData = False,
         **options: Any,
@@ -116,12 +117,14 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if num_epochs < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
-        self.sequence_db_dir = folder_or_url(sequence_db_dir, "sequence_db_dir")
-        self.train_window_db_path = absolute_path(train_window_db_path, "train_window_db_path")
-        self.val_window_db_path, self.test_window_db_path = (
-            None if path is None else absolute_path(path, name)
-            for path, name in ((val_window_db_path, "val_window_db_path"), (test_window_db_path, "test_window_db_path"))
+        self.sequence_db_dir = None if sequence_db_dir is None else folder_or_url(sequence_db_dir, "sequence_db_dir")
+        self.train_window_db_path = (
+            None if train_window_db_path is None else absolute_path(train_window_db_path, "train_window_db_path")
         )
+        self.mixture = mixture
+        self.val_window_db_path = absolute_paths(val_window_db_path, "val_window_db_path")
+        self.test_window_db_path = absolute_paths(test_window_db_path, "test_window_db_path")
+        self._splits = Splits(self.train_window_db_path, mixture, self.val_window_db_path, self.test_window_db_path)
         self.seq_length = seq_length
         self.tokenizer = NucleotideTokenizer() if tokenizer is None else tokenizer
         self.micro_batch_size = micro_batch_size
@@ -149,8 +152,6 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         self.data_sampler = DataSampler(self, seq_length, micro_batch_size, global_batch_size, rampup_batch_size)
 
         self._leave_undefined()
-        self._streams: dict[str, Stream] = {}
-        self._expand: Expander | None = None
         self._pending_state: dict[str, Any] | None = None
         self._position = Position()
         self._accumulation: Accumulation | None = None
@@ -183,8 +184,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             stage or "", ("train", "val", "test")
         )
         for split in wanted:
-            if split not in self._streams:
-                self._open(split)
+            self._open(split)
         if stage == "fit" and self.trainer is not None and not steps_are_global_batches(self.trainer):
             plan = self.batch_plan()
             if plan.global_batch_size_at(0) != plan.global_batch_size:
@@ -201,20 +201,19 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             StateError: it is no state, or was saved for other data, another seed or another geometry.
         """
         position_in(state_dict, "consumed_samples")
-        if "train" not in self._streams:
+        if "train" not in self._splits.streams:
             self._pending_state = dict(state_dict)
             return
-        stream = self._streams["train"]
-        consumed, _ = stream.position_of(state_dict, self.accept_other_data)
+        consumed, _ = self._splits.streams["train"][0].position_of(state_dict, self.accept_other_data)
         self._position = Position(consumed)
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Return the training batches of this rank."""
-        stream = self._stream("train")
+        (stream,) = self._open("train")
         plan = self.batch_plan()
         if self._steps_per_epoch(stream) == 0:
             raise UsageError(
-                f"{self.train_window_db_path} has {len(stream.dataset)} windows, fewer than one global batch of "
+                f"{stream.dataset.window_db_path} has {len(stream.dataset)} windows, fewer than one global batch of "
                 f"{self.global_batch_size} in {self.num_epochs} passes: lower global_batch_size or raise num_epochs"
             )
         if self.trainer is not None:
@@ -233,26 +232,42 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         )
         return self._dataloader(stream, sampler)
 
-    def val_dataloader(self) -> DataLoader[Example]:
-        """Return the validation batches of this rank."""
-        return self._evaluation_dataloader("val")
+    def val_dataloader(self) -> DataLoader[Example] | list[DataLoader[Example]]:
+        """Return the validation batches of this rank; a list for a dict of validation sets, in its order."""
+        return self._evaluation_dataloaders("val")
 
-    def test_dataloader(self) -> DataLoader[Example]:
-        """Return the test batches of this rank."""
-        return self._evaluation_dataloader("test")
+    def test_dataloader(self) -> DataLoader[Example] | list[DataLoader[Example]]:
+        """Return the test batches of this rank; a list for a dict of test sets, in its order."""
+        return self._evaluation_dataloaders("test")
+
+    @property
+    def val_names(self) -> list[str]:
+        """The name of each validation set, by the `dataloader_idx` that Lightning passes to `validation_step`.
+
+        Example:
+            def validation_step(self, batch, batch_idx, dataloader_idx=0):
+                name = self.trainer.datamodule.val_names[dataloader_idx]
+                self.log(f"val_loss/{name}", self.loss(batch), add_dataloader_idx=False)
+        """
+        return list(self._splits.sets["val"])
+
+    @property
+    def test_names(self) -> list[str]:
+        """The name of each test set, by the `dataloader_idx` that Lightning passes to `test_step`."""
+        return list(self._splits.sets["test"])
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make the tensors of a compact batch on the device, then call the hook of the user's module, if it has one."""
         if isinstance(batch, dict) and "codes" in batch:
-            batch = self._expander()(batch)
+            batch = self._splits.expander(self.trainer, dataloader_idx)(batch)
         module = None if self.trainer is None else self.trainer.lightning_module
         return batch if module is None else module.on_after_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position to save with a checkpoint: the same on every rank."""
-        if "train" not in self._streams:
+        if "train" not in self._splits.streams:
             return dict(self._pending_state or {})
-        return self._streams["train"].state(self.consumed_samples)
+        return self._splits.streams["train"][0].state(self.consumed_samples)
 
     def teardown(self, stage: str | None = None) -> None:
         """Restore the Trainer's settings."""
@@ -290,32 +305,24 @@ class ShardedEdenDataModule(pl.LightningDataModule):
     def _options(self) -> ExampleOptions:
         return ExampleOptions.of(self)
 
-    def _window_db_path(self, split: str) -> str | os.PathLike[str] | None:
-        return {"train": self.train_window_db_path, "val": self.val_window_db_path, "test": self.test_window_db_path}[
-            split
-        ]
-
-    def _open(self, split: str) -> None:
-        path = self._window_db_path(split)
-        if path is None:
-            return
-        dataset = ShardedEdenDataset(
-            self.tokenizer,
-            self.sequence_db_dir,
-            path,
-            self.seq_length,
-            rc_aug=self.rc_aug and split == "train",
+    def _open(self, split: str) -> list[Stream]:
+        """Return the streams of a split, open."""
+        was_open = split in self._splits.streams
+        streams = self._splits.open(
+            split,
+            tokenizer=self.tokenizer,
+            sequence_db_dir=self.sequence_db_dir,
+            seq_length=self.seq_length,
+            rc_aug=self.rc_aug,
             stride=self.stride,
-            split={"val": "validation"}.get(split, split),
             seed=self.seed,
             rank=None if self.trainer is None else self.trainer.global_rank,
             **vars(self._options),
         )
-        self._streams[split] = Stream(dataset) if split == "train" else EvaluationStream(dataset)
-        logger.info("%s", dataset)
-        if split == "train" and self._pending_state is not None:
+        if split == "train" and not was_open and self._pending_state is not None:
             state, self._pending_state = self._pending_state, None
             self.load_state_dict(state)
+        return streams
 
     def _follow(self, trainer: pl.Trainer, plan: BatchPlan, steps_per_epoch: int) -> None:
         """Prepare counting for a Trainer that is about to train.
@@ -333,25 +340,18 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                 restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)
         self._position.follow(progress, plan)
 
-    def _expander(self) -> Expander:
-        if self._expand is None:
-            self._expand = next(iter(self._streams.values())).dataset.expander()
-        return self._expand
-
-    def _stream(self, split: str) -> Stream:
-        if split not in self._streams:
-            self._open(split)
-        return self._streams[split]
-
     def _steps_per_epoch(self, stream: Stream) -> int:
         return len(stream.dataset) * self.num_epochs // self.global_batch_size
 
-    def _evaluation_dataloader(self, split: str) -> DataLoader[Example]:
-        stream = self._stream(split)
-        rows = len(stream)
-        if self.trainer is not None and steps_are_global_batches(self.trainer):
-            rows = -(-rows // self.global_batch_size) * self.global_batch_size
-        return self._dataloader(stream, EvaluationSampler(stream, rows, self.micro_batch_size, self.data_parallel()))
+    def _evaluation_dataloaders(self, split: str) -> DataLoader[Example] | list[DataLoader[Example]]:
+        loaders = []
+        for stream in self._open(split):
+            rows = len(stream)
+            if self.trainer is not None and steps_are_global_batches(self.trainer):
+                rows = -(-rows // self.global_batch_size) * self.global_batch_size
+            sampler = EvaluationSampler(stream, rows, self.micro_batch_size, self.data_parallel())
+            loaders.append(self._dataloader(stream, sampler))
+        return loaders if self._splits.is_named[split] else loaders[0]
 
     def _dataloader(self, stream: Stream, sampler: DistributedSampler[Any]) -> DataLoader[Example]:
         workers: dict[str, Any] = {}

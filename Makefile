@@ -22,7 +22,7 @@ $(VENV)/.train: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	@$(PIP) install -c constraints.txt -e '.[train,megatron,mixture,formats,ray,cloud,similar,report,dev]'
+	@$(PIP) install -c constraints.txt -e '.[train,megatron,mixture,formats,ray,cloud,similar,report,grain,dev]'
 	@touch $@
 
 demo: $(VENV)/.train ## real genomes to a small trained model, end to end

@@ -15,6 +15,7 @@ from sharded_eden.errors import MissingExtra as _MissingExtra
 if TYPE_CHECKING:
     from sharded_eden.build.build import build_sequence_dbs, create_sample_database
     from sharded_eden.checks.run import verify
+    from sharded_eden.describe.access_logs import read_access_logs
     from sharded_eden.describe.stats import stats
     from sharded_eden.errors import (
         DatabaseError,
@@ -84,6 +85,7 @@ _HOME = {
     "pack_by_tokens": "sharded_eden.token_packs",
     "pack_window_database": "sharded_eden.windows.pack",
     "precompute_window_database": "sharded_eden.windows.precompute",
+    "read_access_logs": "sharded_eden.describe.access_logs",
     "stats": "sharded_eden.describe.stats",
     "to_hugging_face": "sharded_eden.train.batch_formats",
     "to_megatron": "sharded_eden.train.batch_formats",
@@ -127,6 +129,7 @@ __all__ = [
     "pack_by_tokens",
     "pack_window_database",
     "precompute_window_database",
+    "read_access_logs",
     "stats",
     "to_hugging_face",
     "to_megatron",

@@ -1,10 +1,15 @@
-"""An optional CSV of the windows visited: one file per process, each row is written before its batch is used.
+"""Optional logs of the windows visited: CSV files, or Parquet files that are made of them.
 
-    window_access_<split>_rank<r>_<8 hex>.csv
+    window_access_<split>_rank<r>_<8 hex>.csv        one for each process, and another whenever one is full
     window_idx, sequence_id, sample_id, window_in_seq_idx, rank, access_ts, worker, epoch
 
 `access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows are passed to the
-operating system at once, so that even a killed process leaves a complete log.
+operating system before the batch is used, so that even a killed process leaves a complete log. With `log_format="parquet"` a
+full or closed CSV file is replaced by a Parquet file; a killed process leaves its last one as CSV.
+
+A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula. Such an ID is written with a `'` before it, and so
+is an ID that begins with `'`: `sharded_eden.read_access_logs` removes exactly one. Parquet files hold IDs as they are.
+Source: OWASP, "CSV Injection".
 """
 
 from __future__ import annotations
@@ -17,14 +22,35 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenError, MissingExtra, UsageError, shown
+from sharded_eden.format.publish import publishing
 from sharded_eden.load.locate.windows import Row
 from sharded_eden.load.read.fetch import Wanted
 
+if TYPE_CHECKING:
+    from sharded_eden.load.options import ExampleOptions
+
+LogFormat = Literal["csv", "parquet"]
+
 COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
+TEXT_COLUMNS = ("sequence_id", "sample_id")
+LEAST_FILE_BYTES = 1 << 12
+KEPT_NAMES = 1 << 16
+"""Contigs whose IDs are kept as they are written."""
+BLOCK_BYTES = 1 << 22
+"""Bytes of a CSV file that are turned into Parquet at once."""
+
+_FORMULA = tuple("=+-@\t\r'")
+
+
+def as_cell(text: str) -> str:
+    """Return an ID for a CSV file: one that a spreadsheet could run as a formula gets a `'`. `as_cell("=A1")` is `"'=A1"`."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 class AccessLog:
@@ -35,19 +61,45 @@ class AccessLog:
         split: for the file name.
         rank: for the file name and the rows; None asks torch.distributed, then the environment variable RANK.
         sample_of: sequence ID -> sample ID.
+        log_format: `csv`, or `parquet`, which needs pyarrow.
+        file_bytes: a file is closed at this size, and another one begun.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str] | None, split: str, rank: int | None, sample_of: Callable[[str], str]
+        self,
+        folder: str | os.PathLike[str] | None,
+        split: str,
+        rank: int | None,
+        sample_of: Callable[[str], str],
+        *,
+        log_format: LogFormat = "csv",
+        file_bytes: int = 1 << 28,
     ) -> None:
         self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self.split = split
         self.rank = _rank() if rank is None else rank
         self._sample_of = sample_of
+        self._format, self._file_bytes = log_format, file_bytes
+        self._names: dict[str, str] = {}
         self._pid = -1
         self._descriptor = -1
+        self._path = Path()
+        self._written_bytes = 0
+        self._at_exit: util.Finalize | None = None
         # Of this process; after a fork, the parent's lock may be held for ever.
         self._locks: dict[int, threading.Lock] = {}
+
+    @classmethod
+    def of(cls, options: ExampleOptions, split: str, rank: int | None, sample_of: Callable[[str], str]) -> AccessLog:
+        """Return the log that options describe."""
+        return cls(
+            options.log_dir,
+            split,
+            rank,
+            sample_of,
+            log_format=options.log_format,
+            file_bytes=int(options.log_file_bytes),
+        )
 
     def write(self, wanted: Sequence[Wanted], located: Sequence[Row]) -> None:
         """Append a row for each window.
@@ -55,42 +107,131 @@ class AccessLog:
         Raises:
             UsageError: the folder or the file cannot be written.
         """
-        worker = _worker()
-        now = time.time_ns()
-        self._append(
-            (window_idx, row[0], self._sample_of(row[0]), row[1], self.rank, now, worker, epoch)
-            for (epoch, window_idx), row in zip(wanted, located, strict=True)
-        )
+        names = self._names
+        if len(names) > KEPT_NAMES:
+            names = self._names = {}
+        after = f",{self.rank},{time.time_ns()},{_worker()},"
+        lines = []
+        for (epoch, window_idx), row in zip(wanted, located, strict=True):
+            name = names.get(row[0])
+            if name is None:
+                name = names[row[0]] = _cells(row[0], self._sample_of(row[0]))
+            lines.append(f"{window_idx},{name},{row[1]}{after}{epoch}\n")
+        self._append("".join(lines).encode())
 
-    def _append(self, rows: Any) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+    def _append(self, left: bytes) -> None:
         try:
             with self._locks.setdefault(os.getpid(), threading.Lock()):
                 if self._pid != os.getpid():
                     self._open()
-                    writer.writerow(COLUMNS)
-                writer.writerows(rows)
-                left = text.getvalue().encode()
+                    left = f"{','.join(COLUMNS)}\n".encode() + left
                 while left:  # a disk that is nearly full writes a part of the data, and then refuses the rest
-                    left = left[os.write(self._descriptor, left) :]
+                    written = os.write(self._descriptor, left)
+                    self._written_bytes += written
+                    left = left[written:]
+                if self._written_bytes >= self._file_bytes:
+                    self._end()
         except OSError as error:
             raise UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})") from error
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"window_access_{self.split}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-        self._pid = os.getpid()
+        self._path = self.folder / f"window_access_{self.split}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        self._pid, self._written_bytes = os.getpid(), 0
+        if self._format == "parquet":
+            # A worker ends without deleting its dataset: its last file is then closed by this.
+            self._at_exit = util.Finalize(None, _close_quietly, args=(self,), exitpriority=10)
+
+    def _end(self) -> None:
+        """Close the file of this process; the next row begins another one."""
+        os.close(self._descriptor)
+        self._pid = self._descriptor = -1
+        if self._at_exit is not None:
+            self._at_exit.cancel()
+            self._at_exit = None
+        if self._format == "parquet":
+            to_parquet(self._path)
 
     def close(self) -> None:
-        """Close the file of this process."""
+        """Close the file of this process.
+
+        Raises:
+            UsageError: the Parquet file cannot be written; the CSV file is kept.
+        """
         if self._pid == os.getpid():
-            os.close(self._descriptor)
-            self._pid = self._descriptor = -1
+            self._end()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pid": -1, "_descriptor": -1, "_locks": {}}
+        return {**self.__dict__, "_pid": -1, "_descriptor": -1, "_locks": {}, "_names": {}, "_at_exit": None}
+
+
+def _cells(sequence_id: str, sample_id: str) -> str:
+    text = io.StringIO()
+    # Characters of the terminator are quoted; it is removed again.
+    csv.writer(text, lineterminator="\r\n").writerow((as_cell(sequence_id), as_cell(sample_id)))
+    return text.getvalue()[:-2]
+
+
+def _close_quietly(log: AccessLog) -> None:
+    with suppress(EdenError):  # the CSV file stays
+        log.close()
+
+
+def check_log(log_format: str, file_bytes: int) -> None:
+    """Refuse settings of a log.
+
+    Raises:
+        UsageError: another format, or a size below 4,096 bytes.
+        MissingExtra: pyarrow is requested and not installed.
+    """
+    if log_format not in get_args(LogFormat):
+        raise UsageError(f"log_format must be 'csv' or 'parquet', not {shown(log_format)}")
+    if file_bytes < LEAST_FILE_BYTES:
+        raise UsageError(f"log_file_bytes must be at least {LEAST_FILE_BYTES:,}, not {shown(file_bytes)}")
+    if log_format == "parquet":
+        try:
+            import pyarrow.csv
+            import pyarrow.parquet  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingExtra("pyarrow", "formats") from error
+
+
+def to_parquet(path: Path) -> Path:
+    """Replace a complete CSV log by a Parquet file of the same name; return its path. Runs in one thread: workers are forks.
+
+    Args:
+        path: the CSV file; it is removed when the Parquet file is in its place.
+
+    Raises:
+        WriteError: the file cannot be written; the CSV file is kept.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv as pa_csv
+    from pyarrow import parquet
+
+    types = {name: pa.string() if name in TEXT_COLUMNS else pa.int64() for name in COLUMNS}
+    target = path.with_suffix(".parquet")
+    reader = pa_csv.open_csv(
+        path,
+        read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+    )
+    with (
+        publishing(target) as unfinished,
+        reader,
+        parquet.ParquetWriter(unfinished, pa.schema(types), compression="zstd") as writer,
+    ):
+        for batch in reader:
+            columns = [
+                pc.replace_substring_regex(batch[name], "^'", "") if name in TEXT_COLUMNS else batch[name]
+                for name in COLUMNS
+            ]
+            writer.write_batch(pa.record_batch(columns, names=list(COLUMNS)))
+    path.unlink()
+    return target
 
 
 def _worker() -> int:

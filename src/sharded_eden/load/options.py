@@ -20,6 +20,7 @@ import numpy as np
 from sharded_eden.errors import UnknownArgument, UsageError, shown
 from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
+from sharded_eden.load.access_log import LogFormat, check_log
 from sharded_eden.load.read.sequences import ReadMode
 from sharded_eden.storage.urls import folder_url, is_url
 
@@ -85,9 +86,13 @@ class ExampleOptions:
     packed: bool = False
     """Fill each row with several windows; see `sharded_eden.load.locate.packs`."""
     log_windows: bool = False
-    """Write a CSV of the windows visited; see `sharded_eden.load.access_log`."""
+    """Write a log of the windows visited; see `sharded_eden.load.access_log`."""
     log_dir: PathLike | None = None
-    """The folder of that CSV; None is the current folder."""
+    """The folder of that log; None is the current folder."""
+    log_format: LogFormat = "csv"
+    """`csv`, or `parquet`, which needs pyarrow; `sharded_eden.read_access_logs` reads both."""
+    log_file_bytes: int = 1 << 28
+    """A file of the log is closed when it has this many bytes of CSV, and another one begun."""
     skip_stats: bool = True
     """Do not count and log the windows, contigs and samples of the split."""
     io: IOMode = "auto"
@@ -129,6 +134,7 @@ class ExampleOptions:
             )
         if not 0 < self.request_seconds <= MOST_SECONDS:  # NaN is refused, too
             raise UsageError(f"request_seconds must be above 0 and at most {MOST_SECONDS}, not {self.request_seconds}")
+        check_log(self.log_format, integer(self.log_file_bytes, "log_file_bytes"))
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
 

@@ -1,0 +1,121 @@
+"""Access logs as one Polars frame.
+
+Input: the folder that `log_dir` named. Output: a row for each window that was read. Costs one pass over the files; the lazy
+frame needs the memory of a query, not of the logs. See `sharded_eden.load.access_log` for the files.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+import polars as pl
+
+from sharded_eden.errors import InputError, MissingDatabase, printable, shown, warn
+from sharded_eden.load.access_log import COLUMNS, TEXT_COLUMNS
+
+_NAME = re.compile(r"window_access_(.*)_rank(\d+)_[0-9a-f]{8}\.(csv|parquet)")
+
+SCHEMA = {name: pl.String if name in TEXT_COLUMNS else pl.Int64 for name in COLUMNS}
+"""The columns and their types; `split` (String), from the name of the file, comes last."""
+
+
+def read_access_logs(folder: str | os.PathLike[str]) -> pl.DataFrame:
+    """Return the windows that all processes of a job have read, CSV and Parquet files together.
+
+    Args:
+        folder: the `log_dir` of the job; folders in it are not read.
+
+    Returns:
+        A row for each window, file after file, and in each file in the order of reading: `window_idx`, `sequence_id`,
+        `sample_id`, `window_in_seq_idx`, `rank`, `access_ts` (nanoseconds since 1970), `worker` (-1: the main process),
+        `epoch`, `split`.
+
+    Raises:
+        MissingDatabase: there is no such folder, or no log in it.
+        InputError: a file is no access log, or is damaged.
+
+    Example: `read_access_logs("logs").group_by("window_idx").len()`.
+    """
+    frame = scan_access_logs(folder)
+    try:
+        return frame.collect()
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{printable(folder)}: an access log in it is damaged ({shown(str(error), 200)})") from error
+
+
+def scan_access_logs(folder: str | os.PathLike[str]) -> pl.LazyFrame:
+    """Return the same rows as a lazy frame, for queries of logs that are larger than memory.
+
+    Raises:
+        MissingDatabase: there is no such folder, or no log in it.
+        InputError: a file has other columns.
+    """
+    return pl.concat([_scan(path) for path in access_log_files(folder)])
+
+
+def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the access logs in a folder, sorted by name. A Parquet file replaces the CSV file that it was made of.
+
+    Raises:
+        MissingDatabase: there is no such folder, or no log in it.
+    """
+    folder = Path(folder)
+    found = (
+        sorted(path for path in folder.glob("window_access_*") if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+    )
+    if not found:
+        what = (
+            "holds no access log (window_access_*.csv or .parquet)"
+            if folder.is_dir()
+            else "no such folder of access logs"
+        )
+        raise MissingDatabase(
+            f"{printable(folder)}: {what}. Training writes them with log_windows=True, log_dir=FOLDER"
+        )
+    finished = {path.stem for path in found if path.suffix == ".parquet"}
+    return [path for path in found if path.suffix == ".parquet" or path.stem not in finished]
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    if path.suffix == ".parquet":
+        frame = pl.scan_parquet(path, glob=False)
+        _check_columns(path, frame.collect_schema().names())
+        frame = frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+    else:
+        frame = _scan_csv(path)
+    match = _NAME.fullmatch(path.name)
+    return frame.with_columns(pl.lit(match[1] if match else "").alias("split"))
+
+
+def _scan_csv(path: Path) -> pl.LazyFrame:
+    with path.open("rb") as file:
+        head = file.readline(1 << 12)
+        if head:
+            _check_columns(path, head.decode("utf-8", "replace").strip().split(","))
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(max(0, size - 1))
+        is_whole = size == 0 or file.read(1) == b"\n"
+        if size == 0:
+            return pl.LazyFrame(schema=SCHEMA)
+        source: Path | io.BytesIO = path
+        if not is_whole:
+            file.seek(0)
+            data = file.read()
+            warn(
+                f"{printable(path)}: its last row is incomplete, because the disk was full or the machine stopped. "
+                "It is left out"
+            )
+            source = io.BytesIO(data[: data.rfind(b"\n") + 1])
+    frame = pl.scan_csv(source, schema=SCHEMA, glob=False)
+    return frame.with_columns(pl.col(name).fill_null("").str.replace("^'", "") for name in TEXT_COLUMNS)
+
+
+def _check_columns(path: Path, found: list[str]) -> None:
+    if tuple(found) != COLUMNS:
+        raise InputError(
+            f"{printable(path)}: is no access log: expected the columns {', '.join(COLUMNS)}, found {shown(found)}"
+        )

@@ -1,0 +1,185 @@
+"""Access logs in CSV and Parquet: complete after a kill, closed at a size, safe in spreadsheets, read as one frame."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+
+import polars as pl
+import pyarrow.parquet
+import pytest
+import worlds
+from torch.utils.data import DataLoader
+
+import sharded_eden
+from sharded_eden import EdenWarning, InputError, MissingDatabase, UsageError
+from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs
+from sharded_eden.load.access_log import COLUMNS, as_cell, to_parquet
+
+ODD = [
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "'quoted",
+    "''=twice",
+    "plain",
+    'comma, "quote"',
+    "line\nbreak",
+    "return\rhere",
+    "",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return worlds.write(tmp_path)
+
+
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_the_frame_has_every_visit(folder, log_format):
+    log = folder / "log"
+    visits = [(2, 3), (0, 10), (2, 4), (7, 3)]
+    with worlds.dataset(
+        folder, log_windows=True, log_dir=log, log_format=log_format, split="validation", rank=3
+    ) as dataset:
+        dataset.__getitems__(visits[:3])
+        dataset[visits[3]]
+    frame = sharded_eden.read_access_logs(log)
+    assert frame.schema == {**SCHEMA, "split": pl.String}
+    assert list(zip(frame["epoch"], frame["window_idx"], strict=True)) == visits
+    where = worlds.rows_of(folder)
+    assert list(zip(frame["sequence_id"], frame["window_in_seq_idx"], strict=True)) == [where[k] for _, k in visits]
+    assert frame["sample_id"].to_list() == [worlds.oracle.sample_of(where[k][0]) for _, k in visits]
+    assert set(frame["rank"]) == {3}
+    assert set(frame["worker"]) == {-1}
+    assert set(frame["split"]) == {"validation"}
+    assert [path.suffix for path in log.iterdir()] == [f".{log_format}"]
+
+
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_ids_are_no_formulas_and_come_back(tmp_path, log_format):
+    contigs = {f"{odd}__ECT-{'=' if k % 2 else ''}S__CT1-{k}": "ACGT" for k, odd in enumerate(ODD)}
+    folder = worlds.write(tmp_path, contigs)
+    with worlds.dataset(folder, log_windows=True, log_dir=folder / "log", log_format=log_format) as dataset:
+        for index in range(len(contigs)):
+            dataset[index]
+    ids = [sequence_id for sequence_id, _ in worlds.rows_of(folder)]
+    assert sorted(ids) == sorted(contigs)
+    (path,) = (folder / "log").iterdir()
+    if log_format == "csv":
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert not [
+            row for row in rows for name in ("sequence_id", "sample_id") if row[name].startswith(tuple("=+-@\t"))
+        ]
+        assert [row["sequence_id"].removeprefix("'") for row in rows] == ids
+    else:
+        assert pyarrow.parquet.read_table(path)["sequence_id"].to_pylist() == ids
+    frame = read_access_logs(folder / "log")
+    assert frame["sequence_id"].to_list() == ids
+    assert set(frame["sample_id"]) == {"S", "=S"}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_cell_is_no_formula_and_is_reversible(text):
+    cell = as_cell(text)
+    assert not cell.startswith(tuple("=+-@"))
+    assert (cell[1:] if cell.startswith("'") else cell) == text
+
+
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_a_full_file_is_closed_and_another_one_begun(folder, log_format):
+    log = folder / "log"
+    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format, log_file_bytes=4096) as dataset:
+        for epoch in range(30):
+            dataset.__getitems__([(epoch, index) for index in range(11)])
+        assert len({path.stem for path in log.iterdir()}) > 3
+    frame = read_access_logs(log)
+    assert sorted(zip(frame["epoch"], frame["window_idx"], strict=True)) == [
+        (epoch, index) for epoch in range(30) for index in range(11)
+    ]
+    assert {path.suffix for path in log.iterdir()} == {f".{log_format}"}
+    if log_format == "csv":
+        assert max(path.stat().st_size for path in log.iterdir()) < 4096 + 11 * 100
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_leave_parquet_files(folder, start):
+    dataset = worlds.dataset(folder, log_windows=True, log_dir=folder / "log", log_format="parquet")
+    loader = DataLoader(
+        dataset, batch_size=2, num_workers=2, multiprocessing_context=start, collate_fn=dataset.collate_fn
+    )
+    assert len(list(loader)) == 6
+    del loader
+    frame = read_access_logs(folder / "log")
+    assert sorted(frame["window_idx"]) == list(range(11))
+    assert set(frame["worker"]) == {0, 1}
+    assert {path.suffix for path in (folder / "log").iterdir()} == {".parquet"}
+
+
+def test_a_killed_process_loses_no_row(folder):
+    log = folder / "log"
+    child = os.fork()
+    if not child:
+        dataset = worlds.dataset(folder, log_windows=True, log_dir=log, log_format="parquet", log_file_bytes=4096)
+        for epoch in range(8):
+            dataset.__getitems__([(epoch, index) for index in range(11)])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert {path.suffix for path in log.iterdir()} == {".csv", ".parquet"}
+    assert len(read_access_logs(log)) == 88
+
+
+def test_a_parquet_file_replaces_the_csv_that_it_was_made_of(folder):
+    """A process that was killed between the two steps leaves both."""
+    log = folder / "log"
+    with worlds.dataset(folder, log_windows=True, log_dir=log) as dataset:
+        dataset[0]
+    (path,) = log.iterdir()
+    data = path.read_bytes()
+    to_parquet(path)
+    path.write_bytes(data)
+    assert len(access_log_files(log)) == 1
+    assert read_access_logs(log)["window_idx"].to_list() == [0]
+
+
+def test_an_incomplete_last_row_is_left_out_with_a_warning(folder):
+    log = folder / "log"
+    with worlds.dataset(folder, log_windows=True, log_dir=log) as dataset:
+        dataset[0], dataset[1]
+    (path,) = log.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.warns(EdenWarning, match="its last row is incomplete"):
+        assert read_access_logs(log)["window_idx"].to_list() == [0]
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    with pytest.raises(MissingDatabase, match="no such folder"):
+        read_access_logs(tmp_path / "nothing")
+    with pytest.raises(MissingDatabase, match="holds no access log"):
+        read_access_logs(tmp_path)
+    path = tmp_path / "window_access_train_rank0_0123abcd.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="expected the columns window_idx"):
+        read_access_logs(tmp_path)
+    path.write_text(",".join(COLUMNS) + "\nx,a,b,c,d,e,f,g\n")
+    with pytest.raises(InputError, match="is damaged"):
+        read_access_logs(tmp_path)
+    path.write_bytes(b"")
+    assert read_access_logs(tmp_path).is_empty()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_format": "xml"}, "log_format must be"),
+        ({"log_file_bytes": 10}, "at least 4,096"),
+        ({"log_file_bytes": "1"}, "an integer"),
+    ],
+)
+def test_wrong_options(folder, options, message):
+    with pytest.raises(UsageError, match=message):
+        worlds.dataset(folder, **options)

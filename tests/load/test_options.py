@@ -60,7 +60,8 @@ def test_positional_arguments_keep_their_order_and_defaults(maker):
 
 
 NOT_DEFAULT = {
-    "window_min_length_threshold": 0, "create_attention_mask": True, "use_control_tags": True, "include_bos": False,
+    "window_min_length_threshold": 0, "create_attention_mask": True, "use_control_tags": True,
+    "tags": os.path.abspath("tags.csv"), "tag_template": "{phylum}", "tag_dropout": 0.5, "include_bos": False,
     "include_sep": False, "include_eos": False, "mask_ambiguous": True, "soft_mask_weight": 0.5, "loss_on_eos": True,
     "compact": True, "window_size": 64, "derive_windows": True, "packed": True,
     "log_windows": True, "log_dir": "log", "log_format": "parquet", "log_file_bytes": 5000, "skip_stats": False, "io": "read",
@@ -72,7 +73,14 @@ NOT_DEFAULT = {
 
 def test_the_data_module_passes_every_option_on(small, tmp_path):
     assert NOT_DEFAULT.keys() == OPTIONS.keys()
-    both = {"packed": False, "include_eos": True, "log_dir": str(tmp_path)}
+    both = {
+        "tags": None,
+        "tag_template": None,
+        "tag_dropout": 0.0,
+        "packed": False,
+        "include_eos": True,
+        "log_dir": str(tmp_path),
+    }
     causal = {name: OPTIONS[name] for name in ("objective", "mlm_share", "mlm_span", "mask_id")}
     masked = {"create_attention_mask": False, "loss_on_eos": False}
     for others in (causal, masked):

@@ -21,11 +21,12 @@ from sharded_eden.errors import EdenError
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.encode.example import reverse_complement
 from sharded_eden.load.encode.rows import Arrays, RowMaker
+from sharded_eden.load.encode.tag_table import TableTags
 from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.locate.derived import window_db_to_open
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
-from sharded_eden.load.opening import row_format_of, warn_of_rows
+from sharded_eden.load.opening import row_format_of, tags_of, warn_of_rows
 from sharded_eden.load.options import (
     ExampleOptions,
     Include,
@@ -145,8 +146,9 @@ class ArrayDataset:
             self._addresses = addresses_of(
                 self._index, self._reader, sequence_db_dir=self.sequence_db_dir, stride=self.stride, options=opts
             )
-            tags = ControlTags(self._index, self._format) if opts.use_control_tags else None
-            self.ctrl_ids_map: Mapping[str, list[int]] = {} if tags is None else tags
+            tags = tags_of(opts, self._index, self._format, self.seed)
+            self._tags_digest = tags.digest if isinstance(tags, TableTags) else None
+            self.ctrl_ids_map: Mapping[str, list[int]] = tags if isinstance(tags, ControlTags) else {}
             self._fetcher = WindowFetcher(
                 self._index,
                 self._reader,
@@ -232,12 +234,13 @@ class ArrayDataset:
     def rows(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
         """What decides the tokens of a row beside its window, and what it was in version 0.1 for the same tokenizer.
 
-        Special ids (None where rows lack the token), `control_tags`, `rc_aug`, and how masked rows are masked. Rows of 0.1 had
-        BOS, SEP and EOS.
+        Special ids (None where rows lack the token), `control_tags`, `rc_aug`, `tags` for those of a table, and how masked
+        rows are masked. Rows of 0.1 had BOS, SEP and EOS.
         """
         flags = {"control_tags": bool(self.options.use_control_tags), "rc_aug": bool(self.rc_aug)}
         masking = {} if self._format.masking is None else self._format.masking.as_rows
-        return {**self._format.special_ids, **flags, **masking}, {**self._format.encoding.ids_of_0_1, **flags}
+        tags = {} if self._tags_digest is None else {"tags": self._tags_digest}
+        return {**self._format.special_ids, **flags, **tags, **masking}, {**self._format.encoding.ids_of_0_1, **flags}
 
     @property
     def window_db_conn(self) -> apsw.Connection:

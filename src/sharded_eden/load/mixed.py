@@ -59,7 +59,7 @@ class MixedRows(Dataset[Example]):
         self._tag_length = max(1, *(maker._tag_length for maker in self._tensor_makers))
         self._lengths = list(map(len, self.datasets))
         self._is_plain = not any(each.options.packed or each.options.log_windows for each in self.datasets)
-        self._has_tags = any(dataset.options.use_control_tags for dataset in self.datasets)
+        self._has_tags = any(dataset.options.has_tags for dataset in self.datasets)
 
     def _check_fits(self, name: str, dataset: ShardedEdenDataset) -> None:
         """Refuse a source whose rows cannot be in one batch with those of the first source."""
@@ -229,7 +229,8 @@ def _layout(dataset: ShardedEdenDataset) -> Hashable:
     options, row_format = dataset.options, dataset._format
     return (
         row_format.include_bos, row_format.include_sep, row_format.include_eos, row_format.packed_bases,
-        options.use_control_tags, options.mask_ambiguous, float(options.soft_mask_weight), options.loss_on_eos,
+        row_format.window_bases, row_format.special_tokens, options.has_tags,
+        options.mask_ambiguous, float(options.soft_mask_weight), options.loss_on_eos,
         row_format.masking,
     )  # fmt: skip
 

@@ -17,6 +17,8 @@ from sharded_eden.errors import EdenError, UsageError, warn
 from sharded_eden.format.commands import pack_by_tokens_command
 from sharded_eden.load.encode.example import RowFormat
 from sharded_eden.load.encode.masking import Masking
+from sharded_eden.load.encode.tag_table import TableTags
+from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.encode.tokenizer import encoding_of, fingerprint_of, mask_id_of
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions
@@ -75,6 +77,15 @@ def _masking_of(options: ExampleOptions, tokenizer: Any, seed: int) -> Masking |
         return None
     mask_id = mask_id_of(tokenizer, options.mask_id)
     return Masking(mask_id, float(options.mlm_share), int(options.mlm_span), seed)
+
+
+def tags_of(
+    options: ExampleOptions, index: WindowIndex, row_format: RowFormat, seed: int
+) -> ControlTags | TableTags | None:
+    """Return the tags of rows, None for rows without."""
+    if options.tags is not None:
+        return TableTags(index, row_format, str(options.tags), options.tag_template, options.tag_dropout, seed)
+    return ControlTags(index, row_format) if options.use_control_tags else None
 
 
 def _check_packs(index: WindowIndex, row_format: RowFormat) -> None:

@@ -48,6 +48,12 @@ class ExampleOptions:
     """Add the causal mask to each example."""
     use_control_tags: bool = False
     """Put the ids of `<ctrl_NAME>` after BOS; NAME is the lower-cased ID before its first `__`."""
+    tags: PathLike | None = None
+    """A table of tags by sample or contig, put after BOS; see `sharded_eden.load.encode.tag_table`."""
+    tag_template: str | None = None
+    """The text of a tag, with the columns of the table in braces; None is `{tag}`."""
+    tag_dropout: float = 0.0
+    """The probability that a field of a tag is replaced by `None`, by (seed, epoch, window). Training only."""
     include_bos: Include = True
     """Begin rows with BOS; "with_tags": only where there are control tags."""
     include_sep: Include = True
@@ -124,6 +130,14 @@ class ExampleOptions:
         self._check_objective()
         if self.window_min_length_threshold is not None:
             integer(self.window_min_length_threshold, "window_min_length_threshold")
+        if self.tags is not None:
+            object.__setattr__(self, "tags", absolute_path(self.tags, "tags"))
+            if self.use_control_tags:
+                raise UsageError("tags and use_control_tags exclude each other: a row has one tag")
+        elif self.tag_template is not None or self.tag_dropout:
+            raise UsageError("tag_template and tag_dropout need a table: pass tags=")
+        if not 0 <= self.tag_dropout <= 1:
+            raise UsageError(f"tag_dropout must be from 0 to 1, not {self.tag_dropout}")
         if self.window_size is not None:
             integer(self.window_size, "window_size")
         if not isinstance(self.derive_windows, bool):
@@ -155,14 +169,19 @@ class ExampleOptions:
                 raise UsageError(f'{option.name} needs objective="mlm", but the objective is "causal"')
 
     @property
+    def has_tags(self) -> bool:
+        """Whether rows have tags: control tags, or those of a table."""
+        return bool(self.use_control_tags) or self.tags is not None
+
+    @property
     def has_bos(self) -> bool:
         """Whether rows begin with BOS."""
-        return bool(self.use_control_tags if self.include_bos == WITH_TAGS else self.include_bos)
+        return bool(self.has_tags if self.include_bos == WITH_TAGS else self.include_bos)
 
     @property
     def has_sep(self) -> bool:
         """Whether SEP comes before the bases."""
-        return bool(self.use_control_tags if self.include_sep == WITH_TAGS else self.include_sep)
+        return bool(self.has_tags if self.include_sep == WITH_TAGS else self.include_sep)
 
     @classmethod
     def of(cls, holder: object) -> ExampleOptions:

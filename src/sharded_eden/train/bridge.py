@@ -148,5 +148,5 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             stride=self.stride,
             split=split,
             seed=self.random_seed,
-            **vars(ExampleOptions.of(self)),
+            **{**vars(ExampleOptions.of(self)), **({} if split == "train" else {"tag_dropout": 0.0})},
         )

@@ -16,6 +16,7 @@ from sharded_eden.errors import DatabaseError, MissingSequence, warn
 from sharded_eden.format.commands import pack_command, precompute_command, split_command
 from sharded_eden.format.sqlite import READ_ERRORS, unreadable
 from sharded_eden.load.encode.example import RowFormat, strands
+from sharded_eden.load.encode.tag_table import TableTags
 from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.locate.addresses import WindowAddresses
 from sharded_eden.load.locate.windows import WindowIndex
@@ -92,7 +93,7 @@ class WindowFetcher:
         addresses: WindowAddresses | None,
         row_format: RowFormat,
         *,
-        tags: ControlTags | None,
+        tags: ControlTags | TableTags | None,
         split: str,
         seed: int,
         rc_aug: bool,
@@ -142,7 +143,9 @@ class WindowFetcher:
         else:
             addresses = self._addresses.find(windows)
             without = [window_idx for window_idx, each in zip(windows, addresses, strict=True) if each[0] < 0]
-        letters = iter(self._read_by_sqlite(without)) if without else iter(())
+        given = self._tags.of_windows(wanted) if isinstance(self._tags, TableTags) else None
+        of_others = given and [known for known, each in zip(given, addresses, strict=True) if each[0] < 0]
+        letters = iter(self._read_by_sqlite(without, of_others)) if without else iter(())
         has_tags, length, has_eos = self._tags is not None, rows.shape[1], self._has_eos
         header, room = self._untagged
         before = len(header)
@@ -151,7 +154,7 @@ class WindowFetcher:
             row_of = [row for row, size in zip(row_of, sizes, strict=True) for _ in range(size)]
         headers: list[NDArray[np.int64]] = []
         requests: list[Request] = []
-        at_of, first_of, end_of = [], [], []
+        at_of, first_of, end_of = list[int](), list[int](), list[int]()
         by_sqlite: list[tuple[int, int, NDArray[np.uint8]]] = []
         at, last_row = 0, -1
         for row, window_idx, (sample, offset, local, overflow, start, contig_length, tag) in zip(
@@ -161,7 +164,9 @@ class WindowFetcher:
                 at, last_row = 0, row
             if sample >= 0:
                 if has_tags:
-                    header, room = self._by_tag.get(tag) or self._header_of(tag, window_idx)
+                    header, room = (
+                        given[len(at_of)] if given else self._by_tag.get(tag) or self._header_of(tag, window_idx)
+                    )
                     before = len(header)
                 first = at + before
                 bases = contig_length - start
@@ -185,10 +190,8 @@ class WindowFetcher:
         for row, first, read in by_sqlite:
             rows[row, first : first + len(read)] = read
         if requests:
-            memory = memoryview(rows.reshape(-1))  # type: ignore[arg-type]
-            self._addresses.read(requests, memory)  # type: ignore[union-attr]
-        reverse = self._strands(wanted)
-        return Placed(row_of, at_of, first_of, end_of, headers if has_tags else None, reverse)
+            self._addresses.read(requests, memoryview(rows.reshape(-1)))  # type: ignore[arg-type, union-attr]
+        return Placed(row_of, at_of, first_of, end_of, headers if has_tags else None, self._strands(wanted))
 
     def _strands(self, wanted: Sequence[Wanted]) -> list[bool]:
         """Return which windows are shown as their reverse complement."""
@@ -225,9 +228,9 @@ class WindowFetcher:
         names = self._addresses.tags  # type: ignore[union-attr]
         return names[tag] if tag < len(names) else self._index.locate(window_idx)[0]
 
-    def _read_by_sqlite(self, windows: Sequence[int]) -> list[Letters]:
-        """Return the letters of windows, as many as fit into a row, in the order of the windows."""
-        letters = []
+    def _read_by_sqlite(self, windows: Sequence[int], given: Sequence[Header] | None = None) -> list[Letters]:
+        """Return the letters of windows, as many as fit into a row, in the order of the windows; `given` are their headers."""
+        letters: list[Letters] = []
         samples: set[str] = set()
         for window_idx, (sequence_id, window_in_seq_idx, recorded) in zip(
             windows, self._index.locate_many(windows), strict=True
@@ -241,7 +244,10 @@ class WindowFetcher:
             # Where the whole window is there, it does not matter where its contig should end.
             if remaining < self._window_size and contig.length < self._needed_bases(window_idx, start, recorded):
                 raise self._missing(window_idx, sequence_id, start, recorded, contig)
-            header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
+            if given is not None:
+                header, room = given[len(letters)]
+            else:
+                header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
             bases = np.empty(min(room, remaining), dtype=np.uint8)
             try:
                 contig.read(start, bases)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, warn
 from sharded_eden.format.index import RUN, FileIdentity
 from sharded_eden.load.encode.example import strands
+from sharded_eden.load.encode.tag_table import TableTags
 from sharded_eden.load.locate.addresses import WindowAddresses
 from sharded_eden.load.read.connections import PerThread
 from sharded_eden.load.read.fetch import NOWHERE, Header, Letters, Placed, Wanted, WindowFetcher
@@ -46,8 +47,11 @@ class MixedFetcher:
     def __init__(self, fetchers: Sequence[WindowFetcher], members: Sequence[int]) -> None:
         self._fetchers = {k: fetchers[k] for k in members}
         self._first = self._fetchers[members[0]]
-        # Addresses of other types read otherwise.
-        can_join = all(type(each._addresses) in {WindowAddresses, type(None)} for each in self._fetchers.values())
+        # Addresses of other types read otherwise, and tags of a table need the epoch and the index of their own source.
+        can_join = all(
+            type(each._addresses) in {WindowAddresses, type(None)} and not isinstance(each._tags, TableTags)
+            for each in self._fetchers.values()
+        )
         self._joint = _JointFetcher(self._fetchers) if can_join else None
 
     @property
@@ -167,7 +171,7 @@ class _JointFetcher(WindowFetcher):
         self._joint = _JointAddresses(fetchers)
         self._addresses = self._joint  # type: ignore[assignment]
 
-    def _read_by_sqlite(self, windows: Sequence[int]) -> list[Letters]:
+    def _read_by_sqlite(self, windows: Sequence[int], given: Sequence[Header] | None = None) -> list[Letters]:
         numbers: dict[int, list[int]] = {}
         for k, window in enumerate(windows):
             numbers.setdefault(_source_of(window), []).append(k)

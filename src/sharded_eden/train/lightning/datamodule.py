@@ -317,7 +317,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             stride=self.stride,
             seed=self.seed,
             rank=None if self.trainer is None else self.trainer.global_rank,
-            **vars(self._options),
+            **(vars(self._options) if split == "train" else {**vars(self._options), "tag_dropout": 0.0}),
         )
         if split == "train" and not was_open and self._pending_state is not None:
             state, self._pending_state = self._pending_state, None

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale cli-page docs clean
+.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale cli-page screenshots docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ $(VENV)/.train: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (some minutes if torch and Lightning must be downloaded)"
 	@$(PIP) install -c constraints.txt --upgrade pip
 	@$(PIP) install -c constraints.txt torch
-	@$(PIP) install -c constraints.txt -e '.[train]'
+	@$(PIP) install -c constraints.txt -e '.[train,report]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
@@ -77,6 +77,9 @@ bench-scale: $(VENV)/.dev ## 100 million windows: seconds, memory, disk (15 minu
 
 cli-page: $(VENV)/.dev ## docs/cli.md, from the commands
 	@$(BIN)/python tests/helpers/cli_page.py
+
+screenshots: $(VENV)/.dev ## the pictures of docs/inspect.md and docs/report.md
+	$(BIN)/python demo/screenshots.py
 
 docs: $(VENV)/.dev ## the documentation, in site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -28,7 +28,7 @@ from sharded_eden.format.schema import discover_sample_databases
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".demo"
-SEQUENCES, SPLITS = WORK / "sequences", WORK / "splits"
+SEQUENCES, SPLITS, LOGS = WORK / "sequences", WORK / "splits", WORK / "logs"
 WINDOW_SIZE, STRIDE = 1024, 1021
 MICRO_BATCH, GLOBAL_BATCH = 8, 8
 STEPS = 700
@@ -49,7 +49,9 @@ def main() -> int:
     show_loading_speed()
     show_packing()
     losses = train()
-    return 0 if report(losses, baselines) else 1
+    is_below = report(losses, baselines)
+    write_html()
+    return 0 if is_below else 1
 
 
 def prepare() -> None:
@@ -172,6 +174,8 @@ def train() -> dict[str, float]:
         global_batch_size=GLOBAL_BATCH,
         num_workers=NUM_WORKERS,
         rc_aug=True,
+        log_windows=True,
+        log_dir=LOGS,
     )
     model = TinyGenomeModel()
     waiting = Waiting()
@@ -223,6 +227,12 @@ def report(losses: dict[str, float], baselines: dict[str, float]) -> bool:
     below = max(losses.values()) < min(baselines.values())
     print(f"The model is {'below' if below else 'NOT below'} every baseline on contigs it has never seen.")
     return below
+
+
+def write_html() -> None:
+    """Write the report of the data, and of what the training and the evaluations read."""
+    databases = " ".join(relative(windows(split)) for split in ("train", "val", "test"))
+    command(f"report {relative(WORK / 'report.html')} {relative(SEQUENCES)} {databases} --logs {relative(LOGS)}")
 
 
 if __name__ == "__main__":

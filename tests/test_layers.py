@@ -15,7 +15,19 @@ ROOT = Path(sharded_eden.__file__).parent
 MODULES = {
     ".".join(["sharded_eden", *path.relative_to(ROOT).with_suffix("").parts]): path for path in ROOT.rglob("*.py")
 }
-PACKAGES = ("format", "storage", "build", "windows", "load", "train", "checks", "doctor", "describe", "similar")
+PACKAGES = (
+    "format",
+    "storage",
+    "build",
+    "windows",
+    "load",
+    "train",
+    "checks",
+    "doctor",
+    "describe",
+    "similar",
+    "report",
+)
 
 
 def package_of(module: str) -> str:
@@ -77,6 +89,7 @@ MAY_IMPORT = {
     "checks": {"checks", "similar", "train", "load", "windows", "build", "format", "root"},
     "throughput": {"train", "load", "format", "root"},
     "doctor": {"doctor", "load", "format", "root"},
+    "report": {"report", "describe", "format", "root"},
     "describe": {"describe", "checks", "train", "load", "format", "root"},
 }
 FRONT_DOORS = {

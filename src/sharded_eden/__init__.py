@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
     from sharded_eden.load.locate.packs import flatten_rows
     from sharded_eden.load.tensors import ShardedEdenDataset
+    from sharded_eden.report.write import write_report
     from sharded_eden.split import write_splits
     from sharded_eden.throughput import bench
     from sharded_eden.token_packs import pack_by_tokens
@@ -90,6 +91,7 @@ _HOME = {
     "to_hugging_face": "sharded_eden.train.batch_formats",
     "to_megatron": "sharded_eden.train.batch_formats",
     "verify": "sharded_eden.checks.run",
+    "write_report": "sharded_eden.report.write",
     "write_splits": "sharded_eden.split",
 }
 
@@ -134,6 +136,7 @@ __all__ = [
     "to_hugging_face",
     "to_megatron",
     "verify",
+    "write_report",
     "write_splits",
 ]
 

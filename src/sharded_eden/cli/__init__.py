@@ -16,7 +16,7 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import build, checks, doctor, index, rows, split, stats, windows
+from sharded_eden.cli import build, checks, doctor, index, report, rows, split, stats, windows
 from sharded_eden.errors import EdenError, EdenWarning
 
 INTERRUPTED = 130
@@ -96,6 +96,7 @@ for command in (
     checks.verify,
     stats.stats,
     rows.show,
+    report.report,
     doctor.doctor,
 ):
     app.command()(command)

@@ -1,0 +1,1 @@
+"""`report`: data and access logs as one HTML file."""

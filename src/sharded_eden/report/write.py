@@ -1,0 +1,205 @@
+"""`report`: sequence databases, window databases and access logs -> one HTML file.
+
+    stats, by sample and by tag ──▶ figures of the data ──▶
+    access logs, counted in one pass ──▶ verdicts, figures ──▶ one page
+    windows of the longest contigs ──▶ coverage ──▶
+
+Input: as for `stats`, and a folder of access logs. Output: an HTML file of about 5 MB, whatever the size of the data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sharded_eden
+from sharded_eden.describe.stats import Part, stats
+from sharded_eden.errors import UsageError, printable
+from sharded_eden.format.publish import publishing
+from sharded_eden.jobs import Progress
+from sharded_eden.report import data_figures, log_figures
+from sharded_eden.report.coverage import longest_contigs
+from sharded_eden.report.figure import Figure, graph_objects, number, percent
+from sharded_eden.report.page import Page, Section, html_of
+from sharded_eden.report.reads import count_reads, log_files
+from sharded_eden.report.verdicts import Verdict, verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportResult:
+    """What was written."""
+
+    path: Path
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
+    """For each split with access logs: what they say."""
+
+    @property
+    def faults(self) -> list[str]:
+        """Where access logs differ from what the sampler promises."""
+        return [
+            f"{split}: {each.text}" for split, found in self.verdicts.items() for each in found if each.level == "fault"
+        ]
+
+
+def write_report(
+    out: str | os.PathLike[str],
+    *paths: str | os.PathLike[str],
+    logs: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> ReportResult:
+    """Write a report about prepared data, and about what a training run read of them.
+
+    Args:
+        out: the HTML file.
+        paths: the folder of sequence databases, and window databases or folders of them.
+        logs: a folder of access logs (`log_windows=True`, `log_dir`). Those of a split are matched by name: logs of `train`
+            belong to `train_windows.db`. Where there is one window database and one split in the logs, they belong together.
+        jobs: sequence databases that are read at the same time.
+        progress: called with the bytes of sequence databases that are done and their total.
+
+    Raises:
+        UsageError: a path is of another kind, or access logs belong to no window database.
+        MissingExtra: Plotly is not installed.
+        DatabaseError: a database is damaged.
+        InputError: an access log is none, or belongs to another window database.
+
+    Example: `write_report("report.html", "seqdb", "windows", logs="logs").faults`.
+    """
+    graph_objects()
+    out = Path(out)
+    if out.is_dir():
+        raise UsageError(f"{printable(out)}: is a folder; name the HTML file to write")
+    files = {} if logs is None else log_files(Path(logs))
+    counted = stats(*paths, by="sample", jobs=jobs, progress=progress)
+    tags = stats(*paths, by="tag", letters=False, jobs=jobs)
+    parts = _sorted(counted.parts)
+    tag_parts = _sorted(tags.parts)
+    if parts[0].kind != "sequence databases":
+        raise UsageError(
+            "give the folder of sequence databases first: sharded-eden report OUT.html SEQDB [WINDOWS.db ...]"
+        )
+    splits = {data_figures.name_of(part.path): part for part in parts if part.split is not None}
+    of_logs = {split: _match(split, splits, files) for split in files}
+    reads = {
+        split: count_reads(split, files[split], part.split.windows)
+        for split, part in of_logs.items()
+        if part.split is not None
+    }
+    found = {split: verdicts(each) for split, each in reads.items()}
+    page = Page(
+        title="What the model is fed" if splits else "What is in the data",
+        subtitle=_subtitle(parts, [data_figures.name_of(part.path) for part in splits.values()]),
+        footer=f"Written by sharded-eden {sharded_eden.__version__}. All numbers are exact; only the points of the "
+        f"figure “Window "
+        "against time” are a random choice.",
+    )
+    of_reads = [Verdict(each.level, f"{split}: {each.text}") for split, some in found.items() for each in some]
+    page.sections.append(Section(title="In words", verdicts=[*of_reads, *_facts(parts, tag_parts[0])]))
+    for split in data_figures.in_order(list(reads)):
+        each = reads[split]
+        page.sections.append(
+            Section(
+                title=f"What was read: {split}",
+                text=f"{each.rows:,} reads of {each.windows:,} windows, in {number(len(each.passes))} pass"
+                f"{'es' * (len(each.passes) != 1)}, from {each.files:,} access log{'s' * (each.files != 1)}.",
+                figures=log_figures.of_reads(each),
+            )
+        )
+    figures: list[Figure | None] = [data_figures.lengths(parts), data_figures.gc(parts), data_figures.letters(parts)]
+    figures.append(data_figures.useful_tokens(parts))
+    title = "Are the splits alike?" if len(splits) > 1 else "Contigs and letters"
+    page.sections.append(Section(title=title, figures=_present(figures)))
+    groups = _present([data_figures.by_group(parts, "sample"), data_figures.by_group(tag_parts, "tag")])
+    if groups:
+        page.sections.append(Section(title="Samples and tags", figures=groups))
+    covered = [
+        data_figures.coverage(name, longest_contigs(part.path, part.split.geometry))
+        for name, part in splits.items()
+        if part.split is not None
+    ]
+    if _present(covered):
+        page.sections.append(Section(title="Coverage", figures=_present(covered)))
+    with publishing(out) as unfinished:
+        unfinished.write_text(html_of(page), encoding="utf-8")
+    return ReportResult(path=out, verdicts=found)
+
+
+def _present(figures: Sequence[Figure | None]) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _sorted(parts: Sequence[Part]) -> list[Part]:
+    """Return the sequence databases, then the splits in their usual order."""
+    places = data_figures.in_order([data_figures.name_of(part.path) for part in parts if part.split is not None])
+    return sorted(parts, key=lambda part: -1 if part.split is None else places.index(data_figures.name_of(part.path)))
+
+
+def _match(split: str, splits: dict[str, Part], files: dict[str, list[Path]]) -> Part:
+    if split in splits:
+        return splits[split]
+    if len(splits) == len(files) == 1:
+        return next(iter(splits.values()))
+    raise UsageError(
+        f"{printable(files[split][0])}: is an access log of the split {split!r}, and no window database is named "
+        f"{split}_windows.db. Found: {', '.join(map(str, (part.path for part in splits.values()))) or 'no window database'}"
+    )
+
+
+def _subtitle(parts: Sequence[Part], splits: Sequence[str]) -> str:
+    whole = parts[0]
+    samples = whole.samples or 0
+    lengths = whole.total.lengths
+    words = f"{samples:,} sample{'s' * (samples != 1)}, {lengths.contigs:,} contigs, {lengths.bases:,} bases"
+    return words + (f"; {len(splits)} split{'s' * (len(splits) != 1)}: {', '.join(splits)}" if splits else "")
+
+
+def _facts(parts: Sequence[Part], tagged: Part) -> list[Verdict]:
+    """Return the numbers in words that come first."""
+    whole = parts[0]
+    facts = []
+    for part in parts:
+        counts = part.total.windows
+        if part.split is None or counts is None:
+            continue
+        name = data_figures.name_of(part.path)
+        packed = "" if part.useful_packed is None else f", {percent(part.useful_packed)} in packed rows"
+        facts.append(
+            f"{name}: {counts.windows:,} windows of {part.split.geometry.window_size:,} tokens from "
+            f"{counts.contigs:,} contigs. "
+            f"{percent(counts.useful_padded)} of the tokens are useful in padded rows{packed}."
+        )
+        if unseen := counts.bases - counts.bases_shown:
+            options = part.options()
+            shown = "; ".join(
+                f"{options[reason]} would show {bases:,}"
+                for reason, bases in counts.unseen.items()
+                if reason in options
+            )
+            facts.append(
+                f"{name}: {unseen:,} bases ({percent(unseen / max(1, counts.bases))}) of these contigs are in no "
+                f"window. {shown}."
+            )
+    if whole.unassigned_contigs:
+        facts.append(
+            f"{whole.unassigned_contigs:,} contigs with {whole.unassigned_bases or 0:,} bases have no window in "
+            f"any of these splits."
+        )
+    letters = whole.total.letters
+    if letters is not None and letters.bases:
+        facts.append(
+            f"GC is {percent(letters.gc)}. {percent(letters.ambiguous / letters.bases)} of the letters are not A, "
+            f"C, G or T, and "
+            f"{percent(letters.soft_masked / letters.bases)} are lower case (repeats)."
+        )
+    if len(tagged.groups) == 1:
+        facts.append(f"All contigs have the tag {next(iter(tagged.groups))}.")
+    lengths = whole.total.lengths
+    if lengths.contigs:
+        facts.append(
+            f"Half of all bases are in contigs of at least {lengths.n50:,} bases (N50). The longest has "
+            f"{int(lengths.values[-1]):,}."
+        )
+    return [Verdict("note", fact) for fact in facts]

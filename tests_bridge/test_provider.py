@@ -20,7 +20,7 @@ from megatron.bridge.training.utils.config_utils import _ConfigContainerBase
 from megatron.bridge.utils.instantiate_utils import instantiate
 from resume import assert_same_stream, row_hashes
 
-from sharded_eden import ShardedEdenDataset, Stream
+from sharded_eden import Mixture, ShardedEdenDataset, Stream
 from sharded_eden.errors import UsageError
 from sharded_eden.train.bridge import ShardedEdenDatasetProvider
 from sharded_eden.train.stream import EvaluationStream
@@ -30,10 +30,8 @@ GLOBAL = 8
 
 def provider_of(splits, **options) -> ShardedEdenDatasetProvider:
     options = {"val_window_db_path": splits.val, "test_window_db_path": splits.test, "rc_aug": True, **options}
-    return ShardedEdenDatasetProvider(
-        sequence_db_dir=splits.sequences, train_window_db_path=splits.train, seq_length=64, stride=50, num_workers=0,
-        pin_memory=False, **options,
-    )  # fmt: skip
+    given = {"sequence_db_dir": splits.sequences, "train_window_db_path": splits.train, "seq_length": 64, "stride": 50}
+    return ShardedEdenDatasetProvider(**{**given, "num_workers": 0, "pin_memory": False, **options})
 
 
 def datasets_of(provider, train: int, valid: int, test: int, tokenizer=None) -> tuple[Any, Any, Any]:
@@ -92,6 +90,34 @@ def batches(provider, dataset, rank: int, ranks: int, *, micro: int, consumed: i
 
 def in_documented_order(each_rank: list[list[list[str]]]) -> list[str]:
     return [row for step in zip(*each_rank, strict=True) for micro in step for row in micro]
+
+
+def mixture_of(splits) -> dict[str, Any]:
+    sources = {
+        "a": {"window_db_path": splits.train, "weight": 3},
+        "b": {"window_db_path": splits.val, "sequence_db_dir": splits.sequences, "weight": 1, "rc_aug": False},
+    }
+    return {"sources": sources, "phases": [[60, [1, 1]]], "skip": [[8, 15]]}
+
+
+def test_a_mixture_is_the_training_stream(splits, tmp_path):
+    provider = provider_of(splits, mixture=mixture_of(splits), train_window_db_path=None)
+    train, _, _ = datasets_of(provider, 200, 0, 0)
+    sources = [
+        dataset_of(splits.sequences, path, rc_aug=aug) for path, aug in ((splits.train, True), (splits.val, False))
+    ]
+    wanted = Mixture({"a": (sources[0], 3), "b": (sources[1], 1)}, phases=[(60, [1, 1])], skip=[(8, 15)])
+    assert len(train) == 200
+    assert rows_of(train, range(200)) == rows_of(wanted, range(200))
+    each = [batches(provider, train, rank, 2, micro=2, consumed=80) for rank in range(2)]
+    assert_same_stream([in_documented_order(each)], rows_of(wanted, range(80, 200)))
+
+
+def test_what_a_provider_cannot_give_is_refused(splits):
+    with pytest.raises(UsageError, match="one dataset for each split"):
+        provider_of(splits, val_window_db_path={"a": splits.val})
+    with pytest.raises(UsageError, match="give either train_window_db_path or mixture"):
+        provider_of(splits, mixture=mixture_of(splits))
 
 
 def test_counts_are_exact_and_what_is_not_asked_for_is_none(splits):

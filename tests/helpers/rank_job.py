@@ -19,17 +19,14 @@ from torch.utils.data import DataLoader
 
 from sharded_eden import ShardedEdenDataset, Stream
 from sharded_eden.train.megatron import DataParallel, data_parallel_position
+from sharded_eden.train.mixture_file import mixture_config
 from sharded_eden.train.sampler import StreamBatchSampler
 
 
 def main(job: dict) -> None:
     place = start_megatron(job) if job.get("tensor_parallel") else DataParallel(job["rank"], job["ranks"])
     folder = Path(job["folder"])
-    dataset = ShardedEdenDataset(
-        None, job["sequences"], job["windows"], job["seq_length"], stride=job["stride"], rc_aug=job["rc_aug"],
-        compact=job["compact"],
-    )  # fmt: skip
-    stream = Stream(dataset)
+    stream = open_stream(job)
     sampler = StreamBatchSampler(
         stream, micro_batch_size=job["micro"], global_batch_size=job["global"], rank=place.rank,
         data_parallel_size=place.size,
@@ -41,7 +38,7 @@ def main(job: dict) -> None:
         stream, batch_sampler=sampler, num_workers=job["workers"], collate_fn=stream.collate_fn,
         multiprocessing_context=job["method"] if job["workers"] else None,
     )  # fmt: skip
-    expand = dataset.expander() if job["compact"] else None
+    expand = stream.dataset.expander() if job["compact"] else None
     step, micro_step = sampler.consumed_samples // job["global"], 0
     with open(folder / "out" / f"{job['attempt']}_{job['rank']}.txt", "a", buffering=1) as out:
         for batch in loader:
@@ -53,6 +50,13 @@ def main(job: dict) -> None:
                 step, micro_step = step + 1, 0
                 if step == job["steps"]:
                     break
+
+
+def open_stream(job: dict) -> Stream:
+    options = {"seq_length": job["seq_length"], "rc_aug": job["rc_aug"], "compact": job["compact"]}
+    if mixture := job.get("mixture"):
+        return mixture_config(mixture).open(tokenizer=None, sequence_db_dir=None, seed=42, packed=True, **options)
+    return Stream(ShardedEdenDataset(None, job["sequences"], job["windows"], stride=job["stride"], **options))
 
 
 def finish_step(folder: Path, job: dict, place: DataParallel, sampler: StreamBatchSampler, done: int) -> None:

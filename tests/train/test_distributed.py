@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from mixtures import WEIGHTS, write_sources
 from resume import assert_same_stream, row_hashes
 
 from sharded_eden import Stream
+from sharded_eden.train.mixture_file import mixture_config
 
 HELPERS = Path(__file__).resolve().parent.parent / "helpers"
 
@@ -55,6 +57,28 @@ def global_batches(folder: Path, attempt: int, ranks: int, first: int, last: int
                 step, micro_step, *rows = line.split()
                 lines[int(step), int(micro_step), rank] = rows
     return [[row for key in sorted(lines) if key[0] == step for row in lines[key]] for step in range(first, last)]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> dict:
+    """Packed sources of several samples with two phases; the second begins inside a block."""
+    folder = tmp_path_factory.mktemp("sources")
+    folders = write_sources(folder, packed_for=3)
+    sources = {
+        f"source {k}": {
+            "window_db_path": str(each / "windows.db"),
+            "sequence_db_dir": str(each / "seqs"),
+            "weight": weight,
+        }
+        for k, (each, weight) in enumerate(zip(folders, WEIGHTS, strict=True))
+    }
+    return {"sources": sources, "phases": [[5 * GLOBAL + 3, [1, 0.5, 0]]], "skip": [[20, 29]]}
+
+
+def rows_of_mixture(mixture: dict, count: int, rc_aug: bool = True) -> list[str]:
+    options = {"seq_length": 64, "rc_aug": rc_aug, "packed": True, "sequence_db_dir": None}
+    stream = mixture_config(mixture).open(tokenizer=None, seed=42, **options)
+    return [row_hashes(stream[p]["tokens"][None])[0] for p in range(count)]
 
 
 def expected_rows(small, count: int, rc_aug: bool = True) -> list[str]:
@@ -98,15 +122,36 @@ def test_the_hash_of_the_stream_is_one_value_over_every_axis(small, tmp_path, rc
         assert sha256(rows) == wanted, options
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_jobs_killed_at_random_moments_train_on_the_uninterrupted_stream(small, tmp_path, seed):
+def test_the_hash_of_a_mixture_is_one_value_over_every_axis(small, mixture, tmp_path, capsys):
+    """Two phases, packed sources and a skipped range: each axis alone, then combinations."""
+    steps = 12
+    wanted = sha256(rows_of_mixture(mixture, steps * GLOBAL))
+    mixed = [
+        {"workers": 4, "ranks": 2, "micro": 1, "compact": True},
+        {"workers": 1, "ranks": 4, "micro": 4, "method": "spawn"},
+        {"workers": 2, "ranks": 2, "micro": 8, "method": "forkserver", "compact": True},
+    ]
+    for k, options in enumerate([{}, *AXES, *mixed]):
+        folder = tmp_path / str(k)
+        finish(start(small, folder, steps=steps, mixture=mixture, **options))
+        rows = [row for batch in global_batches(folder, 0, options.get("ranks", 1), 0, steps) for row in batch]
+        with capsys.disabled():
+            print(f"  mixture {sha256(rows)[:16]}  {options or 'one process'}")
+        assert sha256(rows) == wanted, options
+
+
+@pytest.mark.parametrize(
+    ("seed", "of_mixture"), [*((seed, False) for seed in range(10)), (0, True), (1, True), (2, True)]
+)
+def test_jobs_killed_at_random_moments_train_on_the_uninterrupted_stream(small, mixture, tmp_path, seed, of_mixture):
+    job = {"mixture": mixture} if of_mixture else {}
     choose = random.Random(seed)
     steps, done, attempt, trained = 40, 0, 0, []
     while done < steps:
         ranks, micro = choose.choice([1, 2, 4]), choose.choice([1, 2, 4])
         workers = choose.choice([0, 0, 1])
         processes = start(
-            small, tmp_path, attempt=attempt, ranks=ranks, micro=micro, workers=workers, steps=steps, pause=0.02
+            small, tmp_path, attempt=attempt, ranks=ranks, micro=micro, workers=workers, steps=steps, pause=0.02, **job
         )
         saved = tmp_path / "out" / f"{attempt}.saved"
         while not saved.exists() and any(p.poll() is None for p in processes):
@@ -122,7 +167,8 @@ def test_jobs_killed_at_random_moments_train_on_the_uninterrupted_stream(small, 
         done, attempt = reached, attempt + 1
         assert attempt < 30
     assert attempt > 1, "nothing was ever killed"
-    assert_same_stream(trained, expected_rows(small, steps * GLOBAL))
+    expected = rows_of_mixture(mixture, steps * GLOBAL) if of_mixture else expected_rows(small, steps * GLOBAL)
+    assert_same_stream(trained, expected)
 
 
 def test_tensor_parallel_peers_get_the_same_batches_and_data_parallel_ranks_different_ones(small, tmp_path):

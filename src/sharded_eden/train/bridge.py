@@ -7,6 +7,8 @@ Bridge requests datasets of exact lengths and counts through them with its own s
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from sharded_eden.load.options import (
     with_option_fields,
 )
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.train.mixture_file import mixture_config
 from sharded_eden.train.stream import RepeatedEvaluation, Stream
 
 try:
@@ -48,10 +51,13 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     `consumed_train_samples`.
     """
 
-    sequence_db_dir: str
-    """The folder of per-sample sequence databases."""
+    sequence_db_dir: str | None
+    """The folder of per-sample sequence databases; None where every source of a mixture names its own."""
     train_window_db_path: str | None = None
     """The window database of the training split."""
+    mixture: Any = None
+    """Several weighted datasets instead: the path of a TOML or YAML file, or its contents; see
+    `sharded_eden.train.mixture_file`."""
     val_window_db_path: str | None = None
     """The window database of the validation split, None for no validation."""
     test_window_db_path: str | None = None
@@ -77,6 +83,16 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
     """Whether Bridge's training step makes the mask itself. None becomes `not create_attention_mask`."""
 
     def __post_init__(self) -> None:
+        for name in ("val_window_db_path", "test_window_db_path"):
+            if isinstance(getattr(self, name), Mapping):
+                raise UsageError(
+                    f"{name} must be a path: a provider gives Megatron Bridge one dataset for each split. Several named sets "
+                    "need one provider each, or ShardedEdenDataModule"
+                )
+        if isinstance(self.mixture, str | os.PathLike):
+            self.mixture = absolute_path(self.mixture, "mixture")
+        if self.mixture is not None and self.train_window_db_path is not None:
+            raise UsageError("give either train_window_db_path or mixture, not both")
         for name in ("sequence_db_dir", "train_window_db_path", "val_window_db_path", "test_window_db_path", "log_dir"):
             if (path := getattr(self, name)) is not None:
                 setattr(self, name, (folder_or_url if name == "sequence_db_dir" else absolute_path)(path, name))
@@ -122,10 +138,7 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             )
         train = validation = test = None
         if context.train_samples > 0:
-            if self.train_window_db_path is None:
-                raise UsageError(f"{context.train_samples} training samples are requested: set train_window_db_path")
-            dataset = self._dataset(context, self.train_window_db_path, "train", rc_aug=self.rc_aug)
-            train = Stream(dataset, num_samples=context.train_samples)
+            train = self._train(context)
         if context.valid_samples > 0 and self.val_window_db_path is not None:
             dataset = self._dataset(context, self.val_window_db_path, "validation")
             each = self.evaluation_samples or context.test_samples or len(dataset)
@@ -135,12 +148,36 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             test = RepeatedEvaluation(dataset, context.test_samples, rows_each=context.test_samples)
         return train, validation, test
 
+    def _train(self, context: DatasetBuildContext) -> Stream:
+        if self.mixture is not None:
+            return mixture_config(self.mixture).open(
+                tokenizer=self._tokenizer(context),
+                sequence_db_dir=self.sequence_db_dir,
+                seed=self.random_seed,
+                num_samples=context.train_samples,
+                seq_length=self.seq_length,
+                stride=self.stride,
+                rc_aug=self.rc_aug,
+                split="train",
+                **vars(ExampleOptions.of(self)),
+            )
+        if self.train_window_db_path is None:
+            raise UsageError(
+                f"{context.train_samples} training samples are requested: set train_window_db_path or mixture"
+            )
+        dataset = self._dataset(context, self.train_window_db_path, "train", rc_aug=self.rc_aug)
+        return Stream(dataset, num_samples=context.train_samples)
+
+    def _tokenizer(self, context: DatasetBuildContext) -> Any:
+        return NucleotideTokenizer() if self.nucleotide_tokenizer or context.tokenizer is None else context.tokenizer
+
     def _dataset(
         self, context: DatasetBuildContext, window_db_path: str, split: str, rc_aug: bool = False
     ) -> ShardedEdenDataset:
-        own = self.nucleotide_tokenizer or context.tokenizer is None
+        if self.sequence_db_dir is None:
+            raise UsageError(f"the {split} split needs sequence_db_dir")
         return ShardedEdenDataset(
-            NucleotideTokenizer() if own else context.tokenizer,
+            self._tokenizer(context),
             self.sequence_db_dir,
             window_db_path,
             self.seq_length,

@@ -179,7 +179,7 @@ def build_sequence_dbs(
         tag: the part before the first `__` of the IDs that records get.
         sample: the sample of all records; None: the sample of each file is named after the file.
         sample_regex: a pattern with a group `(?P<sample>...)`, searched for in the name of each record.
-        format: `fasta`, `jsonl`, `parquet`, `arrow` or `genbank`; None: the ending of each file decides.
+        format: `fasta`, `jsonl`, `parquet`, `arrow`, `genbank` or `indexed` (Megatron); None: the ending of each file decides.
         text_field: the JSON field or column with the sequence.
         id_field: the JSON field or column with the record's name; "" for none.
         force: build everything again, including existing samples.

@@ -1,4 +1,4 @@
-"""Input formats: FASTA, JSON lines, Parquet, Arrow, GenBank. Each is one function: a source -> entries.
+"""Input formats: FASTA, JSON lines, Parquet, Arrow, GenBank, Megatron. Each is one function: a source -> entries.
 
 To add a format, write a function here, and add its name to `FORMATS` and its file endings to `ENDINGS`. Packages that a
 format needs are imported when a file of it is read; a missing one is an error that names the extra.
@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from sharded_eden.build.fasta import Entry, fasta_entries
+from sharded_eden.build.indexed import indexed_entries
 from sharded_eden.build.source import MAX_LINE, Source, check_text, describe, text_lines
 from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError, printable, shown
 from sharded_eden.format.parquet_batches import BATCH_BYTES, batch_limit, decoded_if_short
@@ -261,12 +262,18 @@ class _GenBankLines:
 _LOCUS_LENGTH = re.compile(r"\s(\d+)\s+bp\b", re.ASCII)
 
 
+def indexed(source: Source, options: ReadOptions) -> Iterator[Entry]:
+    """Yield the documents of Megatron's indexed dataset of byte tokens: `NAME.bin`, with `NAME.idx` beside it."""
+    yield from indexed_entries(source)
+
+
 FORMATS: dict[str, Callable[[Source, ReadOptions], Iterator[Entry]]] = {
     "fasta": fasta,
     "jsonl": json_lines,
     "parquet": parquet,
     "arrow": arrow,
     "genbank": genbank,
+    "indexed": indexed,
 }
 
 ENDINGS = {
@@ -275,9 +282,10 @@ ENDINGS = {
     "parquet": (".parquet", ".pq"),
     "arrow": (".arrow", ".feather", ".ipc"),
     "genbank": (".gb", ".gbk", ".gbff", ".genbank"),
+    "indexed": (".bin",),
 }
 
-TABLES = ("parquet", "arrow")
+TABLES = ("parquet", "arrow", "indexed")
 """Formats that often hold other data: such files in a folder are read only with `--format`. They are compressed internally."""
 
 

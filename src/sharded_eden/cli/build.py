@@ -44,8 +44,8 @@ def build(
         str | None,
         typer.Option(
             "--format",
-            help="fasta, jsonl, genbank, parquet or arrow; unless given, by the ending of each file, and fasta for other "
-            "endings.",
+            help="fasta, jsonl, genbank, parquet, arrow or indexed (Megatron's NAME.bin and NAME.idx); unless given, by the "
+            "ending of each file, and fasta for other endings.",
         ),
     ] = None,
     text_field: Annotated[

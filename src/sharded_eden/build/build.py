@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -159,6 +159,7 @@ def build_sequence_dbs(
     format: str | None = None,
     text_field: str | None = None,
     id_field: str | None = None,
+    phylo_tags: str = "refuse",
     force: bool = False,
     page_size: int | None = None,
     jobs: int | None = 1,
@@ -182,6 +183,8 @@ def build_sequence_dbs(
         format: `fasta`, `jsonl`, `parquet`, `arrow`, `genbank` or `indexed` (Megatron); None: the ending of each file decides.
         text_field: the JSON field or column with the sequence.
         id_field: the JSON field or column with the record's name; "" for none.
+        phylo_tags: lineage tags inside sequences, such as `|d__Bacteria;p__Bacillota|`, are an error (`refuse`), are removed
+            (`strip`), or are removed and kept in the column `phylo_tag` of `contigs.parquet` (`keep`).
         force: build everything again, including existing samples.
         page_size: of the databases, in bytes, a power of two in [512, 65536]; None: the size of each sample decides.
         jobs: number of tasks that run at the same time; more than 1 start processes, and a script then needs
@@ -212,7 +215,7 @@ def build_sequence_dbs(
     _check_request(tag, sample, sample_regex)
     if page_size is not None and page_size not in PAGE_SIZES:
         raise UsageError(f"--page-size {shown(page_size)} is not one of {', '.join(map(str, PAGE_SIZES))}")
-    options = ReadOptions(format=format, text_field=text_field, id_field=id_field)
+    options = ReadOptions(format=format, text_field=text_field, id_field=id_field, phylo_tags=phylo_tags)
     out = check_folder(out_dir, "--out")
     scratch = check_folder(scratch, "--scratch") if scratch is not None else None
     if isinstance(inputs, (str, bytes, os.PathLike)):
@@ -224,7 +227,7 @@ def build_sequence_dbs(
     if jobs is None and engine == "local":
         jobs = min(8, usable_processors()) if total >= WORTH_PROCESSES_BYTES else 1
     where = Engine(engine, jobs, address)
-    settings = json.dumps({"tag": tag, "sample_regex": sample_regex, **asdict(options)}, sort_keys=True)
+    settings = json.dumps({"tag": tag, "sample_regex": sample_regex, **options.as_settings}, sort_keys=True)
     with workplace(out, scratch) as place:
         check_contig_table(out)
         numbered = [_input(number, file, place) for number, file in enumerate(files)]

@@ -9,6 +9,7 @@ read and compared: a copy of a folder may be newer, too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from sharded_eden.build.manifest import Receipt
+from sharded_eden.build.records import PHYLO_SEPARATOR
 from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.errors import DatabaseError, EdenError, printable, shown, warn
 from sharded_eden.format import schema
@@ -27,6 +29,9 @@ FILES_AT_ONCE = 500
 """Receipts, or databases, read at once."""
 
 _SAMPLE = pl.col("sample")
+
+PHYLO_TAG = "phylo_tag"
+"""A column of `contigs.parquet` where a build kept lineage tags. Before the table is written, `description` holds the tag."""
 
 
 def check_contig_table(out: Path) -> None:
@@ -45,7 +50,8 @@ def check_contig_table(out: Path) -> None:
         raise DatabaseError(
             f"{printable(table)}: cannot be read ({printable(str(error), 300)}). Remove it: split works without it"
         ) from error
-    if found != CONTIG_COLUMNS:
+    with_tags = {**CONTIG_COLUMNS, PHYLO_TAG: pl.String}
+    if found != (with_tags if PHYLO_TAG in found else CONTIG_COLUMNS):
         raise DatabaseError(
             f"{printable(table)}: its columns are {shown(found, 300)}, those that build writes {CONTIG_COLUMNS}. Remove it: "
             "split works without it"
@@ -116,8 +122,9 @@ def _difference(listed: pl.DataFrame, found: pl.DataFrame) -> str:
 def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) -> None:
     latest = {built.result.sample: number for number, (_, receipt) in enumerate(receipts) for built in receipt.built}
     merged = []
+    has_tags = False
     if table.exists():
-        old = scan_rows(table)
+        old, has_tags = _joined(scan_rows(table))
         if not old.select(_SAMPLE.is_sorted()).collect().item():
             old = old.sort("sample", maintain_order=True)
         # Without a row in the table, `split` reads the database itself.
@@ -147,9 +154,31 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
         merged.append(pl.concat(of_layer))
     with publishing(table) as unfinished:
         rows_of_all = reduce(lambda one, other: one.merge_sorted(other, key="sample", maintain_order=True), merged)
+        if has_tags or any(json.loads(receipt.settings).get("phylo_tags") == "keep" for _, receipt in receipts):
+            rows_of_all = _divided(rows_of_all)
         rows_of_all.sink_parquet(polars_path(unfinished), maintain_order=True)
     for part in parts:
         part.unlink()
+
+
+def _joined(rows: pl.LazyFrame) -> tuple[pl.LazyFrame, bool]:
+    """Return the rows of a table with their tags in `description`, and whether it has any."""
+    if PHYLO_TAG not in rows.collect_schema():
+        return rows, False
+    tag, description = pl.col(PHYLO_TAG), pl.col("description")
+    both = pl.concat_str(tag, pl.lit(PHYLO_SEPARATOR), description)
+    rows = rows.with_columns(pl.when(tag.is_null()).then(description).otherwise(both).alias("description"))
+    return rows.select(list(CONTIG_COLUMNS)), True
+
+
+def _divided(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Return rows with the tags in `description` in a column of their own, null where there is none."""
+    description = pl.col("description")
+    has_tag, parts = description.str.contains(PHYLO_SEPARATOR, literal=True), description.str.splitn(PHYLO_SEPARATOR, 2)
+    return rows.with_columns(
+        pl.when(has_tag).then(parts.struct.field("field_1")).otherwise(description).alias("description"),
+        pl.when(has_tag).then(parts.struct.field("field_0")).alias(PHYLO_TAG),
+    )
 
 
 def _kept_databases(out: Path, built: Mapping[str, int]) -> dict[str, Path]:

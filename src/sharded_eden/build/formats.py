@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,10 +36,24 @@ class ReadOptions:
     id_field: str | None = None
     """The field or column of the record's name; None: the first of `ID_FIELDS` that exists, if any; "" for none."""
 
+    phylo_tags: str = "refuse"
+    """What is done with lineage tags inside sequences, one of `PHYLO_TAGS`."""
+
+    @property
+    def as_settings(self) -> dict[str, str | None]:
+        """The options for the manifest. Those of later versions are left out where they have their default."""
+        settings = asdict(self)
+        return {name: value for name, value in settings.items() if (name, value) != ("phylo_tags", "refuse")}
+
     def __post_init__(self) -> None:
+        if self.phylo_tags not in PHYLO_TAGS:
+            raise UsageError(f"--phylo-tags {shown(self.phylo_tags)} is not one of {', '.join(PHYLO_TAGS)}")
         if self.format is not None and self.format not in FORMATS:
             raise UsageError(f"--format {shown(self.format)} is not one of {', '.join(FORMATS)}")
 
+
+PHYLO_TAGS = ("refuse", "strip", "keep")
+"""Lineage tags are an error; are removed; are removed and kept in the column `phylo_tag` of `contigs.parquet`."""
 
 TEXT_FIELDS = ("text", "sequence", "seq", "nt_sequence")
 ID_FIELDS = ("record", "id", "name", "contig_id", "accession")

@@ -28,6 +28,13 @@ _RESIDUES = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
 _NO_RESIDUE = re.compile(f"[^{_RESIDUES.decode()}]")
 
 
+_PHYLO_TAG = re.compile(r"\|[A-Za-z]__[^|]{0,4096}\|")
+"""A lineage tag as in the OpenGenome2 releases: `|d__Bacteria;p__Bacillota;...|`."""
+
+PHYLO_SEPARATOR = "\x1f"
+"""Between the tag and the description of a record while it is built, with `--phylo-tags keep`; no description holds it."""
+
+
 class Record(NamedTuple):
     """One sequence of a file."""
 
@@ -213,18 +220,36 @@ def read_records(
     make = Record._make
     for name, description, sequence, checked in FORMATS[name_of_format](source, options):
         ordinal += 1
+        if not checked and options.phylo_tags != "refuse" and "|" in sequence:
+            sequence, phylo_tag = _without_tags(sequence, describe(source.called, ordinal, name))  # noqa: PLW2901
+        else:
+            phylo_tag = ""
         if not checked or not sequence or not name or not name.isprintable() or not description.isprintable():
             where = describe(source.called, ordinal, name)
             if name or needs_names:
                 check_name(name, where)
             check_text(description, f"{where}: its description")
             check_residues(sequence, where)
+        if phylo_tag and options.phylo_tags == "keep":
+            description = f"{phylo_tag}{PHYLO_SEPARATOR}{description}"  # noqa: PLW2901
         yield make((name, description, sequence, ordinal))
         del sequence  # frees this record before the next one is read
         if position is not None:
             position(source.position())
     if ordinal == 0:
         raise InputError(f"{source.called}: holds no record (read as {name_of_format})")
+
+
+def _without_tags(sequence: str, where: str) -> tuple[str, str]:
+    """Return a sequence without its lineage tags, and the tag; "" where it has none.
+
+    Raises:
+        InputError: it has different ones.
+    """
+    tags = sorted(set(_PHYLO_TAG.findall(sequence)))
+    if len(tags) > 1:
+        raise InputError(f"{where}: holds {len(tags)} different phylogenetic tags: {shown(tags[0])}, {shown(tags[1])}")
+    return _PHYLO_TAG.sub("", sequence), tags[0] if tags else ""
 
 
 def check_name(name: str, where: str) -> None:
@@ -248,7 +273,11 @@ def check_residues(sequence: str, where: str) -> None:
     if not sequence:
         raise InputError(f"{where}: has no sequence")
     if sequence.encode("utf-8", "surrogatepass").translate(None, _RESIDUES) and (found := _NO_RESIDUE.search(sequence)):
-        tag = " It looks like a phylogenetic tag; take the release without them." if found.group() == "|" else ""
+        tag = (
+            " It looks like a phylogenetic tag: --phylo-tags strip removes such tags, keep lists them."
+            if found.group() == "|"
+            else ""
+        )
         raise InputError(
             f"{where}: position {found.start() + 1} holds {found.group()!r}, which is not an IUPAC nucleotide letter "
             f"({NUCLEOTIDES}, either case).{tag}"

@@ -62,6 +62,13 @@ def build(
             "is one; '' for none.",
         ),
     ] = None,
+    phylo_tags: Annotated[
+        Literal["refuse", "strip", "keep"],
+        typer.Option(
+            help="Lineage tags inside sequences (|d__Bacteria;p__...|), as in OpenGenome2: an error, removed, or removed and "
+            "kept in the column phylo_tag of OUT/contigs.parquet."
+        ),
+    ] = "refuse",
     force: Annotated[
         bool, typer.Option("--force", help="Build everything again, also samples that are there.")
     ] = False,
@@ -112,6 +119,7 @@ def build(
             format=input_format,
             text_field=text_field,
             id_field=id_field,
+            phylo_tags=phylo_tags,
             force=force,
             page_size=page_size,
             jobs=jobs,

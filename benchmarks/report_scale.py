@@ -59,6 +59,9 @@ def write_logs(folder: Path, windows: int, passes: int, ranks: int) -> int:
             pl.DataFrame(
                 {
                     "window_idx": window,
+                    "sequence_id": ["BCR__ECT-S0__CT1-1"] * len(window),
+                    "sample_id": ["S0"] * len(window),
+                    "window_in_seq_idx": np.zeros(len(window), dtype=np.int64),
                     "rank": np.full(len(window), rank),
                     "access_ts": 1_700_000_000_000_000_000 + place // 16 * 1_000_000,
                     "worker": np.full(len(window), -1),

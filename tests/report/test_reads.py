@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.errors import EdenWarning, InputError, MissingDatabase, UsageError
 from sharded_eden.report import reads as module
 from sharded_eden.report.reads import count_reads, log_files
 from sharded_eden.report.verdicts import verdicts
@@ -187,17 +187,32 @@ def test_logs_of_other_data_and_broken_logs_are_errors(tmp_path):
     path.write_text("window_idx,rank\n1,2\n")
     with pytest.raises(InputError, match="is no access log"):
         found(tmp_path)
-    path.write_text("window_idx,rank,access_ts,worker,epoch\n1,2,x,0,0\n")
-    with pytest.raises(InputError, match="is no access log"):
+    head = "window_idx,sequence_id,sample_id,window_in_seq_idx,rank,access_ts,worker,epoch\n"
+    path.write_text(head + "1,A,B,0,2,x,0,0\n")
+    with pytest.raises(InputError, match="is damaged, or no access log"):
         found(tmp_path)
-    path.write_text("window_idx,rank,access_ts,worker,epoch\n1,,5,0,0\n")
+    path.write_text(head + "1,A,B,0,,5,0,0\n")
     with pytest.raises(InputError, match="a row lacks one of"):
         found(tmp_path)
     path.unlink()
-    with pytest.raises(UsageError, match="has no access log"):
+    with pytest.raises(MissingDatabase, match="holds no access log"):
         log_files(tmp_path)
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(MissingDatabase, match="no such folder"):
         log_files(tmp_path / "none")
+
+
+def test_a_row_that_is_cut_off_and_a_log_that_is_there_twice_are_not_counted(tmp_path):
+    order = RNG.permutation(WINDOWS)
+    write_log(tmp_path, 0, {0: order})
+    (path,) = tmp_path.iterdir()
+    write_log(
+        tmp_path, 0, {0: order}, "parquet"
+    )  # stopped after the Parquet file was written, before the CSV was removed
+    assert ("good", "Every window was read exactly once.") in found(tmp_path)
+    path.with_suffix(".parquet").unlink()
+    path.write_text(path.read_text() + "12,BCR__ECT-S__")
+    with pytest.warns(EdenWarning, match="its last row is incomplete"):
+        assert ("good", "Every window was read exactly once.") in found(tmp_path)
 
 
 def test_an_empty_log_says_so(tmp_path):

@@ -196,8 +196,8 @@ def test_wrong_requests(world, tmp_path, capsys, monkeypatch):
     assert cli.main(["report", out, str(world / "train_windows.db")]) == 2
     assert "give the folder of sequence databases first" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path), seqdb]) == 2
-    assert cli.main(["report", out, seqdb, str(world / "val_windows.db"), "--logs", str(tmp_path)]) == 2
-    assert "has no access log" in capsys.readouterr().err
+    assert cli.main(["report", out, seqdb, str(world / "val_windows.db"), "--logs", str(tmp_path)]) == 1
+    assert "holds no access log" in capsys.readouterr().err
     with pytest.raises(
         UsageError, match=r"an access log of the split 'train', and no window database is named train_windows.db"
     ):

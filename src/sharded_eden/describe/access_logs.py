@@ -53,7 +53,7 @@ def scan_access_logs(folder: str | os.PathLike[str]) -> pl.LazyFrame:
         MissingDatabase: there is no such folder, or no log in it.
         InputError: a file has other columns.
     """
-    return pl.concat([_scan(path) for path in access_log_files(folder)])
+    return pl.concat([scan_access_log(path) for path in access_log_files(folder)])
 
 
 def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -79,15 +79,25 @@ def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
     return [path for path in found if path.suffix == ".parquet" or path.stem not in finished]
 
 
-def _scan(path: Path) -> pl.LazyFrame:
+def split_of(path: Path) -> str:
+    """Return the split that the name of an access log states; empty where the name is no such name."""
+    match = _NAME.fullmatch(path.name)
+    return match[1] if match else ""
+
+
+def scan_access_log(path: Path) -> pl.LazyFrame:
+    """Return one file as `scan_access_logs` does.
+
+    Raises:
+        InputError: it has other columns.
+    """
     if path.suffix == ".parquet":
         frame = pl.scan_parquet(path, glob=False)
         _check_columns(path, frame.collect_schema().names())
         frame = frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
     else:
         frame = _scan_csv(path)
-    match = _NAME.fullmatch(path.name)
-    return frame.with_columns(pl.lit(match[1] if match else "").alias("split"))
+    return frame.with_columns(pl.lit(split_of(path)).alias("split"))
 
 
 def _scan_csv(path: Path) -> pl.LazyFrame:

@@ -1,12 +1,11 @@
 """What access logs say about one split: counted in one pass, in bounded memory.
 
-Input: access logs as CSV or Parquet, `window_access_<split>_rank<r>_<8 hex>.csv`, one file for each process. Output: `Reads`.
+Input: access logs as CSV or Parquet, one or more files for each process, see `describe/access_logs.py`. Output: `Reads`.
 Memory: 6 bytes for each window, and 2 bytes for each window and pass; rows are read about a million at a time.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from sharded_eden.describe.access_logs import access_log_files, scan_access_log, split_of
 from sharded_eden.errors import InputError, UsageError, printable, shown
 
-COLUMNS = {
-    "window_idx": pl.Int64, "rank": pl.Int64, "access_ts": pl.Int64, "worker": pl.Int64, "epoch": pl.Int64,
-}  # fmt: skip
-NAME = re.compile(r"window_access_(?P<split>.*)_rank\d+_[0-9a-f]+(?:[._-]\w+)*\.(?:csv|parquet)")
+COLUMNS = ("window_idx", "rank", "access_ts", "worker", "epoch")
 ROWS_AT_ONCE = 1 << 20
 MOST_CELLS = 1_500_000_000
 """Windows times passes whose first readers are kept: 3 GB."""
@@ -92,20 +89,11 @@ def log_files(folder: Path) -> dict[str, list[Path]]:
     """Return {split: its access logs} of a folder.
 
     Raises:
-        UsageError: there is no such folder, or no access log in it.
+        MissingDatabase: there is no such folder, or no access log in it.
     """
-    if not folder.is_dir():
-        raise UsageError(f"--logs {printable(folder)}: no such folder")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if (match := NAME.fullmatch(path.name)) is not None:
-            found.setdefault(match["split"], []).append(path)
-    if not found:
-        raise UsageError(
-            f"--logs {printable(folder)}: has no access log, window_access_<split>_rank<r>_<8 hex>.csv or "
-            f".parquet. Train with "
-            "log_windows=True and log_dir"
-        )
+    for path in access_log_files(folder):
+        found.setdefault(split_of(path), []).append(path)
     return found
 
 
@@ -127,17 +115,9 @@ def count_reads(split: str, files: list[Path], windows: int) -> Reads:
 def _batches(path: Path) -> Iterator[pl.DataFrame]:
     """Yield the rows of an access log, about a million at a time."""
     try:
-        if path.suffix == ".parquet":
-            table = pl.scan_parquet(path, glob=False)
-        else:
-            table = pl.scan_csv(path, glob=False, schema_overrides=COLUMNS)
-        yield from table.select(pl.col(name).cast(kind) for name, kind in COLUMNS.items()).collect_batches(
-            chunk_size=ROWS_AT_ONCE, maintain_order=True
-        )
-    except pl.exceptions.NoDataError:
-        return
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{printable(path)}: is no access log: {printable(str(error), 200)}") from error
+        yield from scan_access_log(path).select(COLUMNS).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=True)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{printable(path)}: is damaged, or no access log ({shown(str(error), 200)})") from error
 
 
 class _Counter:

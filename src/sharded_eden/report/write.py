@@ -62,6 +62,7 @@ def write_report(
 
     Raises:
         UsageError: a path is of another kind, or access logs belong to no window database.
+        MissingDatabase: there are no sequence databases, or no access logs.
         MissingExtra: Plotly is not installed.
         DatabaseError: a database is damaged.
         InputError: an access log is none, or belongs to another window database.

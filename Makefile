@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-prepare bench-scale cli-page screenshots docs clean
+.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-cloud bench-prepare bench-scale cli-page screenshots docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench: $(VENV)/.dev ## speed, as ratios of interleaved runs
 
 bench-cold: $(VENV)/.dev ## reads from the disk with an empty page cache (root; 90 minutes, 25 GB at once)
 	$(BIN)/python -m benchmarks.cold --remove
+
+bench-cloud: $(VENV)/.dev ## windows over HTTP from a server that delays each request by 30 ms (5 minutes)
+	$(BIN)/python -m benchmarks.cloud
 
 bench-prepare: $(VENV)/.dev ## speed of build and precompute
 	$(BIN)/python -m benchmarks --only prepare,precompute

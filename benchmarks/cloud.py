@@ -7,7 +7,7 @@ repeat; numbers are medians of the repeats.
     stream, N      a `Stream` with one worker, N requests in flight
 
 The best possible rate is requests in flight / delay. Data: contigs of 4 kb and of 5 Mb, in the pages that `build` chooses and
-in pages of 4 KB. The first batch of every contender is compared with the local one, bit for bit.
+in pages of 4 KB. The first batch of every stream is compared with the local one, bit for bit.
 """
 
 from __future__ import annotations

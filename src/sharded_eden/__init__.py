@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sharded_eden.train.batch_formats import to_hugging_face, to_megatron
     from sharded_eden.train.hugging_face import Position, collate_for_hugging_face
     from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
+    from sharded_eden.train.lightning.statistics import LoaderStatistics
     from sharded_eden.train.mixture import Mixture
     from sharded_eden.train.sampler import StreamBatchSampler
     from sharded_eden.train.stream import Stream
@@ -61,6 +62,7 @@ _HOME = {
     "EdenWarning": "sharded_eden.errors",
     "GeometryMismatch": "sharded_eden.errors",
     "InputError": "sharded_eden.errors",
+    "LoaderStatistics": "sharded_eden.train.lightning.statistics",
     "MissingDatabase": "sharded_eden.errors",
     "MissingExtra": "sharded_eden.errors",
     "MissingSequence": "sharded_eden.errors",
@@ -105,6 +107,7 @@ __all__ = [
     "EdenWarning",
     "GeometryMismatch",
     "InputError",
+    "LoaderStatistics",
     "MissingDatabase",
     "MissingExtra",
     "MissingSequence",

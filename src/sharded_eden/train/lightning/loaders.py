@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
@@ -29,12 +30,35 @@ class Job(Protocol):
 class ResumableLoader(DataLoader[Example]):
     """A `DataLoader` that Lightning treats as resumable: its position is in the state of the data module."""
 
+    waited_seconds = 0.0
+    """The time that the Trainer has waited for batches, from the first pass on."""
+
+    def __iter__(self) -> Any:
+        return _Timed(self, super().__iter__())
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position is saved once for the job, not for each rank's loader."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: the sampler reads the position from the data module."""
+
+
+class _Timed:
+    """An iterator over batches that adds up how long each of them took."""
+
+    def __init__(self, loader: ResumableLoader, batches: Iterator[Any]) -> None:
+        self._loader, self._batches = loader, batches
+
+    def __iter__(self) -> _Timed:
+        return self
+
+    def __next__(self) -> Any:
+        begin = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._loader.waited_seconds += time.perf_counter() - begin
 
 
 class TrainSampler(DistributedSampler[Any]):

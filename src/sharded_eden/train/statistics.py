@@ -1,0 +1,234 @@
+"""What a job has read, how fast, and how long it waited for data: `LoaderCounter`, for any training loop.
+
+Input: a stream, and the position that the job has reached. Output: a dict of numbers. The order is a function of the position,
+so the windows are known without looking at tensors; their bases follow from the lengths in the window database. Costs some
+microseconds a window, when values are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from sharded_eden.errors import UsageError, shown, warn
+from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
+from sharded_eden.load.options import integer
+from sharded_eden.train.stream import Stream
+
+Batch = TypeVar("Batch")
+
+WAITING_SHARE = 0.1
+"""From this share of the time on, waiting for data is worth a warning."""
+LEAST_SECONDS = 5.0
+"""Shorter intervals give no warning: workers start in the first seconds."""
+POSITIONS_AT_ONCE = 4096
+
+_PLACES = """
+SELECT {id}, w.window_in_seq_idx,
+(SELECT length FROM contig_lengths WHERE first_window_idx <= w.window_idx ORDER BY first_window_idx DESC LIMIT 1)
+FROM carray(?) AS c LEFT JOIN window_mappings AS w ON w.window_idx = c.value"""
+
+
+class Totals:
+    """Rows, windows, bases and useful tokens of positions of a stream.
+
+    Args:
+        stream: the stream; also a mixture.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        dataset: Any = stream.dataset
+        self._datasets: list[Any] = list(getattr(dataset, "datasets", [dataset]))
+        self._names: list[str] = list(getattr(dataset, "names", [])) if len(self._datasets) > 1 else []
+        self._has_lengths = [
+            {"first_window_idx", "length"} <= set(table_columns(each.window_db_conn, "contig_lengths"))
+            for each in self._datasets
+        ]
+        self.rows = self.windows = self.bases = self.tokens = 0
+        self.knows_bases = all(self._has_lengths)
+        """Whether the lengths of all contigs are known."""
+        self.knows_tokens = self.knows_bases and all(each.has_table for each in self._datasets)
+        """Whether a base is a token, so that lengths give the useful tokens."""
+        self.rows_of: dict[str, int] = dict.fromkeys(self._names, 0)
+
+    def add(self, first: int, end: int) -> None:
+        """Add the positions from `first` to `end` of the stream, which is not included.
+
+        Raises:
+            DatabaseError: a window database cannot be read.
+        """
+        for low in range(first, end, POSITIONS_AT_ONCE):
+            items = self._stream.windows_at(range(low, min(low + POSITIONS_AT_ONCE, end)))
+            self.rows += len(items)
+            by_source: dict[int, list[int]] = {}
+            for item in items:
+                by_source.setdefault(item[0] if len(item) == 3 else 0, []).append(item[-1])
+            for source, rows in by_source.items():
+                self._add_rows(source, rows)
+
+    def _add_rows(self, source: int, rows: Sequence[int]) -> None:
+        dataset = self._datasets[source]
+        if self._names:
+            self.rows_of[self._names[source]] += len(rows)
+        packs = dataset._packs
+        windows = rows if packs is None else [window for pack in packs.windows(rows) for window in pack]
+        self.windows += len(windows)
+        if not self._has_lengths[source]:
+            return
+        tags = dataset.ctrl_ids_map if dataset.options.use_control_tags else None
+        query = _PLACES.format(id="NULL" if tags is None else "w.sequence_id")
+        try:
+            wanted = apsw.carray(np.array(windows, dtype=np.int64))
+            found = dataset.window_db_conn.execute(query, (wanted,)).fetchall()
+        except READ_ERRORS as error:
+            raise unreadable(dataset.window_db_path, error) from error
+        ids, number, length = zip(*found, strict=True)
+        rooms: int | NDArray[np.int64]
+        headers: int
+        if tags is None:
+            header = dataset._format.header([])
+            rooms, headers = dataset._format.room(header), len(header) * len(windows)
+        else:
+            each = [tags.header(sequence_id) for sequence_id in ids]
+            rooms, headers = np.array([room for _, room in each]), sum(len(header) for header, _ in each)
+        left = np.array(length, dtype=np.int64) - np.array(number, dtype=np.int64) * dataset.stride
+        bases = int(np.minimum(left, rooms).sum())
+        self.bases += bases
+        self.tokens += bases + headers + len(windows) * int(dataset.options.include_eos)
+
+
+class LoaderCounter:
+    """Counts what a job reads from a stream, and the time that it waits for data.
+
+    Args:
+        stream: the stream that is trained on, as `StreamBatchSampler` gets it.
+        samples_per_batch: positions that one batch of the loader stands for: micro batch size times data-parallel size.
+        consumed_samples: the position where the job begins or is resumed.
+        prefix: of the names in `values`.
+
+    Raises:
+        UsageError: a negative position, or no sample per batch.
+
+    Example:
+        counter = LoaderCounter(stream, samples_per_batch=micro_batch_size * ranks)
+        for batch in counter.watch(loader):
+            train(batch)
+            if step % 100 == 0:
+                log(counter.values())
+    """
+
+    def __init__(
+        self, stream: Stream, *, samples_per_batch: int = 1, consumed_samples: int = 0, prefix: str = "loader/"
+    ) -> None:
+        self._stream = stream
+        self._per_batch = integer(samples_per_batch, "samples_per_batch")
+        self._reached = self._counted = integer(consumed_samples, "consumed_samples")
+        if self._per_batch < 1 or self._reached < 0:
+            raise UsageError(
+                "samples_per_batch must be at least 1 and consumed_samples at least 0, not "
+                f"{shown(samples_per_batch)} and {shown(consumed_samples)}"
+            )
+        self._prefix = prefix
+        self._totals = Totals(stream)
+        self._before = (0, 0, 0)
+        self._since = time.perf_counter()
+        self._waited = self._paused = 0.0
+        self._has_warned = False
+
+    def watch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches of a loader, and count them and the time until each arrives."""
+        batches = iter(loader)
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited(time.perf_counter() - begin)
+            self.reach(self._reached + self._per_batch)
+            yield batch
+
+    def waited(self, seconds: float) -> None:
+        """Add time that was spent waiting for data."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Leave time out that belongs to no step, such as a validation."""
+        self._paused += seconds
+
+    def reach(self, consumed_samples: int) -> None:
+        """State the position that the job has reached."""
+        self._reached = consumed_samples
+
+    def values(self) -> dict[str, float]:
+        """Return what was read and how fast, since the last call; totals since the beginning of the process.
+
+        Names, after the prefix: `windows_per_second` and `tokens_per_second` of all ranks; `useful_token_share` (0 to 1;
+        left out where the window database has no lengths, or the tokenizer has no id for each letter); `waiting_share` of the
+        time (0 to 1); `pass` and `position_in_pass` (0 to 1); `samples` (the position of the job), `windows` and `bases` since
+        the process began; `samples/NAME` for each source of a mixture.
+
+        Raises:
+            DatabaseError: a window database cannot be read.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._paused, 1e-9)
+        totals = self._totals
+        if self._reached > self._counted:
+            totals.add(self._counted, self._reached)
+        self._counted = self._reached
+        rows, windows, tokens = (
+            new - old for new, old in zip((totals.rows, totals.windows, totals.tokens), self._before, strict=True)
+        )
+        self._before = (totals.rows, totals.windows, totals.tokens)
+        length = self._stream.dataset.seq_length
+        share = min(1.0, self._waited / seconds)
+        position = self._stream.epoch * len(self._stream) + self._reached
+        found: dict[str, float] = {
+            "windows_per_second": windows / seconds,
+            "tokens_per_second": rows * length / seconds,
+            "waiting_share": share,
+            "pass": position // len(self._stream.dataset),
+            "position_in_pass": position % len(self._stream.dataset) / len(self._stream.dataset),
+            "samples": self._reached,
+            "windows": totals.windows,
+        }
+        if totals.knows_bases:
+            found["bases"] = totals.bases
+        if totals.knows_tokens and rows:
+            found["useful_token_share"] = tokens / (rows * length)
+        for name, count in totals.rows_of.items():
+            found[f"samples/{name}"] = count
+        if share > WAITING_SHARE and seconds >= LEAST_SECONDS:
+            self._warn(share)
+        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        return {f"{self._prefix}{name}": value for name, value in found.items()}
+
+    def _warn(self, share: float) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        warn(f"training waits for data for {share:.0%} of the time. {' '.join(advice(self._stream))}")
+
+
+def advice(stream: Stream) -> list[str]:
+    """Return what may make a stream faster, as sentences."""
+    dataset: Any = stream.dataset
+    first = getattr(dataset, "datasets", [dataset])[0]
+    found = ["Use more num_workers, up to the number of processors."]
+    if first.has_table and not first.options.compact:
+        found.append("Send rows of one byte per token to the device: compact=True.")
+    if not first.options.packed:
+        found.append("Where contigs are short, fill rows with several windows: packed=True.")
+    if first._addresses is None:
+        found.append("Write an index, so that a window is one read: sharded-eden index.")
+    found.append(
+        "Copy the data to a local disk, or to memory that the page cache can keep. sharded-eden bench measures each of these."
+    )
+    return found

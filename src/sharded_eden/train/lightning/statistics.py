@@ -70,7 +70,7 @@ class LoaderStatistics(Callback):
     ) -> None:
         """Log the values where it is time."""
         step = trainer.global_step
-        every = self._every or max(1, trainer.log_every_n_steps or 1)
+        every = self._every or max(1, getattr(trainer, "log_every_n_steps", 0) or 1)
         if self._counter is not None and step != self._logged_step and step % every == 0:
             self._logged_step = step
             self._log(trainer)

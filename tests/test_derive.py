@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ import torch
 import worlds
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from sharded_eden import ShardedEdenDataset
+from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler
 from sharded_eden.derive import derived_window_database
 from sharded_eden.errors import GeometryMismatch, MissingDatabase, WriteError
 from sharded_eden.format.geometry import WindowGeometry, default_stride
@@ -193,6 +196,43 @@ def _derive(folder: Path) -> tuple[str, int]:
 def test_several_processes_derive_one_database(folder):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert len(set(pool.map(_derive, [folder] * 6, chunksize=1))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_stream_of_derived_windows_has_one_hash(folder, packed):
+    """Whatever the workers, start methods, ranks, micro batches and restarts: that of the precomputed database."""
+    precompute(folder, "wanted.db", 128, 90, pack=True)
+    with open_split(folder, "wanted.db", 128, packed=packed) as expected:
+        stream = Stream(expected)
+        wanted = hash_of(stream[k]["tokens"] for k in range(48))
+    with open_split(folder, seq_length=128, stride=90, derive_windows=True, packed=packed) as derived:
+        for ranks, micro, workers, method in (
+            (1, 1, 0, None), (1, 2, 1, "fork"), (2, 1, 4, "fork"), (1, 4, 1, "spawn"), (2, 4, 0, None), (4, 2, 0, None),
+        ):  # fmt: skip
+            rows = {}
+            for first, last in ((0, 16), (16, 48)):  # stopped after 16 rows, and resumed
+                stream = Stream(derived, num_samples=last)
+                for rank in range(ranks):
+                    options = {
+                        "micro_batch_size": micro, "global_batch_size": 8, "rank": rank, "data_parallel_size": ranks,
+                        "consumed_samples": first,
+                    }  # fmt: skip
+                    positions = list(StreamBatchSampler(stream, **options))
+                    loader = DataLoader(
+                        stream, batch_sampler=StreamBatchSampler(stream, **options), num_workers=workers,
+                        multiprocessing_context=method, collate_fn=derived.collate_fn,
+                    )  # fmt: skip
+                    for batch, of_batch in zip(loader, positions, strict=True):
+                        rows.update(zip(map(int, of_batch), batch["tokens"], strict=True))
+            assert hash_of(rows[k] for k in range(48)) == wanted, (ranks, micro, workers, method)
+
+
+def hash_of(rows: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @given(st.integers(1, 20_000), st.integers(0, 20))

@@ -49,6 +49,8 @@ def recipe(tmp_path_factory) -> Path:
         if file.endswith(".xz"):
             with lzma.open(fasta, "rt") as text:
                 lines = list(islice(filter(str.strip, text), LINES))
+            while lines[-1].startswith(">"):  # its sequence was cut off
+                lines.pop()
             fasta = folder / f"{name}.fa"
             masked = [x if k % 3 or x.startswith(">") else x.lower() for k, x in enumerate(lines)]
             fasta.write_text("".join(masked))

@@ -199,24 +199,29 @@ def permute_each(permutations: Sequence[Permutation], positions: NDArray[np.int6
     """
     if not len(permutations):
         return positions
-    parameters = np.concatenate([each._parameters for each in permutations]).reshape(len(permutations), -1).T
+    parameters = np.concatenate([each._parameters for each in permutations]).reshape(len(permutations), -1).T.copy()
     keys = parameters[:ROUNDS]  # (ROUNDS, n)
     right_bits, left_shift, right_shift, lengths = parameters[ROUNDS:]
     values = positions.astype(np.uint64)
     if (values >= lengths).any():
         raise IndexError("a position is outside of its order")
     right_mask = (np.uint64(1) << right_bits) - np.uint64(1)
+    inputs = values
     outside = np.arange(len(values))
     while outside.size > FEW:
-        bits, mask = right_bits[outside], right_mask[outside]
-        left, right = values[outside] >> bits, values[outside] & mask
+        left, right = inputs >> right_bits, inputs & right_mask
         mixed, shifted = np.empty_like(left), np.empty_like(left)
-        to_left, to_right, own = left_shift[outside], right_shift[outside], keys[:, outside]
         for k in range(0, ROUNDS, 2):
-            left ^= _scramble(right, own[k], to_left, mixed, shifted)
-            right ^= _scramble(left, own[k + 1], to_right, mixed, shifted)
-        values[outside] = walked = (left << bits) | right
-        outside = outside[walked >= lengths[outside]]
+            left ^= _scramble(right, keys[k], left_shift, mixed, shifted)
+            right ^= _scramble(left, keys[k + 1], right_shift, mixed, shifted)
+        walked = (left << right_bits) | right
+        values[outside] = walked
+        again = np.flatnonzero(walked >= lengths)
+        outside, inputs = outside[again], walked[again]
+        keys, lengths = keys[:, again], lengths[again]
+        right_bits, right_mask, left_shift, right_shift = (
+            part[again] for part in (right_bits, right_mask, left_shift, right_shift)
+        )
     for k in outside.tolist():
         values[k] = permutations[k]._walk(int(values[k]))
     return values.astype(np.int64)

@@ -63,6 +63,7 @@ def test_a_position_is_a_row_of_its_source_in_the_order_of_a_stream(folders):
 def test_no_positions_and_cold_data(folders):
     mixture, warm = mixture_of(folders, rc_aug=True), mixture_of(folders, rc_aug=True)
     assert mixture.windows_at([]) == []
+    assert len(mixture.__getitems__([])) == len(warm.dataset.datasets[0].__getitems__([])) == 0
     reader = mixture.dataset._fetchers[0]._joint._joint._readers.get()
     for first in range(0, 400, 8):
         reader.cold_batches = 9

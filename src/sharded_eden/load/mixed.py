@@ -138,8 +138,8 @@ class MixedRows(Dataset[Example]):
         by_layout: dict[int, list[int]] = {}
         for k, (source, _, _) in enumerate(items):
             by_layout.setdefault(self._layout_of[source], []).append(k)
-        if len(by_layout) == 1:
-            return makers[next(iter(by_layout))].make(*self._wanted(items))
+        if len(by_layout) < 2:
+            return makers[next(iter(by_layout), 0)].make(*self._wanted(items))
         parts = [
             (places, makers[layout].make(*self._wanted([items[k] for k in places])))
             for layout, places in by_layout.items()

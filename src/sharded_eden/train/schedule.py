@@ -167,6 +167,16 @@ class Schedule:
 
     def locate(self, positions: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the source of each position, and the position in the stream of that source: (n,) int64 each."""
+        first = min(positions, default=0)
+        number = bisect_right(self._begins, first) - 1
+        end_of_phase = self._begins[number + 1] if number + 1 < len(self._begins) else math.inf
+        size = self.block_sizes[number]
+        block = (first - self._begins[number]) // size
+        begin = self._begins[number] + block * size
+        if max(positions, default=0) < min(begin + size, end_of_phase):  # as in most batches
+            found = self._block(number, block)
+            inside = np.array(positions, dtype=np.int64) - begin
+            return found.source[inside], found.nth[inside]
         source = np.empty(len(positions), dtype=np.int64)
         nth = np.empty(len(positions), dtype=np.int64)
         by_block: dict[tuple[int, int], list[int]] = {}

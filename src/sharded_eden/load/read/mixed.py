@@ -267,11 +267,11 @@ class _JointAddresses:
         """Return where windows lie, in their order."""
         if self._table is None:
             self._table = self._make_table()
-        if not len(self._table.firsts):
+        if not len(self._table.firsts) or not windows:
             return [self._find_one(_source_of(window), window) for window in windows]
         table = self._table
-        source = [_source_of(window) for window in windows]
-        on = np.array([int(window) for window in windows]) + table.first_window[source]
+        source: list[int] = [window.source for window in windows]  # type: ignore[attr-defined]
+        on = np.array(list(map(int, windows))) + table.first_window[source]
         runs = table.runs[table.firsts.searchsorted(on, side="right") - 1]
         strides = self._strides
         return [

@@ -61,6 +61,30 @@ def test_samples_without_windows_in_the_split_are_not_called_changed(folder, cap
     assert "not the files that were indexed" not in caplog.text
 
 
+def opened_by_sqlite(dataset: Any) -> list[str]:
+    return [sample for pool in dataset._reader._databases.opened() for sample in pool._open]
+
+
+def test_opening_leaves_out_the_databases_that_the_index_has_read(folder, tmp_path):
+    more = worlds.write(folder / "more", {"BCR__ECT-S7__CT1-0": "ACGT" * 30})
+    shutil.copytree(more / "seqs/S7", folder / "seqs/S7")
+    with worlds.dataset(folder) as dataset:
+        assert opened_by_sqlite(dataset) == ["S7"]  # it is not in the index
+        assert rows(dataset) == wanted(CONTIGS, tmp_path)
+        assert dataset.db_connections["S1"].execute("SELECT count(*) FROM sequences").get == 2
+    with worlds.dataset(folder, read_with="blob") as dataset:
+        assert sorted(opened_by_sqlite(dataset)) == ["S0", "S1", "S7"]
+
+
+def test_a_database_without_addresses_is_opened_with_the_dataset(folder, tmp_path):
+    view = "CREATE VIEW sequences AS SELECT * FROM contigs"
+    execute(sample_db(folder, "S0"), "ALTER TABLE sequences RENAME TO contigs", view)
+    index_window_database(folder / "seqs", folder / "windows.db")
+    with worlds.dataset(folder) as dataset:
+        assert opened_by_sqlite(dataset) == ["S0"]
+        assert rows(dataset) == wanted(CONTIGS, tmp_path)
+
+
 # ---- stale when the dataset is opened ----
 
 

@@ -55,8 +55,10 @@ class Problem(NamedTuple):
 
 def is_mutable_now(path: Path) -> bool:
     """Return whether a database has a write-ahead log or a journal: its file alone is then incomplete."""
-    real = path.resolve()  # SQLite looks next to the file that a link points at
-    return any(real.with_name(real.name + suffix).exists() for suffix in ("-wal", "-journal"))
+    real = (
+        os.path.realpath(path) if os.path.islink(path) else path
+    )  # SQLite looks next to the file that a link points at
+    return any(os.path.exists(f"{os.fspath(real)}{suffix}") for suffix in ("-wal", "-journal"))
 
 
 def open_read_only(

@@ -137,7 +137,6 @@ class ArrayDataset:
             self._packs = PackIndex(self._index) if opts.packed else None
             self._length = self._index.total_windows if self._packs is None else self._packs.total
             check_samples(self._index, self._reader, self.sequence_db_dir)
-            self._reader.open_all()
             self.db_connections = Connections(self._reader, self.window_db_path)
 
             self._format = row_format_of(opts, seq_length, tokenizer, self._index, seed=self.seed)
@@ -146,6 +145,9 @@ class ArrayDataset:
             self._addresses = addresses_of(
                 self._index, self._reader, sequence_db_dir=self.sequence_db_dir, stride=self.stride, options=opts
             )
+            # `index` has read the databases that have addresses. All others show now whether SQLite can read them.
+            is_sound = frozenset[str]() if self._addresses is None else self._addresses.sound_samples
+            self._reader.open_all(is_sound if opts.read_with == "auto" else frozenset())
             tags = tags_of(opts, self._index, self._format, self.seed)
             self._tags_digest = tags.digest if isinstance(tags, TableTags) else None
             self.ctrl_ids_map: Mapping[str, list[int]] = tags if isinstance(tags, ControlTags) else {}

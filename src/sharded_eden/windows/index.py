@@ -263,10 +263,9 @@ class _Joined:
         if not usable:
             return
         rows = np.concatenate([np.arange(*self._bounds[number : number + 2]) for number in usable])
-        known = pl.concat(
-            each.contigs.with_columns(pl.lit(number, dtype=pl.Int64).alias(SAMPLE_NUMBER))
-            for number, each in usable.items()
-        )
+        counts = [len(each.contigs) for each in usable.values()]
+        number_of = pl.Series(SAMPLE_NUMBER, np.repeat(np.array(list(usable), dtype=np.int64), counts))
+        known = pl.concat([each.contigs for each in usable.values()]).with_columns(number_of)
         # An ID that appears twice has no address: the right row is unknown.
         known = known.unique([CONTIG_ID, SAMPLE_NUMBER], keep="any") if known[REASON].max() else known
         found = self._frame[rows].join(

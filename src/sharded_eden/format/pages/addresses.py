@@ -179,10 +179,15 @@ class _Scan:
         if self._has_unread_ids and not self._table.is_unique:
             reason[:] = DUPLICATE
         proven = reason == PROVEN
-        return found.with_columns(
-            pl.Series(AT, np.where(proven, found[AT].to_numpy(), -1)),
-            pl.Series(OVERFLOW, np.where(length > local, overflow, 0).astype(np.uint32)),
-            pl.Series(REASON, reason),
+        return pl.DataFrame(  # a query of Polars would cost more than the scan of a small file
+            {
+                CONTIG_ID: found[CONTIG_ID],
+                LENGTH: found[LENGTH],
+                AT: np.where(proven, found[AT].to_numpy(), -1),
+                LOCAL: found[LOCAL],
+                OVERFLOW: np.where(length > local, overflow, 0).astype(np.uint32),
+                REASON: reason,
+            }
         )
 
     def _chains(self, first: Ints, bases: Ints) -> NDArray[np.uint8]:

@@ -58,8 +58,7 @@ def texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
     joined = letters.tobytes()
     if np.count_nonzero(letters == LINE_END) == len(at):
         with suppress(UnicodeDecodeError):
-            lines = pl.Series(CONTIG_ID, [joined[:-1].decode()], dtype=pl.String)
-            return lines.str.split(chr(LINE_END)).explode()
+            return pl.Series(CONTIG_ID, joined[:-1].decode().split(chr(LINE_END)), dtype=pl.String)
     return _texts_one_by_one(joined, ends)
 
 

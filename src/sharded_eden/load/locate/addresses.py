@@ -114,6 +114,11 @@ class WindowAddresses:
             name for name, good, entry in zip(self.names, usable, has_entry, strict=True) if entry and not good
         ]
         self._usable = np.array(usable, dtype=np.bool_) if self.changed_samples else None
+        digests = np.ascontiguousarray(file.samples["digest"]).view(np.uint8).reshape(-1, 16)
+        was_read: list[int] = np.count_nonzero(digests, axis=1).tolist()
+        self.sound_samples = frozenset(
+            name for name, good, read in zip(self.names, usable, was_read, strict=True) if good and read
+        )
         self._top = file.top
         self._top_view = memoryview(file.top)  # type: ignore[arg-type]  # a buffer
         self._runs = file.runs

@@ -7,6 +7,7 @@ are in the index. Without such an index, or if a window has no address, opening 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -78,7 +79,7 @@ class RemoteSequences(SequenceReader):
         self.paths = {name: cast("Path", ObjectPath(f"{url}/{object_name(name)}")) for name in names}
         self._only_sample = names[0] if len(names) == 1 else None
 
-    def open_all(self) -> None:
+    def open_all(self, but: AbstractSet[str]) -> None:
         """Open nothing: ranges are requested when they are read."""
 
     def check_unchanged(self, samples: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -172,10 +173,10 @@ class SequenceReader:
         self.read_with: ReadMode = read_with
         self._databases = PerThread(partial(OpenDatabases, self), OpenDatabases.close)
 
-    def open_all(self) -> None:
-        """Open every database within the limit of file descriptors, in this thread."""
+    def open_all(self, but: AbstractSet[str]) -> None:
+        """Open every database but some, within the limit of file descriptors, in this thread."""
         opened = self._databases.get()
-        for sample_id in itertools.islice(self.paths, opened.limit):
+        for sample_id in itertools.islice((each for each in self.paths if each not in but), opened.limit):
             opened.get(sample_id)
 
     def sample_of(self, contig_id: str) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import sharded_eden
 from sharded_eden import EdenWarning, InputError, MissingDatabase, UsageError
 from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs
+from sharded_eden.load import access_log
 from sharded_eden.load.access_log import COLUMNS, as_cell, to_parquet
 
 ODD = [
@@ -91,7 +92,8 @@ def test_a_cell_is_no_formula_and_is_reversible(text):
 
 
 @pytest.mark.parametrize("log_format", ["csv", "parquet"])
-def test_a_full_file_is_closed_and_another_one_begun(folder, log_format):
+def test_a_full_file_is_closed_and_another_one_begun(folder, log_format, monkeypatch):
+    monkeypatch.setattr(access_log, "WAITING_ROWS", 11)
     log = folder / "log"
     with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format, log_file_bytes=4096) as dataset:
         for epoch in range(30):
@@ -120,17 +122,47 @@ def test_workers_leave_parquet_files(folder, start):
     assert {path.suffix for path in (folder / "log").iterdir()} == {".parquet"}
 
 
-def test_a_killed_process_loses_no_row(folder):
-    log = folder / "log"
+def killed(folder, log_format):
+    """Read 176 windows in a process that is killed."""
     child = os.fork()
     if not child:
-        dataset = worlds.dataset(folder, log_windows=True, log_dir=log, log_format="parquet", log_file_bytes=4096)
-        for epoch in range(8):
+        log = folder / "log"
+        dataset = worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format, log_file_bytes=4096)
+        for epoch in range(16):
             dataset.__getitems__([(epoch, index) for index in range(11)])
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert {path.suffix for path in log.iterdir()} == {".csv", ".parquet"}
-    assert len(read_access_logs(log)) == 88
+    return folder / "log"
+
+
+def test_a_killed_process_loses_no_row_of_csv(folder):
+    assert len(read_access_logs(killed(folder, "csv"))) == 176
+
+
+def test_a_killed_process_loses_the_rows_that_wait_for_parquet(folder, monkeypatch):
+    monkeypatch.setattr(access_log, "WAITING_ROWS", 30)
+    log = killed(folder, "parquet")
+    assert ".parquet" in {path.suffix for path in log.iterdir()}
+    frame = read_access_logs(log).sort("access_ts", maintain_order=True)
+    assert list(zip(frame["epoch"], frame["window_idx"], strict=True)) == [(k // 11, k % 11) for k in range(165)]
+
+
+def test_rows_do_not_wait_for_ever(folder, monkeypatch):
+    monkeypatch.setattr(access_log, "WAITING_SECONDS", 0)
+    assert len(read_access_logs(killed(folder, "parquet"))) >= 165
+
+
+def test_a_fork_does_not_write_the_rows_of_its_parent(folder):
+    log = folder / "log"
+    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format="parquet") as dataset:
+        dataset[3]
+        child = os.fork()
+        if not child:
+            dataset[4]
+            dataset.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert sorted(read_access_logs(log)["window_idx"]) == [3, 4]
 
 
 def test_a_parquet_file_replaces_the_csv_that_it_was_made_of(folder):

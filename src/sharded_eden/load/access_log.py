@@ -3,9 +3,10 @@
     window_access_<split>_rank<r>_<8 hex>.csv        one for each process, and another whenever one is full
     window_idx, sequence_id, sample_id, window_in_seq_idx, rank, access_ts, worker, epoch
 
-`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows are passed to the
-operating system before the batch is used, so that even a killed process leaves a complete log. With `log_format="parquet"` a
-full or closed CSV file is replaced by a Parquet file; a killed process leaves its last one as CSV.
+`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows of a CSV log are
+passed to the operating system before the batch is used, so that even a killed process leaves a complete log. With
+`log_format="parquet"`, rows are collected and written thousands at once, and a full or closed CSV file is replaced by a Parquet
+file. A killed process then loses the rows that it has collected, and leaves its last file as CSV.
 
 A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula. Such an ID is written with a `'` before it, and so
 is an ID that begins with `'`: `sharded_eden.read_access_logs` removes exactly one. Parquet files hold IDs as they are.
@@ -42,6 +43,8 @@ TEXT_COLUMNS = ("sequence_id", "sample_id")
 LEAST_FILE_BYTES = 1 << 12
 KEPT_NAMES = 1 << 16
 """Contigs whose IDs are kept as they are written."""
+WAITING_ROWS, WAITING_SECONDS = 4096, 10
+"""With Parquet, rows are written when so many wait, or at the first batch after so many seconds."""
 BLOCK_BYTES = 1 << 22
 """Bytes of a CSV file that are turned into Parquet at once."""
 
@@ -85,9 +88,11 @@ class AccessLog:
         self._descriptor = -1
         self._path = Path()
         self._written_bytes = 0
+        self._waiting: list[tuple[int, int, int]] = []  # (window, epoch, time)
+        self._locate: Callable[[Sequence[int]], Sequence[Row]] | None = None
         self._at_exit: util.Finalize | None = None
         # Of this process; after a fork, the parent's lock may be held for ever.
-        self._locks: dict[int, threading.Lock] = {}
+        self._locks: dict[int, threading.RLock] = {}
 
     @classmethod
     def of(cls, options: ExampleOptions, split: str, rank: int | None, sample_of: Callable[[str], str]) -> AccessLog:
@@ -101,44 +106,72 @@ class AccessLog:
             file_bytes=int(options.log_file_bytes),
         )
 
-    def write(self, wanted: Sequence[Wanted], located: Sequence[Row]) -> None:
+    def write(self, wanted: Sequence[Wanted], locate: Callable[[Sequence[int]], Sequence[Row]]) -> None:
         """Append a row for each window.
+
+        Args:
+            wanted: the windows.
+            locate: window indices -> their rows of the window database.
 
         Raises:
             UsageError: the folder or the file cannot be written.
+            DatabaseError: the window database cannot be read.
         """
-        names = self._names
-        if len(names) > KEPT_NAMES:
-            names = self._names = {}
-        after = f",{self.rank},{time.time_ns()},{_worker()},"
-        lines = []
-        for (epoch, window_idx), row in zip(wanted, located, strict=True):
+        now = time.time_ns()
+        with self._lock():
+            if self._pid != os.getpid():
+                self._open()
+            self._locate = locate
+            self._waiting += ((window_idx, epoch, now) for epoch, window_idx in wanted)
+            if (
+                self._format == "csv"
+                or len(self._waiting) >= WAITING_ROWS
+                or now - self._waiting[0][2] > WAITING_SECONDS * 1_000_000_000
+            ):
+                self._put()
+
+    def _lock(self) -> threading.RLock:
+        return self._locks.setdefault(os.getpid(), threading.RLock())
+
+    def _put(self) -> None:
+        """Write the rows that wait, and begin another file where this one is full."""
+        rows, self._waiting = self._waiting, []
+        if not rows or self._locate is None:
+            return
+        if len(self._names) > KEPT_NAMES:
+            self._names.clear()
+        names, lines = self._names, []
+        located = self._locate([window_idx for window_idx, _, _ in rows])
+        before, after = f",{self.rank},", f",{_worker()},"
+        for (window_idx, epoch, now), row in zip(rows, located, strict=True):
             name = names.get(row[0])
             if name is None:
                 name = names[row[0]] = _cells(row[0], self._sample_of(row[0]))
-            lines.append(f"{window_idx},{name},{row[1]}{after}{epoch}\n")
-        self._append("".join(lines).encode())
-
-    def _append(self, left: bytes) -> None:
+            lines.append(f"{window_idx},{name},{row[1]}{before}{now}{after}{epoch}\n")
+        left = "".join(lines).encode()
         try:
-            with self._locks.setdefault(os.getpid(), threading.Lock()):
-                if self._pid != os.getpid():
-                    self._open()
-                    left = f"{','.join(COLUMNS)}\n".encode() + left
-                while left:  # a disk that is nearly full writes a part of the data, and then refuses the rest
-                    written = os.write(self._descriptor, left)
-                    self._written_bytes += written
-                    left = left[written:]
-                if self._written_bytes >= self._file_bytes:
-                    self._end()
+            if not self._written_bytes:
+                left = f"{','.join(COLUMNS)}\n".encode() + left
+            while left:  # a disk that is nearly full writes a part of the data, and then refuses the rest
+                written = os.write(self._descriptor, left)
+                self._written_bytes += written
+                left = left[written:]
+            if self._written_bytes >= self._file_bytes:
+                self._end()
         except OSError as error:
-            raise UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})")
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._path = self.folder / f"window_access_{self.split}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-        self._pid, self._written_bytes = os.getpid(), 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._pid, self._written_bytes, self._waiting = os.getpid(), 0, []  # after a fork: not the rows of the parent
         if self._format == "parquet":
             # A worker ends without deleting its dataset: its last file is then closed by this.
             self._at_exit = util.Finalize(None, _close_quietly, args=(self,), exitpriority=10)
@@ -159,11 +192,23 @@ class AccessLog:
         Raises:
             UsageError: the Parquet file cannot be written; the CSV file is kept.
         """
-        if self._pid == os.getpid():
-            self._end()
+        with self._lock():
+            if self._pid == os.getpid():
+                self._put()
+            if self._pid == os.getpid():  # a full file was closed already
+                self._end()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pid": -1, "_descriptor": -1, "_locks": {}, "_names": {}, "_at_exit": None}
+        return {
+            **self.__dict__,
+            "_pid": -1,
+            "_descriptor": -1,
+            "_locks": {},
+            "_names": {},
+            "_at_exit": None,
+            "_waiting": [],
+            "_locate": None,
+        }
 
 
 def _cells(sequence_id: str, sample_id: str) -> str:

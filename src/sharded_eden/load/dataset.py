@@ -295,8 +295,7 @@ class ArrayDataset:
 
     def _log(self, wanted: Sequence[Wanted]) -> None:
         if self._access_log is not None:
-            located = self._index.locate_many([window_idx for _, window_idx in wanted])
-            self._access_log.write(wanted, located)
+            self._access_log.write(wanted, self._index.locate_many)
 
     def _windows_of(self, indices: Sequence[Index]) -> tuple[list[Wanted], list[int]]:
         """Return (epoch, window index) of every window of these items, and how many each item has."""
@@ -362,7 +361,7 @@ class ArrayDataset:
 
     def close(self) -> None:
         """Close every database and log that this process has opened for this dataset. It may be called again."""
-        for name in ("_reader", "_addresses", "_index", "_access_log"):
+        for name in ("_access_log", "_reader", "_addresses", "_index"):
             part = self.__dict__.get(name)
             if part is not None:
                 part.close()

@@ -84,7 +84,7 @@ class Totals:
         tags = dataset.ctrl_ids_map if dataset.options.use_control_tags else None
         query = _PLACES.format(id="NULL" if tags is None else "w.sequence_id")
         try:
-            wanted = apsw.carray(np.array(windows, dtype=np.int64))
+            wanted = apsw.carray(np.sort(np.array(windows, dtype=np.int64)))  # in order, neighbours share a page
             found = dataset.window_db_conn.execute(query, (wanted,)).fetchall()
         except READ_ERRORS as error:
             raise unreadable(dataset.window_db_path, error) from error

@@ -83,7 +83,7 @@ class Fetcher:
         if tokens > seq_length:
             raise DatabaseError(f"{tokens} > {seq_length}")
 
-    def check_loss(self, any_loss: bool) -> None:
+    def check_loss(self, any_loss: bool, *, masked: bool = False) -> None:
         """Nothing to report."""
 
 

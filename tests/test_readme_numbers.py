@@ -1,0 +1,117 @@
+"""Every figure in the tables of the README is in `benchmarks/results/`, in the row and column that it is said to be of."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+if not RESULTS.is_dir():
+    pytest.skip("only in a checkout", allow_module_level=True)
+
+README = (ROOT / "README.md").read_text()
+CONDITIONS = {"4 kb", "5 Mb", "2 kb", "150 Mb", "2.2 kb", "10 million"}
+"""What was measured, not what came out."""
+
+SHORT, LONG, CHROMOSOME = "short contigs", "contigs of 5 Mb", "contigs of 150 Mb"
+SHORT_BUILT, LONG_BUILT = "short contigs (mean 4 kb), 40 samples, by build", "contigs of 5 Mb, 40 samples, by build"
+FASTEST = "over the fastest peer, batches of 32"
+
+SOURCES = {
+    "One read per window": [
+        ("1.03", "cold", SHORT_BUILT, "requests a window"),
+        ("1.03", "cold", LONG_BUILT, "requests a window"),
+        ("3.80", "cold", SHORT_BUILT, "sqlite"),
+        ("11.41", "cold", LONG_BUILT, "sqlite"),
+    ],
+    "Fast, with a global shuffle": [
+        ("1.68", "loading", FASTEST, SHORT),
+        ("4.43", "loading", FASTEST, CHROMOSOME),
+        ("1.25", "cold", SHORT_BUILT, "index, ahead over flat"),
+        ("1.56", "cold", LONG_BUILT, "index, ahead over flat"),
+    ],
+    "Almost no padding": [
+        ("41.9%", "packing", "log-normal contigs", "useful, padded"),
+        ("99.90%", "packing", "log-normal contigs", "useful, packed"),
+    ],
+    "Opens at once": [("0.044", "startup", "time", "ours"), ("8.9", "startup", "growth of the resident set", "ours")],
+    "sharded-eden (the default: with an index)": [
+        ("7,596", "cold", SHORT_BUILT, "index, ahead"),
+        ("16,118", "cold", LONG_BUILT, "index, ahead"),
+    ],
+    "flat file, one `pread` per window": [
+        ("6,078", "cold", SHORT_BUILT, "flat"),
+        ("10,300", "cold", LONG_BUILT, "flat"),
+    ],
+    "flat file, all windows of a batch announced first": [
+        ("16,521", "cold", SHORT_BUILT, "flat, ahead"),
+        ("31,061", "cold", LONG_BUILT, "flat, ahead"),
+    ],
+    "sharded-eden without an index, through SQLite": [
+        ("622", "cold", SHORT_BUILT, "sqlite"),
+        ("608", "cold", LONG_BUILT, "sqlite"),
+    ],
+} | {
+    row: [(figure, "loading", of, shape) for figure, shape in zip(figures, (SHORT, LONG, CHROMOSOME), strict=True)]
+    for row, of, figures in (
+        ("sharded-eden, before it had an index", "ours, batches", ("31,190", "55,116", "56,604")),
+        (
+            "flat memory-mapped file with the same encoder, single items",
+            "flat memory map",
+            ("43,313", "46,972", "47,366"),
+        ),
+        ("LitData, its own shuffled loop", "litdata, its own shuffled loop", ("19,984", "17,190", "12,798")),
+        ("Streaming", "mosaicml-streaming, batches of 32", ("6,174", "5,862", "6,920")),
+        ("SQL `substr()` and lists of token ids, single items", "naive, byte tokenizer", ("1,254", "171", "4.4")),
+    )
+}
+
+
+def cells_of(name: str, row: str, column: str) -> list[str]:
+    """Return the cells of all tables of a file of results that have this row and this column."""
+    found, head = [], []
+    for line in (RESULTS / f"{name}.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = cells
+        elif cells[0] == row and column in head:
+            found.append(cells[head.index(column)])
+    return found
+
+
+def rows_of_the_readme() -> dict[str, str]:
+    """Return {first cell: the other cells} of the tables whose figures were measured."""
+    parts = README.split("## Install")[0] + README.split("## Speed")[1].split("## With")[0]
+    lines = [
+        line
+        for line in parts.splitlines()
+        if line.startswith("| ") and not line.startswith(("| why", "| cold", "| warm"))
+    ]
+    return {line.split("|")[1].strip(): line.split("|", 2)[2] for line in lines}
+
+
+def test_every_figure_has_a_source():
+    rows = rows_of_the_readme()
+    assert len(rows) == 5 + 4 + 5
+    conditions = "|".join(sorted(map(re.escape, CONDITIONS), key=len, reverse=True))
+    for row, text in rows.items():
+        figures = re.findall(r"\d[\d,.]*%?", re.sub(conditions, "", text))
+        assert {figure.rstrip(",.") for figure in figures} == {source[0] for source in SOURCES.get(row, [])}, row
+
+
+@pytest.mark.parametrize("row", SOURCES)
+def test_figures_are_those_of_the_results(row):
+    for figure, name, of, column in SOURCES[row]:
+        cells = cells_of(name, of, column)
+        assert any(re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d%])", cell) for cell in cells), (figure, cells)
+
+
+def test_the_readme_is_short_and_begins_with_one_screen():
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    assert sum(line.startswith("| ") for line in lines[:25]) == 1 + 5

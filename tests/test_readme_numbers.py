@@ -50,10 +50,6 @@ SOURCES = {
         ("16,521", "cold", SHORT_BUILT, "flat, ahead"),
         ("31,061", "cold", LONG_BUILT, "flat, ahead"),
     ],
-    "sharded-eden without an index, through SQLite": [
-        ("622", "cold", SHORT_BUILT, "sqlite"),
-        ("608", "cold", LONG_BUILT, "sqlite"),
-    ],
 } | {
     row: [(figure, "loading", of, shape) for figure, shape in zip(figures, (SHORT, LONG, CHROMOSOME), strict=True)]
     for row, of, figures in (
@@ -97,7 +93,7 @@ def rows_of_the_readme() -> dict[str, str]:
 
 def test_every_figure_has_a_source():
     rows = rows_of_the_readme()
-    assert len(rows) == 5 + 4 + 5
+    assert len(rows) == 5 + 3 + 5
     conditions = "|".join(sorted(map(re.escape, CONDITIONS), key=len, reverse=True))
     for row, text in rows.items():
         figures = re.findall(r"\d[\d,.]*%?", re.sub(conditions, "", text))

@@ -50,6 +50,9 @@ def write_logs(folder: Path, windows: int, passes: int, ranks: int) -> int:
     folder.mkdir()
     rng = np.random.default_rng(2)
     rows = 0
+    each = (CONTIG_BASES - WINDOW) // STRIDE + 1
+    contigs = pl.read_parquet(folder.parent / "train_split.parquet")["contig_id"]  # in the order of the windows
+    samples = contigs.str.extract("ECT-(S[0-9]+)__")
     for epoch in range(passes):
         order = rng.permutation(windows)
         for rank in range(ranks):
@@ -59,9 +62,9 @@ def write_logs(folder: Path, windows: int, passes: int, ranks: int) -> int:
             pl.DataFrame(
                 {
                     "window_idx": window,
-                    "sequence_id": ["BCR__ECT-S0__CT1-1"] * len(window),
-                    "sample_id": ["S0"] * len(window),
-                    "window_in_seq_idx": np.zeros(len(window), dtype=np.int64),
+                    "sequence_id": contigs.gather(window // each),
+                    "sample_id": samples.gather(window // each),
+                    "window_in_seq_idx": window % each,
                     "rank": np.full(len(window), rank),
                     "access_ts": 1_700_000_000_000_000_000 + place // 16 * 1_000_000,
                     "worker": np.full(len(window), -1),

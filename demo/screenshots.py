@@ -57,7 +57,7 @@ def main() -> None:
                 opened.page.screenshot(path=OUT / f"{picture}.png", full_page=True, clip=clip)
             for picture, *words in (
                 ("stats", "stats", "seqdb", *databases),
-                ("show", "show", "seqdb", "train_windows.db", "0"),
+                ("show", "show", "seqdb", "train_windows.db", "--step", "10", "--global-batch-size", "8", "--rc-aug"),
                 ("verify", "verify", "seqdb", *databases, "--by", "contig", "--near-duplicates"),
             ):
                 text = run(folder, *words)
@@ -68,7 +68,9 @@ def main() -> None:
                 opened = open_page(started, folder / "terminal.html")
                 opened.page.locator("pre").screenshot(path=OUT / f"{picture}.png")
     for picture in sorted(OUT.iterdir()):
-        Image.open(picture).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(picture, optimize=True)
+        Image.open(picture).convert("RGB").quantize(96, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            picture, optimize=True
+        )
         print(f"{picture}  {picture.stat().st_size / 1000:,.0f} kB")
 
 

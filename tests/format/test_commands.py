@@ -30,6 +30,7 @@ CASES = {
     "split_command": [
         (commands.split_command(), {"seqdb": "SEQDB", "out": "DIR", "by": "sample"}),
         (commands.split_command(ODD, ODD, by_contig=True), {"seqdb": ODD, "out": ODD, "by": "contig"}),
+        (commands.split_command(group_similar=True), {"seqdb": "SEQDB", "out": "DIR", "group_similar": True}),
     ],
     "precompute_command": [
         (commands.precompute_command(ODD), {"split_file": "SPLIT.parquet", "windows_db": ODD, "pack": False}),

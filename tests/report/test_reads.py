@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sharded_eden.describe.access_logs import access_log_files
 from sharded_eden.errors import EdenWarning, InputError, MissingDatabase, UsageError
 from sharded_eden.report import reads as module
-from sharded_eden.report.reads import count_reads, log_files
+from sharded_eden.report.reads import count_reads
 from sharded_eden.report.verdicts import verdicts
 
 WINDOWS = 12_000
@@ -39,7 +40,7 @@ def write_log(folder: Path, rank: int, order: dict[int, np.ndarray], suffix: str
 
 
 def found(folder: Path, windows: int = WINDOWS) -> list[tuple[str, str]]:
-    reads = count_reads("train", log_files(folder)["train"], windows)
+    reads = count_reads("train", access_log_files(folder), windows)
     return [(each.level, each.text) for each in verdicts(reads)]
 
 
@@ -134,12 +135,10 @@ def test_reads_after_a_restart_are_named(tmp_path):
 
 def test_evaluation_in_order_is_no_fault(tmp_path):
     write_log(tmp_path, 0, {0: np.tile(np.arange(WINDOWS), 3)})
-    path = next(tmp_path.iterdir())
-    path.rename(tmp_path / path.name.replace("train", "val"))
-    reads = count_reads("val", log_files(tmp_path)["val"], WINDOWS)
+    reads = count_reads("val", access_log_files(tmp_path), WINDOWS, is_evaluation=True)
     said = [(each.level, each.text) for each in verdicts(reads)]
     assert ("good", "Every window was read exactly 3 times.") in said
-    assert ("note", "The windows were read in order, as an evaluation does.") in said
+    assert ("note", "This is a split for evaluation: it is read in one fixed order, in each evaluation again.") in said
 
 
 def test_a_stall_is_named(tmp_path):
@@ -162,7 +161,7 @@ def test_counts_equal_those_of_polars(tmp_path, monkeypatch):
             tmp_path, rank, {epoch: RNG.integers(0, 500, 2000) for epoch in (0, 5)}, "parquet", worker=pl.lit(rank % 2)
         )
     rows = pl.read_parquet(tmp_path / "*.parquet")
-    reads = count_reads("train", log_files(tmp_path)["train"], 500)
+    reads = count_reads("train", access_log_files(tmp_path), 500)
     assert reads.rows == len(rows)
     counts = rows.group_by("window_idx").len()["len"].value_counts()
     assert {k: v for k, v in reads.times_read.items() if k} == dict(counts.iter_rows())
@@ -196,9 +195,9 @@ def test_logs_of_other_data_and_broken_logs_are_errors(tmp_path):
         found(tmp_path)
     path.unlink()
     with pytest.raises(MissingDatabase, match="holds no access log"):
-        log_files(tmp_path)
+        access_log_files(tmp_path)
     with pytest.raises(MissingDatabase, match="no such folder"):
-        log_files(tmp_path / "none")
+        access_log_files(tmp_path / "none")
 
 
 def test_a_row_that_is_cut_off_and_a_log_that_is_there_twice_are_not_counted(tmp_path):

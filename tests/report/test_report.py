@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import oracle
 from sharded_eden import ShardedEdenDataset, Stream, cli, pack_window_database, precompute_window_database, write_report
-from sharded_eden.errors import MissingExtra, UsageError
+from sharded_eden.errors import InputError, MissingExtra, UsageError
 from sharded_eden.report.coverage import mean_coverage
 from sharded_eden.report.figure import percent
 
@@ -198,14 +198,34 @@ def test_wrong_requests(world, tmp_path, capsys, monkeypatch):
     assert cli.main(["report", str(tmp_path), seqdb]) == 2
     assert cli.main(["report", out, seqdb, str(world / "val_windows.db"), "--logs", str(tmp_path)]) == 1
     assert "holds no access log" in capsys.readouterr().err
-    with pytest.raises(
-        UsageError, match=r"an access log of the split 'train', and no window database is named train_windows.db"
-    ):
+    with pytest.raises(UsageError, match="--logs needs the window databases that were read"):
         write_report(out, seqdb, logs=world / "logs")
+    with pytest.raises(InputError, match=r"belongs to another window database: it calls window \d+ window \d+ of "):
+        write_report(out, seqdb, world / "val_windows.db", logs=world / "logs")
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(MissingExtra, match=re.escape("pip install '.[report]'")):
         write_report(out, seqdb)
     assert not Path(out).exists()
+
+
+def test_logs_are_matched_by_their_windows_and_not_by_their_names(world, tmp_path):
+    """As a data module names them: `validation` for val_windows.db, and `train` for all sources of a mixture."""
+    logs = tmp_path / "logs"
+    for windows, split in (("train", "train"), ("val", "train"), ("val", "validation")):
+        with ShardedEdenDataset.open(
+            world / "seqdb", world / f"{windows}_windows.db", log_windows=True, log_dir=logs, split=split
+        ) as dataset:
+            stream = Stream(dataset)
+            stream.__getitems__(range(len(stream)))
+            if split == "validation":
+                stream.__getitems__(range(len(stream)))
+    found = write_report(tmp_path / "report.html", world / "seqdb", world, logs=logs)
+    said = {split: [each.text for each in each_split] for split, each_split in found.verdicts.items()}
+    assert said.keys() == {"train", "val", "val (logs of train)"}
+    assert "Every window was read exactly once." in said["train"]
+    assert "Every window was read exactly once." in said["val (logs of train)"]
+    assert "Every window was read exactly twice." in said["val"]
+    assert found.faults == []
 
 
 @pytest.mark.slow

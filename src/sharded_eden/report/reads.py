@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sharded_eden.describe.access_logs import access_log_files, scan_access_log, split_of
+from sharded_eden.describe.access_logs import scan_access_log
 from sharded_eden.errors import InputError, UsageError, printable, shown
 
 COLUMNS = ("window_idx", "rank", "access_ts", "worker", "epoch")
@@ -54,6 +54,7 @@ class Reads:
 
     split: str
     windows: int
+    is_evaluation: bool = False
     rows: int = 0
     files: int = 0
     by_process: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -85,31 +86,22 @@ class Reads:
     seconds: float = 0.0
 
 
-def log_files(folder: Path) -> dict[str, list[Path]]:
-    """Return {split: its access logs} of a folder.
-
-    Raises:
-        MissingDatabase: there is no such folder, or no access log in it.
-    """
-    found: dict[str, list[Path]] = {}
-    for path in access_log_files(folder):
-        found.setdefault(split_of(path), []).append(path)
-    return found
-
-
-def count_reads(split: str, files: list[Path], windows: int) -> Reads:
+def count_reads(split: str, files: list[Path], windows: int, *, is_evaluation: bool = False) -> Reads:
     """Count the reads of a split.
 
     Args:
         split: its name.
         files: its access logs.
         windows: the number of its windows.
+        is_evaluation: whether windows may be read any number of times, in any order.
 
     Raises:
         InputError: a file is no access log, or names a window that the split does not have.
         UsageError: there are more windows and passes than fit into memory.
     """
-    return _Counter(split, files, windows).result()
+    found = _Counter(split, files, windows).result()
+    found.is_evaluation = is_evaluation
+    return found
 
 
 def _batches(path: Path) -> Iterator[pl.DataFrame]:

@@ -1,7 +1,8 @@
 """What the access logs of a split mean, in words: what the sampler promises, and where the reads differ from it.
 
 Input: `Reads`. Output: sentences. The sampler promises that each pass reads every window exactly once over all ranks, in an
-order that is random over the whole split. Splits for evaluation are read in order, and may be read many times.
+order that is random over the whole split. Splits for evaluation are read in one
+fixed order, any number of times.
 """
 
 from __future__ import annotations
@@ -42,20 +43,17 @@ def times(count: int) -> str:
     return NUMBERS.get(count, f"{count:,} times")
 
 
-def is_shuffled_split(reads: Reads) -> bool:
-    """Return whether the split should be read in a random order: all but those that are read in order, for evaluation."""
-    return reads.split == "train" or reads.in_order < ONE_SIDED
-
-
 def verdicts(reads: Reads) -> list[Verdict]:
     """Return what to say about the reads of a split, faults first."""
     if not reads.rows:
         return [Verdict("note", "The access logs hold no read.")]
     found = [_how_often(reads)]
-    if is_shuffled_split(reads):
+    if not reads.is_evaluation:
         found += [*_repeats(reads), *_gaps(reads), *_order(reads)]
     else:
-        found.append(Verdict("note", "The windows were read in order, as an evaluation does."))
+        found.append(
+            Verdict("note", "This is a split for evaluation: it is read in one fixed order, in each evaluation again.")
+        )
     found.append(_pauses(reads))
     rank = {"fault": 0, "good": 1, "note": 2}
     return sorted(found, key=lambda each: rank[each.level])
@@ -64,7 +62,7 @@ def verdicts(reads: Reads) -> list[Verdict]:
 def _how_often(reads: Reads) -> Verdict:
     often = sorted(reads.times_read)
     if len(often) == 1:
-        repeats = sum(state.repeats for state in reads.passes) if is_shuffled_split(reads) else 0
+        repeats = sum(state.repeats for state in reads.passes) if not reads.is_evaluation else 0
         return Verdict("note" if repeats else "good", f"Every window was read exactly {times(often[0])}.")
     unread = reads.times_read.get(0, 0)
     read = [times_read for times_read in often if times_read]

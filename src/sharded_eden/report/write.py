@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import sharded_eden
+from sharded_eden.describe.access_logs import access_log_files
 from sharded_eden.describe.stats import Part, stats
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.publish import publishing
@@ -22,8 +23,9 @@ from sharded_eden.jobs import Progress
 from sharded_eden.report import data_figures, log_figures
 from sharded_eden.report.coverage import longest_contigs
 from sharded_eden.report.figure import Figure, graph_objects, number, percent
+from sharded_eden.report.match import EVALUATION, NAMES, matched
 from sharded_eden.report.page import Page, Section, html_of
-from sharded_eden.report.reads import count_reads, log_files
+from sharded_eden.report.reads import Reads, count_reads
 from sharded_eden.report.verdicts import Verdict, verdicts
 
 
@@ -55,13 +57,13 @@ def write_report(
     Args:
         out: the HTML file.
         paths: the folder of sequence databases, and window databases or folders of them.
-        logs: a folder of access logs (`log_windows=True`, `log_dir`). Those of a split are matched by name: logs of `train`
-            belong to `train_windows.db`. Where there is one window database and one split in the logs, they belong together.
+        logs: a folder of access logs (`log_windows=True`, `log_dir`). Each log is matched with the window database that has the
+            windows that it names.
         jobs: sequence databases that are read at the same time.
         progress: called with the bytes of sequence databases that are done and their total.
 
     Raises:
-        UsageError: a path is of another kind, or access logs belong to no window database.
+        UsageError: a path is of another kind, or access logs are given without a window database.
         MissingDatabase: there are no sequence databases, or no access logs.
         MissingExtra: Plotly is not installed.
         DatabaseError: a database is damaged.
@@ -73,7 +75,7 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{printable(out)}: is a folder; name the HTML file to write")
-    files = {} if logs is None else log_files(Path(logs))
+    files = [] if logs is None else access_log_files(logs)
     counted = stats(*paths, by="sample", jobs=jobs, progress=progress)
     tags = stats(*paths, by="tag", letters=False, jobs=jobs)
     parts = _sorted(counted.parts)
@@ -83,12 +85,14 @@ def write_report(
             "give the folder of sequence databases first: sharded-eden report OUT.html SEQDB [WINDOWS.db ...]"
         )
     splits = {data_figures.name_of(part.path): part for part in parts if part.split is not None}
-    of_logs = {split: _match(split, splits, files) for split in files}
-    reads = {
-        split: count_reads(split, files[split], part.split.windows)
-        for split, part in of_logs.items()
-        if part.split is not None
-    }
+    databases = {name: part.path for name, part in splits.items()}
+    reads: dict[str, Reads] = {}
+    for (name, split), logs_of in matched(files, databases).items() if files else ():
+        is_same = split in {name, *(key for key, value in NAMES.items() if value == name)}
+        called = name if is_same else f"{name} (logs of {split})"
+        state = splits[name].split
+        if state is not None:
+            reads[called] = count_reads(called, logs_of, state.windows, is_evaluation=split in EVALUATION)
     found = {split: verdicts(each) for split, each in reads.items()}
     page = Page(
         title="What the model is fed" if splits else "What is in the data",
@@ -136,17 +140,6 @@ def _sorted(parts: Sequence[Part]) -> list[Part]:
     """Return the sequence databases, then the splits in their usual order."""
     places = data_figures.in_order([data_figures.name_of(part.path) for part in parts if part.split is not None])
     return sorted(parts, key=lambda part: -1 if part.split is None else places.index(data_figures.name_of(part.path)))
-
-
-def _match(split: str, splits: dict[str, Part], files: dict[str, list[Path]]) -> Part:
-    if split in splits:
-        return splits[split]
-    if len(splits) == len(files) == 1:
-        return next(iter(splits.values()))
-    raise UsageError(
-        f"{printable(files[split][0])}: is an access log of the split {split!r}, and no window database is named "
-        f"{split}_windows.db. Found: {', '.join(map(str, (part.path for part in splits.values()))) or 'no window database'}"
-    )
 
 
 def _subtitle(parts: Sequence[Part], splits: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -83,6 +84,30 @@ def test_a_database_without_addresses_is_opened_with_the_dataset(folder, tmp_pat
     with worlds.dataset(folder) as dataset:
         assert opened_by_sqlite(dataset) == ["S0"]
         assert rows(dataset) == wanted(CONTIGS, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs preadv2")
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_of_which_a_part_is_in_the_page_cache_give_the_same_rows(folder, tmp_path, monkeypatch, seed):
+    preadv, chance, outcomes = os.preadv, random.Random(seed), set()
+
+    def partly_cached(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        outcome = chance.choice(["all", "all", "all", "none", "half"]) if flags else "all"
+        outcomes.add(outcome)
+        if outcome == "none":
+            raise BlockingIOError
+        if outcome == "half":
+            return preadv(descriptor, [buffers[0][: len(buffers[0]) // 2]], offset)
+        return preadv(descriptor, buffers, offset)
+
+    expected = wanted(CONTIGS, tmp_path)
+    monkeypatch.setattr(os, "preadv", partly_cached)
+    with worlds.dataset(folder) as dataset:
+        for first in range(0, len(dataset), 16):
+            windows = list(range(first, min(first + 16, len(dataset))))
+            found = [row["tokens"].tolist() for row in dataset.__getitems__(windows)]
+            assert found == [expected[window] for window in windows]
+    assert outcomes == {"all", "none", "half"}
 
 
 # ---- stale when the dataset is opened ----

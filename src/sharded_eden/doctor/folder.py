@@ -83,7 +83,9 @@ def reading_mode(folder: dict[str, Any]) -> list[str]:
     if not folder["posix_fadvise"]:
         lines.append("No read-ahead: this system has no posix_fadvise.")
     elif folder["rwf_nowait"]:
-        lines.append("Positioned reads ask the page cache first (RWF_NOWAIT); only windows not in it are announced.")
+        lines.append(
+            "Positioned reads ask the page cache first (RWF_NOWAIT); they announce a batch from the first miss on."
+        )
     elif folder["rwf_nowait"] is False:
         lines.append(
             "This file system cannot tell what is cached (no RWF_NOWAIT): positioned reads announce every window."

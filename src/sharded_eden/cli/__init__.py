@@ -16,7 +16,7 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import build, checks, doctor, export, index, report, rows, split, stats, windows
+from sharded_eden.cli import build, checks, doctor, export, fetch, index, report, rows, split, stats, windows
 from sharded_eden.errors import EdenError, EdenWarning
 
 INTERRUPTED = 130
@@ -91,6 +91,7 @@ for command in (
     split.split,
     windows.precompute,
     index.index,
+    fetch.fetch,
     export.export,
     windows.pack,
     checks.bench,

@@ -144,6 +144,12 @@ def index_at_command(url: str, window_db: PathLike = "WINDOWS.db") -> str:
     return f"sharded-eden index --at {quoted(url)} {quoted(window_db)}"
 
 
+def fetch_command(url: str, folder: PathLike = "DIR", window_db: PathLike | None = None) -> str:
+    """Return the command that copies sequence databases from object storage."""
+    windows = "" if window_db is None else f" --windows {quoted(window_db)}"
+    return f"sharded-eden fetch {quoted(url)} {quoted(folder)}{windows}"
+
+
 def sibling(path: PathLike, suffix: str) -> Path:
     """Return a new name beside a file: `train_windows.db` -> `train_windows.8192.db` for the suffix `8192`.
 

@@ -100,9 +100,15 @@ class Objects:
             with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
                 found = zip(wanted, pool.map(self._head, wanted), strict=True)
                 return {name: version for name, version in found if version is not None}
-        return {name: version for name, version in self._listed().items() if name in wanted}
+        return {name: version for name, version in self.listed().items() if name in wanted}
 
-    def _listed(self) -> dict[str, Version]:
+    def listed(self) -> dict[str, Version]:
+        """Return the version of every object.
+
+        Raises:
+            DatabaseError: the storage cannot be listed.
+        """
+
         def all_pages() -> dict[str, Version]:
             pages = self._obstore.list(self._store, chunk_size=LISTED_AT_ONCE)
             return {each["path"]: _version(each) for page in pages for each in page}

@@ -1,0 +1,34 @@
+"""`fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sharded_eden.cli.show import progress_bar, say_next, size
+from sharded_eden.format.commands import index_command
+from sharded_eden.windows.fetch import fetch_sequence_databases
+
+
+def fetch(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The sequence databases: s3://, gs://, az://, http(s)://, file://.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The local folder that they are copied to.")],
+    windows: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="WINDOWS.db", help="Copy only the samples of this window database; needs its index."),
+    ] = None,
+) -> None:
+    """Copy sequence databases from object storage to a local folder.
+
+    Files appear when they are whole. Run again after it was stopped: files with the right size (and digest, if an index has
+    one) are kept.
+    """
+    with progress_bar("copying") as progress:
+        done = fetch_sequence_databases(url, folder, window_dbs=windows or (), progress=progress)
+    print(f"copied {done.copied_files:,} of {done.files:,} sequence databases, {size(done.copied_bytes)}, to {folder}")
+    for path in windows or ():
+        say_next(index_command(folder, path))

@@ -1,0 +1,182 @@
+"""`fetch`: copies sequence databases from object storage to a local folder.
+
+Input: a URL, and optionally window databases whose samples alone are copied. Output: the folder. Cost: one listing, and one
+request for each 8 MB. A file appears when it is whole: a stopped command is run again and copies what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, printable
+from sharded_eden.format.commands import fetch_command
+from sharded_eden.format.index import IndexFile, index_path
+from sharded_eden.format.publish import publishing
+from sharded_eden.format.schema import sample_database_path
+from sharded_eden.jobs import Meter, Progress
+from sharded_eden.storage.objects import Objects, Range, Version
+from sharded_eden.storage.urls import folder_url, object_name
+
+PART_BYTES = 8 << 20
+PARTS_AT_ONCE = 4
+"""Parts of one file that are read at the same time."""
+FILES_AT_ONCE = 4
+REQUEST_SECONDS = 300.0
+"""How long a part is tried."""
+NO_DIGEST = bytes(16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchResult:
+    """What was copied."""
+
+    files: int
+    copied_files: int
+    copied_bytes: int
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    path: Path
+    version: Version
+    digest: bytes
+    """XXH3-128 of its bytes, `NO_DIGEST` where it is not known."""
+
+
+def fetch_sequence_databases(
+    url: str,
+    folder: str | os.PathLike[str],
+    *,
+    window_dbs: Iterable[str | os.PathLike[str]] = (),
+    seconds: float = REQUEST_SECONDS,
+    progress: Progress | None = None,
+) -> FetchResult:
+    """Copy sequence databases to a local folder. Files that are there with the right size and digest are kept.
+
+    Args:
+        url: the folder of sequence databases in object storage.
+        folder: where they are copied to.
+        window_dbs: copy only the samples that these have windows of, by their indexes; none: copy all.
+        seconds: how long a request is tried.
+        progress: called with the bytes done and their total.
+
+    Raises:
+        MissingDatabase: an object or an index is missing.
+        DatabaseError: an object is not the one that was indexed, or cannot be read.
+        UsageError: the URL is not valid, or http(s) without window databases: such servers have no listing.
+    """
+    url = folder_url(url, "URL")
+    objects = Objects(url, seconds)
+    files = _wanted(objects, Path(folder), [Path(each) for each in window_dbs])
+    meter, lock, done = Meter(progress, sum(file.version.size_bytes for file in files)), threading.Lock(), 0
+
+    def add(size_bytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += size_bytes
+            meter.reach(done)
+
+    def fetch(file: _File) -> int:
+        if _is_there(file):
+            add(file.version.size_bytes)
+            return 0
+        with publishing(file.path) as unfinished, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            descriptor = os.open(unfinished, os.O_WRONLY)
+            try:
+
+                def part(start: int) -> None:
+                    size_bytes = min(PART_BYTES, file.version.size_bytes - start)
+                    body = objects.read(Range(file.name, start, size_bytes, file.version))
+                    while len(body):
+                        written = os.pwrite(descriptor, body, start)
+                        body, start = body[written:], start + written
+                    add(size_bytes)
+
+                for _ in pool.map(part, range(0, file.version.size_bytes, PART_BYTES)):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)
+                os.close(descriptor)
+            _check_digest(file, unfinished, url)
+        return file.version.size_bytes
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        try:
+            copied = list(pool.map(fetch, files))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    meter.finish()
+    return FetchResult(files=len(files), copied_files=sum(map(bool, copied)), copied_bytes=sum(copied))
+
+
+def _wanted(objects: Objects, folder: Path, window_dbs: list[Path]) -> list[_File]:
+    if not window_dbs:
+        if objects.url.startswith("http"):
+            raise UsageError(
+                f"{printable(objects.url)}: http servers have no listing. Name window databases with an index: "
+                f"{fetch_command(objects.url, folder, 'WINDOWS.db')}"
+            )
+        found = {name: version for name, version in objects.listed().items() if name == object_name(name.split("/")[0])}
+        if not found:
+            raise MissingDatabase(f"{printable(objects.url)}: holds no <sample>/glm_dataset_<sample>.sqlite")
+        return [_file(folder, name.split("/")[0], found[name], NO_DIGEST) for name in sorted(found)]
+    expected: dict[str, tuple[int, bytes, Path]] = {}
+    for window_db in window_dbs:
+        path = index_path(window_db)
+        if not path.is_file():
+            raise MissingDatabase(f"{printable(path)}: no such index: it names the samples to copy")
+        index = IndexFile(path)
+        for name, sample in zip(index.meta["samples"], index.samples, strict=True):
+            if sample["page_bytes"]:
+                expected[name] = int(sample["size_bytes"]), sample["digest"].tobytes(), path
+    versions = objects.versions(map(object_name, expected))
+    files = []
+    for sample, (size_bytes, digest, path) in expected.items():
+        name = object_name(sample)
+        if name not in versions:
+            raise MissingDatabase(f"{printable(objects.url)}/{name}: no such object")
+        if versions[name].size_bytes != size_bytes:
+            raise DatabaseError(
+                f"{printable(objects.url)}/{name}: it has {versions[name].size_bytes:,} bytes; the file that "
+                f"{printable(path)} was made of had {size_bytes:,}"
+            )
+        files.append(_file(folder, sample, versions[name], digest))
+    return files
+
+
+def _file(folder: Path, sample: str, version: Version, digest: bytes) -> _File:
+    if not sample or sample.startswith(".") or "/" in sample:
+        raise DatabaseError(f"{sample!r} is not a name of a sample")  # it would lie outside the folder
+    return _File(object_name(sample), sample_database_path(folder, sample), version, digest)
+
+
+def _is_there(file: _File) -> bool:
+    """Return whether a file is there with the right size and digest."""
+    if not file.path.is_file() or file.path.stat().st_size != file.version.size_bytes:
+        return False
+    return file.digest == NO_DIGEST or digest_of(file.path) == file.digest
+
+
+def _check_digest(file: _File, copy: Path, url: str) -> None:
+    if file.digest != NO_DIGEST and digest_of(copy) != file.digest:
+        raise DatabaseError(
+            f"{printable(url)}/{file.name}: its bytes are not those of the file that was indexed (XXH3-128). Upload that file"
+        )
+
+
+def digest_of(path: Path) -> bytes:
+    """Return the XXH3-128 digest of a file."""
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(PART_BYTES):
+            found.update(block)
+    return found.digest()

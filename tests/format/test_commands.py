@@ -81,6 +81,13 @@ CASES = {
         (commands.index_command(), {"seqdb": "SEQDB", "windows_dbs": ["WINDOWS.db"]}),
         (commands.index_command(ODD, ODD), {"seqdb": ODD, "windows_dbs": [ODD]}),
     ],
+    "index_at_command": [
+        (commands.index_at_command("s3://b/x"), {"at": "s3://b/x", "seqdb": "WINDOWS.db", "windows_dbs": None}),
+    ],
+    "fetch_command": [
+        (commands.fetch_command("s3://b/x"), {"url": "s3://b/x", "folder": "DIR"}),
+        (commands.fetch_command("s3://b/x", ODD, "w.db"), {"url": "s3://b/x", "folder": ODD, "windows": ["w.db"]}),
+    ],
 }
 """{function: commands that it makes, and what the command line makes of each}."""
 

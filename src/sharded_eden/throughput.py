@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from sharded_eden.format.schema import WINDOWS_SUFFIX
 from sharded_eden.jobs import Progress, usable_processors
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.train.mixture import Mixture
+from sharded_eden.train.mixture_file import is_mixture_file, mixture_config
 from sharded_eden.train.stream import Stream
 
 STAGES = ("locate", "read", "encode", "collate", "transfer")
@@ -90,7 +93,8 @@ def bench(
 
     Args:
         sequence_db_dir: the folder of per-sample sequence databases.
-        window_db_path: the window database of a split, or the folder that `precompute` wrote (then its training split).
+        window_db_path: the window database of a split, the folder that `precompute` wrote (then its training split), or the
+            TOML or YAML file of a mixture. The stages are then those of the source with the largest weight.
         batch_size: windows of a batch.
         max_workers: the largest number of `DataLoader` workers to try; None for the number of processors of this
             process, at most 8.
@@ -112,22 +116,23 @@ def bench(
     most = min(8, usable_processors()) if max_workers is None else max_workers
     workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
     sequence_db_dir = sequence_folder(sequence_db_dir)
-    window_db_path = _window_database(window_db_path)
-    opener = _Opener(sequence_db_dir, window_db_path, tokenizer)
+    opener = (
+        _MixtureOpener(sequence_db_dir, window_db_path, tokenizer)
+        if is_mixture_file(window_db_path)
+        else _Opener(sequence_db_dir, _window_database(window_db_path), tokenizer)
+    )
     steps = 2 + 2 * (1 + len(methods) * (len(workers) - 1))
     report: Callable[[int], object] = lambda done: progress(done, steps) if progress else None  # noqa: E731
 
-    with opener(compact=False) as dataset:
-        paths = [Path(window_db_path), *map(Path, dataset.sample_db_mapping.values())]
-    kept = [path for path in paths if not _drop_from_cache(path)]
-    with opener(compact=False) as dataset:
-        stream = Stream(dataset)
+    kept = [path for path in opener.files() if not _drop_from_cache(path)]
+    with opener(compact=False) as stream:
+        dataset = stream.dataset
         cold = _windows_per_second(_batches(stream, batch_size), batch_size, seconds) if not kept else None
         report(1)
         warm = statistics.median(
             _windows_per_second(_batches(stream, batch_size), batch_size, seconds / REPEATS) for _ in range(REPEATS)
         )
-        stages, mean_bases = _time_stages(stream, batch_size, seconds)
+        stages, mean_bases = _time_stages(opener.largest(stream), batch_size, seconds)
         report(2)
         result = BenchResult(
             windows=len(dataset),
@@ -140,9 +145,9 @@ def bench(
         )
         is_table = dataset.has_table
     for compact in (False, True) if is_table else (False,):
-        with opener(compact=compact) as dataset:
+        with opener(compact=compact) as stream:
             for method, count in [("", 0), *itertools.product(methods, workers[1:])]:
-                rate = _loader_rate(dataset, batch_size, count, method, seconds)
+                rate = _loader_rate(stream, batch_size, count, method, seconds)
                 result.loaders.append(
                     LoaderRate(workers=count, start_method=method, compact=compact, windows_per_second=rate)
                 )
@@ -168,15 +173,61 @@ class _Opener:
         self._geometry = index.geometry
         index.close()
 
-    def __call__(self, *, compact: bool) -> ShardedEdenDataset:
-        return ShardedEdenDataset(
+    @contextmanager
+    def __call__(self, *, compact: bool) -> Iterator[Stream]:
+        with ShardedEdenDataset(
             self._tokenizer,
             *self._paths,
             self._geometry.window_size,
             stride=self._geometry.stride,
             rc_aug=True,
             compact=compact,
-        )
+        ) as dataset:
+            yield Stream(dataset)
+
+    def files(self) -> list[Path]:
+        """Return the files that are read."""
+        with self(compact=False) as stream:
+            return [Path(self._paths[1]), *map(Path, stream.dataset.sample_db_mapping.values())]
+
+    @staticmethod
+    def largest(stream: Stream) -> Stream:
+        """Return the stream whose stages are timed."""
+        return stream
+
+
+class _MixtureOpener:
+    """Opens a mixture; the stages are those of the source with the largest weight."""
+
+    def __init__(self, sequence_db_dir: str | os.PathLike[str], mixture: Any, tokenizer: Any) -> None:
+        self._folder = str(sequence_db_dir)
+        self._config = mixture_config(mixture)
+        self._tokenizer = tokenizer
+        index = WindowIndex(next(iter(self._config.sources.values())).window_db_path)
+        self._seq_length = index.geometry.window_size
+        index.close()
+
+    @contextmanager
+    def __call__(self, *, compact: bool) -> Iterator[Stream]:
+        options: dict[str, Any] = {"seq_length": self._seq_length, "rc_aug": True, "compact": compact}
+        mixture = self._config.open(tokenizer=self._tokenizer, sequence_db_dir=self._folder, seed=42, **options)
+        try:
+            yield mixture
+        finally:
+            mixture.dataset.close()
+
+    def files(self) -> list[Path]:
+        """Return the files that are read."""
+        with self(compact=False) as stream:
+            datasets = stream.dataset.datasets  # type: ignore[attr-defined]
+            return [Path(path) for each in datasets for path in (each.window_db_path, *each.sample_db_mapping.values())]
+
+    @staticmethod
+    def largest(stream: Stream) -> Stream:
+        """Return the stream whose stages are timed."""
+        assert isinstance(stream, Mixture)  # noqa: S101 - it was opened here
+        weights = stream.schedule.phases[0].weights
+        return Stream(stream.dataset.datasets[weights.index(max(weights))])
 
 
 def _drop_from_cache(path: Path) -> bool:
@@ -255,11 +306,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _loader_rate(dataset: ShardedEdenDataset, batch_size: int, workers: int, method: str, seconds: float) -> float:
+def _loader_rate(stream: Stream, batch_size: int, workers: int, method: str, seconds: float) -> float:
     """Return the rate of a whole loop, measured after the workers have started."""
+    dataset = stream.dataset
     expand = dataset.expander() if dataset.options.compact else None
     loader = DataLoader(
-        Stream(dataset),
+        stream,
         batch_sampler=_Endless(batch_size),
         num_workers=workers,
         collate_fn=dataset.collate_fn,

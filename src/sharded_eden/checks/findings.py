@@ -48,6 +48,7 @@ CHECKS = {
     "alphabet": "sequences are IUPAC nucleotide letters, in either case",
     "content": "a sequence database contains what build wrote, by the hash in the manifest",
     "opening": "the loader opens the split",
+    "mixture": "the sources of a mixture can be trained on together",
     "table": "contigs.parquet lists what the sequence databases hold",
     "shared-sample": "no sample is in two splits",
     "copied-contig": "no contig is in two splits, neither as a copy nor as its other strand",

@@ -27,6 +27,7 @@ from sharded_eden.build.manifest import Manifest
 from sharded_eden.checks.addresses import add_findings, address_tasks, compare_addresses
 from sharded_eden.checks.digests import contig_at, find_copies
 from sharded_eden.checks.findings import EXAMPLES, Findings, Tally
+from sharded_eden.checks.mixture import verify_mixture
 from sharded_eden.checks.near_duplicates import NearDuplicates as Near
 from sharded_eden.checks.near_duplicates import check_request, find_near_duplicates
 from sharded_eden.checks.reading import read_windows
@@ -41,6 +42,7 @@ from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sam
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.similar.groups import THRESHOLD
+from sharded_eden.train.mixture_file import is_mixture_file
 
 By = Literal["sample", "contig"]
 Task = TypeVar("Task")
@@ -71,7 +73,8 @@ def verify(
 
     Args:
         sequence_db_dir: the folder of sequence databases.
-        window_dbs: the window databases, one for each split; or a folder, for all `*_windows.db` in it.
+        window_dbs: the window databases, one for each split; a folder, for all `*_windows.db` in it; or the TOML or YAML file
+            of a mixture, whose sources may have folders of their own.
         full: check every window and every base, not only a sample of them.
         by: what the splits divide: `sample` finds samples that are in two of them; `contig` accepts those. Where there is just
             one sequence database they are accepted anyway.
@@ -94,6 +97,14 @@ def verify(
         MissingExtra: `near_duplicates` without sourmash.
     """
     folder = sequence_folder(sequence_db_dir)
+    window_dbs = list(window_dbs)
+    if mixtures := [each for each in window_dbs if is_mixture_file(each)]:
+        if len(window_dbs) > 1 or near_duplicates:
+            raise UsageError(f"{mixtures[0]}: a mixture is verified by itself, and its sources are not compared")
+        return verify_mixture(
+            Path(mixtures[0]), folder, verify, full=full, by=by, jobs=jobs, engine=engine, address=address,
+            windows_read=windows_read, seed=seed, scratch=scratch, progress=progress,
+        )  # fmt: skip
     splits = [path for given in window_dbs for path in window_database_or_folder(given)]
     if by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")

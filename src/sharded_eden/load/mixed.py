@@ -18,6 +18,7 @@ from sharded_eden.errors import EdenError, UsageError, shown
 from sharded_eden.load.encode.batch import Example, Rows, collate
 from sharded_eden.load.encode.compact import Expander
 from sharded_eden.load.encode.rows import Arrays, RowMaker
+from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.fetch import Wanted
 from sharded_eden.load.read.mixed import MixedFetcher, SourceWindow
 from sharded_eden.load.tensors import ShardedEdenDataset
@@ -97,6 +98,11 @@ class MixedRows(Dataset[Example]):
     def seed(self) -> int:
         """The seed of the first source."""
         return self.datasets[0].seed
+
+    @property
+    def options(self) -> ExampleOptions:
+        """The options of the first source; `compact` and `packed` are those of all."""
+        return self.datasets[0].options
 
     @property
     def window_db_path(self) -> str:

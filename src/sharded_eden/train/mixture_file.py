@@ -34,6 +34,8 @@ from sharded_eden.load.options import ExampleOptions, absolute_path, folder_or_u
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.mixture import Mixture
 
+SUFFIXES = (".toml", ".yaml", ".yml")
+
 EXAMPLE_OPTIONS = tuple(option.name for option in fields(ExampleOptions))
 _PATHS = ("window_db_path", "sequence_db_dir")
 _SOURCE_OPTIONS = ("rc_aug", "stride", "seq_length", *EXAMPLE_OPTIONS)
@@ -116,6 +118,11 @@ class MixtureConfig:
         return Mixture(pairs, num_samples, seed=seed, phases=self.phases, skip=self.skip)
 
 
+def is_mixture_file(path: Any) -> bool:
+    """Return whether a path is named as the file of a mixture is."""
+    return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
+
+
 def mixture_config(given: Any) -> MixtureConfig:
     """Check the configuration of a mixture.
 
@@ -196,14 +203,13 @@ def _path(given: Any, called: str, folder: str) -> str:
 
 
 def _read(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix not in {".toml", ".yaml", ".yml"}:
+    if not is_mixture_file(path):
         raise UsageError(f"mixture {path}: the name of a mixture's file must end in .toml, .yaml or .yml")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"mixture {path} cannot be read: {error}") from error
-    return _toml(path, text) if suffix == ".toml" else _yaml(path, text)
+    return _toml(path, text) if path.suffix.lower() == ".toml" else _yaml(path, text)
 
 
 def _toml(path: Path, text: str) -> Any:

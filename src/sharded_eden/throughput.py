@@ -144,7 +144,7 @@ def bench(
             stage_microseconds=stages,
         )
         is_table = dataset.has_table
-    for compact in (False, True) if is_table else (False,):
+    for compact in (False, True) if is_table and opener.can_be_compact else (False,):
         with opener(compact=compact) as stream:
             for method, count in [("", 0), *itertools.product(methods, workers[1:])]:
                 rate = _loader_rate(stream, batch_size, count, method, seconds)
@@ -168,6 +168,7 @@ class _Opener:
         self, sequence_db_dir: str | os.PathLike[str], window_db: str | os.PathLike[str], tokenizer: Any
     ) -> None:
         self._paths = sequence_db_dir, window_db
+        self.can_be_compact = True
         self._tokenizer = tokenizer
         index = WindowIndex(window_db)
         self._geometry = index.geometry
@@ -202,6 +203,8 @@ class _MixtureOpener:
     def __init__(self, sequence_db_dir: str | os.PathLike[str], mixture: Any, tokenizer: Any) -> None:
         self._folder = str(sequence_db_dir)
         self._config = mixture_config(mixture)
+        self.can_be_compact = not any(source.options for source in self._config.sources.values())
+        """Sources with options of their own may weigh letters differently, which compact rows cannot."""
         self._tokenizer = tokenizer
         index = WindowIndex(next(iter(self._config.sources.values())).window_db_path)
         self._seq_length = index.geometry.window_size

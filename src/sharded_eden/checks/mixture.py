@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharded_eden.checks.findings import Finding
+from sharded_eden.checks.result import VerifyResult
 from sharded_eden.errors import EdenError
 from sharded_eden.format.window_db import window_geometry
 from sharded_eden.train.mixture_file import mixture_config
-
-if TYPE_CHECKING:
-    from sharded_eden.checks.run import VerifyResult
 
 
 def verify_mixture(

@@ -82,7 +82,7 @@ CASES = {
         (commands.index_command(ODD, ODD), {"seqdb": ODD, "windows_dbs": [ODD]}),
     ],
     "index_at_command": [
-        (commands.index_at_command("s3://b/x"), {"at": "s3://b/x", "seqdb": "WINDOWS.db", "windows_dbs": None}),
+        (commands.index_at_command("s3://b/x"), {"at": "s3://b/x", "seqdb": "WINDOWS.db", "windows_dbs": []}),
     ],
     "fetch_command": [
         (commands.fetch_command("s3://b/x"), {"url": "s3://b/x", "folder": "DIR"}),

@@ -15,7 +15,7 @@ from sharded_eden.windows.remote_index import add_remote
 
 
 def index(
-    seqdb: Annotated[str, typer.Argument(metavar="SEQDB", help="The folder that build wrote. Leave it out with --at.")],
+    seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote. Leave it out with --at.")],
     windows_dbs: Annotated[
         list[Path] | None,
         typer.Argument(metavar="WINDOWS.db", help="Window databases, or folders of them as precompute writes them."),
@@ -46,7 +46,7 @@ def index(
     without an index.
     """
     if at is not None:
-        for path in _each([Path(seqdb), *(windows_dbs or [])]):
+        for path in _each([seqdb, *(windows_dbs or [])]):
             added = add_remote(path, at)
             print(f"{added.path}: {added.objects:,} objects at {added.url}, {size(added.size_bytes)}")
         return

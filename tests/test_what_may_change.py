@@ -81,7 +81,8 @@ ERROR = {
     "`rc_aug`": [{"rc_aug": False}],
     "`objective`": [{"objective": "mlm", "mask_id": 4}],
     "`use_control_tags`": [
-        {"use_control_tags": True}, {"include_bos": False}, {"include_sep": False}, {"include_eos": False}, {"sep_id": 9}
+        {"use_control_tags": True},
+        {"tags": "tags.csv"}, {"include_bos": False}, {"include_sep": False}, {"include_eos": False}, {"sep_id": 9}
     ],
 }  # fmt: skip
 OTHER_WINDOWS = {
@@ -127,8 +128,9 @@ def test_the_same_windows(change, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [change for changes in ERROR.values() for change in changes], ids=str)
-def test_another_stream_is_an_error(change, tmp_path):
-    worlds.write(tmp_path)
+def test_another_stream_is_an_error(change, tmp_path, monkeypatch):
+    monkeypatch.chdir(worlds.write(tmp_path))
+    Path("tags.csv").write_text("sample,tag\nS0,a\nS1,b\nS2.X,c\n")
     with pytest.raises(StateError, match="belongs to another stream"):
         rows_after(tmp_path, state_of(tmp_path), **change)
 

@@ -20,6 +20,12 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 if not DOCS.is_dir():
     pytest.skip("only in a checkout", allow_module_level=True)
 
+CONTINUE = (
+    "batch", "tokenizers", "change-during-training", "slow-loading", "wrong-data", "glossary", "packing", "objectives",
+    "window-lengths", "inspect",
+)  # fmt: skip
+"""The pages whose blocks run in the folder that the tutorial leaves."""
+
 
 def test_the_page_of_commands_is_what_the_commands_say():
     if f"typer=={version('typer')}\n" not in (DOCS.parent / "constraints.txt").read_text():
@@ -50,11 +56,9 @@ def after_tutorial(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["batch", "tokenizers", "change-during-training", "slow-loading", "wrong-data", "glossary"]
-)
+@pytest.mark.parametrize("name", CONTINUE)
 def test_pages_that_continue_the_tutorial(name, after_tutorial, tmp_path, monkeypatch):
-    for folder in ("sequence_db_dir", "windows"):
+    for folder in ("sequence_db_dir", "splits", "windows"):
         shutil.copytree(after_tutorial / folder, tmp_path / folder, copy_function=os.link)
     monkeypatch.chdir(tmp_path)
     printed.run(DOCS / f"{name}.md", tmp_path)
@@ -71,3 +75,14 @@ def test_the_dark_figure_is_the_light_one_in_other_colours():
     assert (DOCS / "flow-dark.svg").read_text() == dark((DOCS / "flow.svg").read_text()), (
         "tests/helpers/dark_figures.py"
     )
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_every_block_is_run_or_says_why_not(page):
+    if page.stem in {*CONTINUE, "tutorial", "cli"}:  # cli.md holds no command to run: it lists what can follow each
+        return
+    for block in printed.blocks_of(page):
+        if block.language in {"console", "python", "py", "bash"}:
+            assert block.reason is not None, f"{page.name}: mark this block as not run, or name its test:\n{block.text}"
+            if block.reason.startswith("run by: "):
+                assert page.name in (DOCS.parent / block.reason.removeprefix("run by: ")).read_text()

@@ -2,7 +2,7 @@
 
 - `console`: lines that begin with `$ ` run in a shell; the lines below each are its output.
 - `python`: all blocks of a page share their names, as in one notebook; a `text` block below one is its output.
-- A comment `<!-- not run: REASON -->` before a block leaves it out.
+- A comment before a block leaves it out: `<!-- not run: REASON -->`, or `<!-- run by: TEST -->`.
 
 White space is compared as one space. Decimal fractions may differ by a twentieth. Three dots match any text.
 """
@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 from sharded_eden import EdenWarning
 
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n+)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:<!-- (?P<reason>(?:not run|run by): [^>]+) -->\n+)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
 FRACTION = re.compile(r"(\d[\d,]*\.\d+)")
 TOLERANCE = 0.05
 
@@ -32,7 +34,7 @@ class Block(NamedTuple):
     language: str
     text: str
     reason: str | None
-    """Why it is not run."""
+    """Why it is not run here."""
 
 
 def blocks_of(page: Path) -> list[Block]:

@@ -15,7 +15,9 @@ from sharded_eden.windows.remote_index import add_remote
 
 
 def index(
-    seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote. Leave it out with --at.")],
+    seqdb: Annotated[
+        Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote. Leave it out with --at.")
+    ],
     windows_dbs: Annotated[
         list[Path] | None,
         typer.Argument(metavar="WINDOWS.db", help="Window databases, or folders of them as precompute writes them."),

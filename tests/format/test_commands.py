@@ -77,6 +77,27 @@ CASES = {
         (commands.stats_command(), {"paths": ["SEQDB", "WINDOWS.db"]}),
         (commands.stats_command(ODD, "w.db"), {"paths": [ODD, "w.db"]}),
     ],
+    "bench_command": [
+        (commands.bench_command(), {"sequence_dbs": "SEQDB", "windows_db": "WINDOWS.db"}),
+        (commands.bench_command(ODD, ODD), {"sequence_dbs": ODD, "windows_db": ODD}),
+    ],
+    "report_command": [
+        (commands.report_command(), {"out": "OUT.html", "sequence_dbs": "SEQDB", "logs": None}),
+        (commands.report_command(logs=True), {"windows_dbs": ["WINDOWS.db"], "logs": "FOLDER"}),
+    ],
+    "pack_by_tokens_command": [
+        (
+            commands.pack_by_tokens_command(ODD, 1024),
+            {
+                "windows_db": ODD,
+                "tokenizer": "tokenizer.json",
+                "seq_length": 1024,
+                "sequences": "SEQDB",
+                "force": False,
+            },
+        ),
+        (commands.pack_by_tokens_command("w.db", 64, force=True), {"force": True}),
+    ],
     "index_command": [
         (commands.index_command(), {"seqdb": "SEQDB", "windows_dbs": ["WINDOWS.db"]}),
         (commands.index_command(ODD, ODD), {"seqdb": ODD, "windows_dbs": [ODD]}),

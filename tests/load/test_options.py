@@ -30,7 +30,7 @@ POSITIONAL = {
         ("include_eos", True), ("seed", 42),
     ],
     ShardedEdenDataModule: [
-        "sequence_db_dir", "train_window_db_path", ("val_window_db_path", None), ("test_window_db_path", None),
+        "sequence_db_dir", ("train_window_db_path", None), ("val_window_db_path", None), ("test_window_db_path", None),
         ("seq_length", 8192), ("tokenizer", None), ("micro_batch_size", 1), ("global_batch_size", 4),
         ("rampup_batch_size", None), ("num_workers", 8), ("pin_memory", True), ("persistent_workers", False),
         ("create_attention_mask", False), ("vocab_file", None), ("merges_file", None), ("rc_aug", False), ("stride", None),
@@ -92,7 +92,7 @@ def _check_passed_on(small, options):
         small.sequence_db_dir, small.window_db, seq_length=small.seq_length, stride=small.stride, **options
     )
     module.setup("fit")
-    assert vars(module._stream("train").dataset.options) == options
+    assert vars(module._open("train")[0].dataset.options) == options
 
 
 @pytest.mark.parametrize("maker", [ShardedEdenDataset.open, ShardedEdenDataModule])
@@ -187,7 +187,7 @@ def test_workers_read_the_same_files_after_the_folder_changes(small, tmp_path, m
         module = ShardedEdenDataModule("seqs", "windows.db", "windows.db", **sizes, log_windows=True, log_dir=".")
         monkeypatch.chdir(there)
         module.setup("validate")
-        dataset = module._stream("val").dataset
+        dataset = module._open("val")[0].dataset
     assert dataset.window_db_path == os.path.join(here, "windows.db"), "links are not resolved"
     loader = DataLoader(dataset, batch_size=1, num_workers=1, multiprocessing_context=start)
     with dataset:

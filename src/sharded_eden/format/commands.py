@@ -134,6 +134,16 @@ def stats_command(*paths: PathLike) -> str:
     return " ".join(["sharded-eden stats", *(map(quoted, paths) if paths else ["SEQDB", "WINDOWS.db"])])
 
 
+def bench_command(sequence_db_dir: PathLike = "SEQDB", window_db: PathLike = "WINDOWS.db") -> str:
+    """Return the command that measures how fast a split loads."""
+    return f"sharded-eden bench {quoted(sequence_db_dir)} {quoted(window_db)}"
+
+
+def report_command(*, logs: bool = False) -> str:
+    """Return the command that writes a report, with access logs or without."""
+    return "sharded-eden report OUT.html SEQDB WINDOWS.db" + (" --logs FOLDER" if logs else "")
+
+
 def index_command(sequence_db_dir: PathLike = "SEQDB", window_db: PathLike = "WINDOWS.db") -> str:
     """Return the command that writes the index of a window database."""
     return f"sharded-eden index {quoted(sequence_db_dir)} {quoted(window_db)}"

@@ -14,6 +14,7 @@ import polars as pl
 
 from sharded_eden.describe.access_logs import scan_access_log, split_of
 from sharded_eden.errors import InputError, UsageError, printable, shown
+from sharded_eden.format.commands import report_command
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
 
 COMPARED = 64
@@ -36,9 +37,7 @@ def matched(files: list[Path], databases: Mapping[str, Path]) -> dict[tuple[str,
         InputError: a log is none, or names windows that no database has.
     """
     if not databases:
-        raise UsageError(
-            "--logs needs the window databases that were read: sharded-eden report OUT.html SEQDB WINDOWS.db --logs FOLDER"
-        )
+        raise UsageError(f"--logs needs the window databases that were read: {report_command(logs=True)}")
     found: dict[tuple[str, str], list[Path]] = {}
     for path in files:
         split = split_of(path)

@@ -18,6 +18,7 @@ import sharded_eden
 from sharded_eden.describe.access_logs import access_log_files
 from sharded_eden.describe.stats import Part, stats
 from sharded_eden.errors import UsageError, printable
+from sharded_eden.format.commands import report_command
 from sharded_eden.format.publish import publishing
 from sharded_eden.jobs import Progress
 from sharded_eden.report import data_figures, log_figures
@@ -81,9 +82,7 @@ def write_report(
     parts = _sorted(counted.parts)
     tag_parts = _sorted(tags.parts)
     if parts[0].kind != "sequence databases":
-        raise UsageError(
-            "give the folder of sequence databases first: sharded-eden report OUT.html SEQDB [WINDOWS.db ...]"
-        )
+        raise UsageError(f"give the folder of sequence databases first: {report_command()}")
     splits = {data_figures.name_of(part.path): part for part in parts if part.split is not None}
     databases = {name: part.path for name, part in splits.items()}
     reads: dict[str, Reads] = {}

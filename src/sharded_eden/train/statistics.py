@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, shown, warn
+from sharded_eden.format.commands import bench_command, index_command
 from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
 from sharded_eden.load.options import integer
 from sharded_eden.train.stream import Stream
@@ -227,8 +228,12 @@ def advice(stream: Stream) -> list[str]:
     if not first.options.packed:
         found.append("Where contigs are short, fill rows with several windows: packed=True.")
     if first._addresses is None:
-        found.append("Write an index, so that a window is one read: sharded-eden index.")
+        found.append(
+            "Write an index, so that a window is one read: "
+            f"{index_command(first.sequence_db_dir, first.window_db_path)}"
+        )
     found.append(
-        "Copy the data to a local disk, or to memory that the page cache can keep. sharded-eden bench measures each of these."
+        "Copy the data to a local disk, or to memory that the page cache can keep. To measure each of these: "
+        f"{bench_command(first.sequence_db_dir, first.window_db_path)}"
     )
     return found

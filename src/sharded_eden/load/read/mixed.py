@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import DatabaseError, warn
+from sharded_eden.format.commands import precompute_command
 from sharded_eden.format.index import RUN, FileIdentity
 from sharded_eden.load.encode.example import strands
 from sharded_eden.load.encode.tag_table import TableTags
@@ -130,7 +131,7 @@ class MixedFetcher:
         elif not any_loss:
             warn(
                 "mixture: no label of a batch earns a loss, all of its letters are masked: the mean over them is NaN. Leave "
-                "such windows out of the sources: sharded-eden precompute --max-ambiguous"
+                f"such windows out of the sources: {precompute_command('WINDOWS.db', max_ambiguous=0.5)}"
             )
 
     def close(self) -> None:

@@ -117,7 +117,11 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if num_epochs < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
-        self.sequence_db_dir = None if sequence_db_dir is None else folder_or_url(sequence_db_dir, "sequence_db_dir")
+        self.sequence_db_dir = (
+            None
+            if sequence_db_dir is None and mixture is not None
+            else folder_or_url(sequence_db_dir, "sequence_db_dir")
+        )
         self.train_window_db_path = (
             None if train_window_db_path is None else absolute_path(train_window_db_path, "train_window_db_path")
         )

@@ -117,11 +117,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if num_epochs < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
-        self.sequence_db_dir = (
-            None
-            if sequence_db_dir is None and mixture is not None
-            else folder_or_url(sequence_db_dir, "sequence_db_dir")
-        )
+        self.sequence_db_dir: str | None = None
+        if sequence_db_dir is not None or mixture is None:
+            self.sequence_db_dir = folder_or_url(sequence_db_dir, "sequence_db_dir")  # type: ignore[arg-type] # refuses None
         self.train_window_db_path = (
             None if train_window_db_path is None else absolute_path(train_window_db_path, "train_window_db_path")
         )

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import polars as pl
+import lightning.pytorch as pl
+import polars
 import pytest
+import torch
 import worlds
 from torch.utils.data import DataLoader
 
-from sharded_eden import NucleotideTokenizer, StateError, Stream, StreamBatchSampler, precompute_window_database
+from sharded_eden import (
+    NucleotideTokenizer,
+    ShardedEdenDataModule,
+    StateError,
+    Stream,
+    StreamBatchSampler,
+    precompute_window_database,
+)
 from sharded_eden.windows.pack import pack_window_database
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "change-during-training.md"
@@ -140,7 +149,7 @@ def precomputed(folder, contigs=worlds.CONTIGS, **geometry):
     worlds.write(folder, contigs)
     split = folder / "split.parquet"
     lengths = {name: len(bases) for name, bases in contigs.items()}
-    pl.DataFrame({"contig_id": list(lengths), "length": list(lengths.values())}).write_parquet(split)
+    polars.DataFrame({"contig_id": list(lengths), "length": list(lengths.values())}).write_parquet(split)
     precompute_window_database(split, folder / "windows.db", overwrite=True, **{**CUT, **geometry})
     return folder
 
@@ -190,3 +199,39 @@ def test_what_is_not_detected(tmp_path):
     assert rows_after(tmp_path / "here", state, shuffle=False) != before
     changed = {name: bases[::-1] for name, bases in worlds.CONTIGS.items()}
     assert rows_after(worlds.write(tmp_path / "there", changed), state) != before
+
+
+class Seen(pl.LightningModule):
+    """Keeps the rows that it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.weight = [], torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch):
+        self.rows += batch["tokens"].tolist()
+        return self.weight * batch["loss_mask"].sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_another_global_batch_size_under_lightning(tmp_path):
+    worlds.write(tmp_path)
+
+    def train(steps, micro, size, checkpoint=None):
+        data = ShardedEdenDataModule(
+            tmp_path / "seqs", tmp_path / "windows.db", seq_length=worlds.T, stride=worlds.STRIDE, micro_batch_size=micro,
+            global_batch_size=size, num_workers=0, rc_aug=True, num_epochs=10, pin_memory=False,
+        )  # fmt: skip
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = pl.Trainer(max_steps=steps, accelerator="cpu", **quiet)
+        model = Seen()
+        trainer.fit(model, data, ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return model.rows
+
+    whole = train(12, 2, 4)
+    before = train(6, 2, 4)
+    assert before + train(9, 4, 8, tmp_path / "last.ckpt") == whole

@@ -100,7 +100,7 @@ CASES = {
     ],
     "index_command": [
         (commands.index_command(), {"seqdb": "SEQDB", "windows_dbs": ["WINDOWS.db"]}),
-        (commands.index_command(ODD, ODD), {"seqdb": ODD, "windows_dbs": [ODD]}),
+        (commands.index_command(ODD, ODD), {"seqdb": "./" + ODD, "windows_dbs": [ODD]}),
     ],
     "index_at_command": [
         (commands.index_at_command("s3://b/x"), {"at": "s3://b/x", "seqdb": "WINDOWS.db", "windows_dbs": []}),

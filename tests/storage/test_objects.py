@@ -6,13 +6,14 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_storage import BUCKET, CREDENTIALS, Answer, Proxy, environment, proxy_to, put, s3_server
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
 from sharded_eden.storage.fetcher import Fetcher
-from sharded_eden.storage.objects import Objects, Range, Version
+from sharded_eden.storage.objects import Objects, Range, Version, check_is_versioned
 from sharded_eden.storage.urls import ObjectPath, folder_url, is_url
 
 pytest.importorskip("obstore")
@@ -234,6 +235,32 @@ def test_an_error_of_the_process_that_fetches_keeps_its_class(objects: Objects, 
         assert "S9/x: bytes 0 to 0" in str(answer.error)
     finally:
         fetcher.close()
+
+
+@pytest.mark.parametrize("etag", ['W/"a"', ""])
+def test_without_a_strong_etag_the_modification_time_is_compared(objects: Objects, proxy: Proxy, etag: str) -> None:
+    sent = {"Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
+
+    def fault(number: int, path: str, headers: dict[str, str], forward: Any) -> Answer:
+        assert not any(name.lower() == "if-match" for name in headers)
+        answer = forward(headers)
+        kept = {name: value for name, value in answer.headers.items() if name.lower() not in {"etag", "last-modified"}}
+        answer.headers = {**kept, **sent, **({"ETag": etag} if etag else {})}
+        return answer
+
+    proxy.fault = fault
+    version = Version(len(BODY), etag.replace('"', ""), "2025-01-01T00:00:00+00:00")
+    assert objects.read(Range(NAME, 5, 3, version)) == BODY[5:8]
+    sent["Last-Modified"] = "Wed, 01 Jan 2025 00:00:01 GMT"
+    with pytest.raises(DatabaseError, match=r"the object was replaced.*the modification time 2025-01-01T00:00:01"):
+        objects.read(Range(NAME, 5, 3, version))
+
+
+def test_a_server_that_sends_neither_etag_nor_time_is_refused() -> None:
+    check_is_versioned("s3://b/x", Version(5, "a", "1970-01-01T00:00:00+00:00"))
+    check_is_versioned("s3://b/x", Version(5, "", "2025-01-01T00:00:00+00:00"))
+    with pytest.raises(DatabaseError, match="s3://b/x: the server sends neither an ETag nor a modification time"):
+        check_is_versioned("s3://b/x", Version(5, "", "1970-01-01T00:00:00+00:00"))
 
 
 def test_a_local_file_that_is_replaced_is_an_error(tmp_path: Path) -> None:

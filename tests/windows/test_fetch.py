@@ -13,7 +13,7 @@ from object_storage import Answer, Proxy, environment, proxy_to, put, s3_server,
 from sharded_eden import cli
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.index import IndexFile, index_path, write_index
-from sharded_eden.windows import fetch as module
+from sharded_eden.storage import copies
 from sharded_eden.windows.fetch import fetch_sequence_databases
 from sharded_eden.windows.index import index_window_database
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Pat
     proxy.fault = None
     for name, value in environment(proxy.endpoint).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module, "PART_BYTES", 5000)  # several parts for each of these small files
+    monkeypatch.setattr(copies, "PART_BYTES", 5000)  # several parts for each of these small files
     worlds.write(tmp_path)
     index_window_database(tmp_path / "seqs", tmp_path / "windows.db")
     return tmp_path

@@ -16,7 +16,12 @@ from sharded_eden.windows.remote_index import add_remote
 
 def index(
     seqdb: Annotated[
-        Path, typer.Argument(metavar="SEQDB", help="The folder that build wrote. Leave it out with --at.")
+        str,
+        typer.Argument(
+            metavar="SEQDB",
+            help="The folder that build wrote, or its URL: s3://, gs://, az:// or file://. Databases at a URL are copied "
+            "beside WINDOWS.db one by one, and removed. Leave it out with --at.",
+        ),
     ],
     windows_dbs: Annotated[
         list[Path] | None,
@@ -48,7 +53,7 @@ def index(
     without an index.
     """
     if at is not None:
-        for path in _each([seqdb, *(windows_dbs or [])]):
+        for path in _each([Path(seqdb), *(windows_dbs or [])]):
             added = add_remote(path, at)
             print(f"{added.path}: {added.objects:,} objects at {added.url}, {size(added.size_bytes)}")
         return

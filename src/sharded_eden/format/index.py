@@ -4,7 +4,8 @@ An uncompressed `.npz` archive, which `numpy.load` opens and every process maps 
 
     meta.json    version; total_windows, stride, fingerprint and identity (size_bytes, mtime_ns, inode, device) of the window
                  database; samples, the sample names; tags, the names of the control tags; without_address, {reason: contigs}
-                 remote, {url, objects: {sample name: [ETag, modification time]}}, if `index --at` has added it
+                 folder, the sequence databases that were indexed; not for those at a URL
+                 remote, {url, objects: {sample name: [ETag, modification time]}}, of `index --at URL` and `index URL`
     samples.npy  (S,) `SAMPLE`: page size and identity of each sequence database
     top.npy      (ceil(R / 64),) int64: the first window of every 64th run
     firsts.npy   (R,) int64: the first window of every run

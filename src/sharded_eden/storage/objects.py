@@ -38,7 +38,34 @@ class Version(NamedTuple):
     etag: str
     """Without quotes; empty if the server sends none."""
     modified: str
-    """The modification time in ISO format; compared where there is no ETag."""
+    """The modification time in ISO format; compared where there is no ETag, or a weak one."""
+
+    @property
+    def has_strong_etag(self) -> bool:
+        """Whether the ETag is another one for any other bytes. Source: RFC 9110, section 8.8.1."""
+        return bool(self.etag) and not self.etag.startswith("W/")
+
+    def is_same_object(self, other: Version) -> bool:
+        """Return whether both are the same object, as far as sizes, ETags and modification times tell."""
+        is_same = self.size_bytes == other.size_bytes and self.etag == other.etag
+        return is_same and (self.has_strong_etag or self.modified == other.modified)
+
+
+UNKNOWN_TIME = "1970-01-01"
+"""What obstore takes for the modification time where a server sends none."""
+
+
+def check_is_versioned(where: str, version: Version) -> None:
+    """Refuse an object whose replacement would not be noticed.
+
+    Raises:
+        DatabaseError: the server sends neither an ETag nor a modification time.
+    """
+    if not version.etag and version.modified.startswith(UNKNOWN_TIME):
+        raise DatabaseError(
+            f"{printable(where)}: the server sends neither an ETag nor a modification time. A file that is replaced while "
+            "it is read would not be detected. Use a server that sends one of them"
+        )
 
 
 class Range(NamedTuple):
@@ -134,13 +161,11 @@ class Objects:
     def _attempt(self, wanted: Range) -> memoryview:
         start, end, version = wanted.start, wanted.start + wanted.size_bytes, wanted.version
         options: dict[str, Any] = {"range": (start, end)}
-        if version.etag and not version.etag.startswith("W/"):  # weak ones never match
+        if version.has_strong_etag:  # weak ones never match
             options["if_match"] = f'"{version.etag}"'
         answer = self._obstore.get(self._store, wanted.name, options=options)  # type: ignore[arg-type]
         found = _version(answer.meta)
-        if found.size_bytes != version.size_bytes or (
-            found.etag != version.etag if version.etag else found.modified != version.modified
-        ):
+        if not found.is_same_object(version):
             raise _Final(_replaced(version, found))
         if tuple(answer.range) != (start, end):
             raise _Final(f"the server sent bytes {answer.range[0]:,} to {answer.range[1] - 1:,}")
@@ -196,7 +221,10 @@ def _replaced(was: Version, found: Version) -> str:
 
 
 def _named(version: Version) -> str:
-    return f"the ETag {printable(version.etag, 80)}" if version.etag else f"the modification time {version.modified}"
+    etag = f"the ETag {printable(version.etag, 80)}" if version.etag else ""
+    return (
+        etag if version.has_strong_etag else f"{etag}{' and ' if etag else ''}the modification time {version.modified}"
+    )
 
 
 def _status(error: Exception) -> int | None:

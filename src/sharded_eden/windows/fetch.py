@@ -13,20 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, printable
 from sharded_eden.format.commands import fetch_command
 from sharded_eden.format.index import IndexFile, index_path
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import sample_database_path
 from sharded_eden.jobs import Meter, Progress
-from sharded_eden.storage.objects import Objects, Range, Version
+from sharded_eden.storage.copies import copy_object, digest_of
+from sharded_eden.storage.objects import Objects, Version
 from sharded_eden.storage.urls import folder_url, object_name
 
-PART_BYTES = 8 << 20
-PARTS_AT_ONCE = 4
-"""Parts of one file that are read at the same time."""
 FILES_AT_ONCE = 4
 REQUEST_SECONDS = 300.0
 """How long a part is tried."""
@@ -88,23 +84,8 @@ def fetch_sequence_databases(
         if _is_there(file):
             add(file.version.size_bytes)
             return 0
-        with publishing(file.path) as unfinished, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-            descriptor = os.open(unfinished, os.O_WRONLY)
-            try:
-
-                def part(start: int) -> None:
-                    size_bytes = min(PART_BYTES, file.version.size_bytes - start)
-                    body = objects.read(Range(file.name, start, size_bytes, file.version))
-                    while len(body):
-                        written = os.pwrite(descriptor, body, start)
-                        body, start = body[written:], start + written
-                    add(size_bytes)
-
-                for _ in pool.map(part, range(0, file.version.size_bytes, PART_BYTES)):
-                    pass
-            finally:
-                pool.shutdown(cancel_futures=True)
-                os.close(descriptor)
+        with publishing(file.path) as unfinished:
+            copy_object(objects, file.name, file.version, unfinished, add=add)
             _check_digest(file, unfinished, url)
         return file.version.size_bytes
 
@@ -171,12 +152,3 @@ def _check_digest(file: _File, copy: Path, url: str) -> None:
         raise DatabaseError(
             f"{printable(url)}/{file.name}: its bytes are not those of the file that was indexed (XXH3-128). Upload that file"
         )
-
-
-def digest_of(path: Path) -> bytes:
-    """Return the XXH3-128 digest of a file."""
-    found = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(PART_BYTES):
-            found.update(block)
-    return found.digest()

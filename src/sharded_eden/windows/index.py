@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -31,6 +32,8 @@ from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+from sharded_eden.storage.urls import is_url
+from sharded_eden.windows.remote_databases import RemoteDatabases
 from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG, WindowRuns
 
 CONTIGS_AT_ONCE = 1 << 22
@@ -69,9 +72,11 @@ def index_window_database(
     """Write the index of a window database; an existing index is replaced when the new one is complete.
 
     Args:
-        sequence_db_dir: the folder of sequence databases.
+        sequence_db_dir: the folder of sequence databases, or its URL in object storage. Databases are then copied beside the
+            index one after the other, read and removed.
         window_db: the window database; `window_db` + `.index` is written.
-        jobs: number of sequence databases read at the same time; None with Ray: one for each processor of the cluster.
+        jobs: number of sequence databases read at the same time; None with Ray: one for each processor of the cluster. With a
+            URL, so many databases lie on the disk at the same time.
         engine: `local`, or `ray`: the databases must then lie where all nodes see them.
         address: of the Ray cluster, `auto` for the one that this machine belongs to.
         progress: called with the bytes of sequence databases done and their total.
@@ -79,7 +84,7 @@ def index_window_database(
     Raises:
         MissingDatabase: there is no such window database, or no sequence database.
         DatabaseError: a database is damaged, changed while it was read, or its windows are not numbered densely from 0.
-        UsageError: the index cannot be written, or another process is writing it.
+        UsageError: the index cannot be written, another process is writing it, or Ray is asked to read a URL.
 
     Example:
         >>> index_window_database("SEQDB", "train_windows.db").addressed_windows
@@ -87,23 +92,23 @@ def index_window_database(
     """
     path = Path(window_db)
     where = Engine(engine, jobs, address)
-    paths = schema.discover_sample_databases(sequence_db_dir)
     if not path.is_file():
         raise MissingDatabase(f"{printable(path)}: no such window database")
+    databases = _databases(sequence_db_dir, where)
     with publishing(index_path(path)) as unfinished:
         identity = FileIdentity.of(path.stat())
         with closing(open_read_only(path, io="read")) as database:
             try:
                 windows = WindowRuns(database, path)
-                frame = windows.runs(list(paths))
+                frame = windows.runs(list(databases.sizes))
             except READ_ERRORS as error:
                 raise unreadable(path, error) from error
-        names = [name for name, is_used in zip(paths, windows.used, strict=True) if is_used]
-        joined = _Joined(frame, windows, list(paths))
-        total_bytes = sum(paths[name].stat().st_size for name in names)
+        names = [name for name, is_used in zip(databases.sizes, windows.used, strict=True) if is_used]
+        joined = _Joined(frame, windows, list(databases.sizes))
+        total_bytes = sum(databases.sizes[name] for name in names)
         meter, done = Meter(progress, total_bytes), 0
         bytes_read = 0
-        for found in _all_addresses({name: paths[name] for name in names}, where):
+        for found in databases.addresses(names, unfinished):
             joined.add(found)
             done += found.addresses.identity.size_bytes
             bytes_read += found.bytes_read
@@ -116,9 +121,10 @@ def index_window_database(
             "stride": windows.geometry.stride,
             "fingerprint": windows.fingerprint,
             "identity": list(identity),
-            "samples": list(paths),
+            "samples": list(databases.sizes),
             "tags": windows.tags,
             "without_address": dict(joined.without.most_common()),
+            **databases.meta(names),
         }
         write_index(unfinished, meta, joined.samples, [joined.runs])
         meter.finish()
@@ -196,12 +202,40 @@ def _find(task: _Task, say: Say) -> _Found:
     return _Found(task.name, addresses, bytes_read)
 
 
-def _all_addresses(paths: Mapping[str, Path], engine: Engine) -> Iterator[_Found]:
-    """Yield the addresses of each sequence database."""
-    for ended in run_tasks(_find, [_Task(name, path) for name, path in paths.items()], engine):
-        if ended.result is None:
-            raise ended.error or EdenError(f"{ended.task.path}: no result")
-        yield ended.result
+@dataclass(frozen=True)
+class _Databases:
+    """Sequence databases, in a folder or in object storage."""
+
+    sizes: Mapping[str, int]
+    """Bytes of each database, by sample."""
+    addresses: Callable[[Sequence[str], Path], Iterator[_Found]]
+    """(samples, locked name of the index) -> the addresses of each."""
+    meta: Callable[[Sequence[str]], Mapping[str, Any]]
+    """samples -> what the index says of where they are."""
+
+
+def _databases(given: str | os.PathLike[str], engine: Engine) -> _Databases:
+    if isinstance(given, str) and is_url(given):
+        if engine.name != "local":
+            raise UsageError("engine='ray' reads sequence databases on a shared file system. Leave it out for a URL")
+        remote, jobs = RemoteDatabases(given), engine.jobs or 1
+
+        def copied(names: Sequence[str], unfinished: Path) -> Iterator[_Found]:
+            for name, addresses in remote.addresses(names, unfinished, jobs):
+                yield _Found(name, addresses, addresses.identity.size_bytes)
+
+        sizes = {name: version.size_bytes for name, version in remote.versions.items()}
+        return _Databases(sizes, copied, lambda names: {"remote": remote.meta(names)})
+    paths = schema.discover_sample_databases(given)
+
+    def read(names: Sequence[str], _: Path) -> Iterator[_Found]:
+        for ended in run_tasks(_find, [_Task(name, paths[name]) for name in names], engine):
+            if ended.result is None:
+                raise ended.error or EdenError(f"{ended.task.path}: no result")
+            yield ended.result
+
+    folder = os.path.abspath(given)
+    return _Databases({name: path.stat().st_size for name, path in paths.items()}, read, lambda _: {"folder": folder})
 
 
 class _Joined:

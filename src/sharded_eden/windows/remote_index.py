@@ -12,15 +12,16 @@ from pathlib import Path
 
 from sharded_eden.errors import DatabaseError, MissingDatabase, printable
 from sharded_eden.format.commands import index_command
-from sharded_eden.format.index import IndexFile, index_path, write_index
+from sharded_eden.format.index import FileIdentity, IndexFile, identity_of, index_path, write_index
 from sharded_eden.format.publish import publishing
-from sharded_eden.storage.objects import Objects
+from sharded_eden.format.schema import sample_database_path
+from sharded_eden.format.sqlite import is_mutable_now
+from sharded_eden.storage.copies import digest_of
+from sharded_eden.storage.objects import Objects, check_is_versioned
 from sharded_eden.storage.urls import folder_url, object_name
 
 LISTING_SECONDS = 120.0
 """How long a request is tried."""
-UNKNOWN_TIME = "1970-01-01"
-"""Where a server sends no modification time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ def add_remote(window_db: str | os.PathLike[str], url: str, *, seconds: float = 
 
     Raises:
         MissingDatabase: there is no index, or an object is missing.
-        DatabaseError: an object has another size, or the server sends nothing that distinguishes an object from a newer one.
+        DatabaseError: an object has another size, the server sends nothing that distinguishes an object from a newer one, or
+            the window database or a local sequence database was changed after it was indexed.
         UsageError: the URL is not valid.
 
     Example:
@@ -60,6 +62,7 @@ def add_remote(window_db: str | os.PathLike[str], url: str, *, seconds: float = 
             f"{index_command('SEQDB', window_db)}"
         )
     file = IndexFile(path)
+    _check_local_files(file, Path(window_db))
     sizes = {
         name: int(sample["size_bytes"])
         for name, sample in zip(file.meta["samples"], file.samples, strict=True)
@@ -81,13 +84,44 @@ def add_remote(window_db: str | os.PathLike[str], url: str, *, seconds: float = 
                 f"{printable(where)}: it has {version.size_bytes:,} bytes; the file that was indexed had {size_bytes:,}. "
                 f"Upload that file, or index the files that were uploaded: {index_command('SEQDB', window_db)}"
             )
-        if not version.etag and version.modified.startswith(UNKNOWN_TIME):
-            raise DatabaseError(
-                f"{printable(where)}: the server sends neither an ETag nor a modification time. A file that is replaced while "
-                "it is read would not be detected. Use a server that sends one of them"
-            )
+        check_is_versioned(where, version)
         objects[name] = [version.etag, version.modified]
     with publishing(path) as unfinished:
         meta = {**file.meta, "remote": {"url": url, "objects": objects}}
         write_index(unfinished, meta, file.samples, [file.runs])
     return RemoteResult(path=path, url=url, objects=len(objects), size_bytes=sum(sizes.values()))
+
+
+def _check_local_files(file: IndexFile, window_db: Path) -> None:
+    """Raise an error if files were changed after they were indexed: the changed files may be those that were uploaded.
+
+    A sequence database that is no longer where it was indexed is not compared. One with another modification time or inode is
+    read: a copy has the same digest.
+    """
+    if not window_db.is_file():
+        raise MissingDatabase(f"{printable(window_db)}: no such window database")
+    found, indexed = FileIdentity.of(window_db.stat()), FileIdentity(*file.meta["identity"])
+    if found[:2] != indexed[:2]:
+        raise DatabaseError(
+            f"{printable(window_db)}: was changed after it was indexed ({indexed} before, {found} now). Index it again: "
+            f"{index_command('SEQDB', window_db)}"
+        )
+    folder = file.meta.get("folder")
+    if folder is None:
+        return
+    for name, sample in zip(file.meta["samples"], file.samples, strict=True):
+        path = sample_database_path(folder, name)
+        if not sample["page_bytes"] or not path.is_file():
+            continue
+        found, indexed = FileIdentity.of(path.stat()), identity_of(sample)
+        if found.is_same_file(indexed) and not is_mutable_now(path):
+            continue
+        if (
+            found.size_bytes != indexed.size_bytes
+            or is_mutable_now(path)
+            or digest_of(path) != sample["digest"].tobytes()
+        ):
+            raise DatabaseError(
+                f"{printable(path)}: was changed after it was indexed ({indexed} before, {found} now). Index it again, and "
+                f"upload it: {index_command(folder, window_db)}"
+            )

@@ -257,6 +257,7 @@ def test_what_is_refused(folder):
         ({"mlm_share": 0.0}, "mlm_share must lie between 0 and 1"),
         ({"mlm_share": 1}, "mlm_share must lie between 0 and 1"),
         ({"mlm_span": 0}, "mlm_span must be at least 1"),
+        ({"mlm_span": 2**70}, "mlm_span must be at most 1,048,576"),
         ({"mlm_span": 1.5}, "mlm_span must be an integer"),
         ({"objective": "bert"}, "objective must be one of causal, mlm"),
         ({"objective": "causal"}, "mlm_share needs objective"),
@@ -302,6 +303,13 @@ def test_batches_without_a_masked_base_warn_and_unknown_letters_are_refused(tmp_
     odd = worlds.write(tmp_path / "odd", {"BCR__ECT-S__CT1-1": "ACG\u00e9T" * 5})
     with opened(odd) as dataset, pytest.raises(DatabaseError, match="no letters"):
         dataset[0]
+
+
+def test_nearly_all_bases_can_be_masked(folder):
+    with opened(folder, mlm_share=1 - 1e-11) as dataset:
+        row = dataset[0]
+        is_base = torch.isin(row["labels"], torch.tensor(list(b"ACGT")))
+        assert (row["loss_mask"][is_base] == 1).all()
 
 
 def test_a_checkpoint_of_other_masks_is_refused(folder):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from sharded_eden import Mixture, ShardedEdenDataModule, ShardedEdenDataset, Stream
 from sharded_eden.errors import EdenWarning, InputError, StateError, UsageError
+from sharded_eden.train.statistics import Totals
 from sharded_eden.windows.precompute import precompute_window_database
 
 T = 128
@@ -205,3 +206,17 @@ def test_a_tag_that_leaves_gaps_is_a_warning(folder):
     by_sample().with_columns(genus=pl.lit("x" * 60)).write_parquet(folder / "long.parquet")
     with pytest.warns(EdenWarning, match="bases between two windows are never seen"):
         open_split(folder, tags=folder / "long.parquet").close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_counts_of_tagged_rows_are_those_of_the_rows(folder, packed, dropout):
+    with open_split(folder, tag_dropout=dropout, packed=packed) as dataset:
+        stream = Stream(dataset)
+        totals = Totals(stream)
+        totals.add(3, 90)
+        bases = sum(
+            len(window.bases) for item in stream.windows_at(range(3, 90)) for window in dataset.fetch_many([item])
+        )
+        tokens = sum(int((stream[position]["tokens"] != dataset.pad_id).sum()) for position in range(3, 90))
+        assert (totals.bases, totals.tokens) == (bases, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,7 @@ def test_sources_with_other_token_ids_are_refused(folders):
         (None, {"phases": [(5, [1, 1]), (5, [1, 2])]}, "phases must ascend"),
         (None, {"phases": [(5.0, [1, 1])]}, "the position of a phase must be an integer"),
         (None, {"skip": [(5, 1)]}, "skip takes"),
+        (None, {"skip": [(0, 2**70)]}, "skip takes"),
     ],
 )
 def test_invalid_arguments_are_refused(folders, sources, options, words):
@@ -347,3 +349,27 @@ def test_invalid_arguments_are_refused(folders, sources, options, words):
         sources = [(dataset, 1) for dataset in open_sources(folders[:2])]
     with pytest.raises(UsageError, match=words):
         Mixture(sources, **options)
+
+
+def test_two_sources_of_one_name_are_refused(folders):
+    first, second = open_sources(folders[:2])
+    with pytest.raises(UsageError, match="two sources of a mixture are called '1'"):
+        Mixture({1: (first, 1), "1": (second, 1)})
+
+
+@pytest.mark.parametrize("options", [{"objective": "mlm"}, {"mask_ambiguous": True}], ids=["mlm", "ambiguous"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_batch_without_loss_warns_once_whatever_the_layouts(tmp_path, options, compact):
+    unknown = worlds.write(tmp_path / "unknown", {"BCR__ECT-S__CT1-1": "N" * 300})
+    known = worlds.write(tmp_path / "known", {"BCR__ECT-S__CT1-1": worlds.random_sequence(300)})
+    options = {**options, "compact": compact}
+    layouts = [{}, {"include_eos": False}]
+    without = Mixture([(worlds.dataset(unknown, **options, **each), 1) for each in layouts])
+    with pytest.warns(EdenWarning, match="the mean over them is NaN") as warned:
+        without.__getitems__(range(8))
+    assert len(warned) == 1
+    folders = zip((unknown, known), layouts, strict=True)
+    mixed = Mixture([(worlds.dataset(folder, **options, **each), 1) for folder, each in folders])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixed.__getitems__(range(32))  # rows of one layout have no loss, those of the other do

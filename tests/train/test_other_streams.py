@@ -13,7 +13,7 @@ from test_datamodule import fit, module_of
 from test_datamodule import folder as folder_of_module  # noqa: F401 - a fixture
 from torch.utils.data import DataLoader
 
-from sharded_eden import Stream
+from sharded_eden import Mixture, Stream
 from sharded_eden.errors import StateError, UsageError
 from sharded_eden.train.sampler import StreamBatchSampler
 
@@ -203,3 +203,39 @@ def test_the_same_under_lightning(folder_of_module, tmp_path):  # noqa: F811
     model, _, module = fit(folder_of_module, **options, accept_other_data="restart")
     assert model.steps == fresh.steps
     assert module.consumed_samples == 8
+
+
+@pytest.mark.parametrize("options", [{"rc_aug": True}, {"objective": "mlm"}], ids=["strands", "masks"])
+def test_another_seed_of_strands_and_masks_is_another_stream(folder, options):
+    """The order has the seed of the stream, strands and masks have that of the dataset."""
+
+    def sampler(of_rows: int) -> StreamBatchSampler:
+        stream = Stream(worlds.dataset(folder, seed=of_rows, **options), seed=5)
+        return StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=4)
+
+    same, seven, eight = sampler(5), sampler(7), sampler(8)
+    assert first_rows(seven) != first_rows(eight)
+    states = [json.loads(json.dumps(each.state_dict(consumed_samples=8))) for each in (same, seven, eight)]
+    assert "seed" not in states[0]["rows"], "the usual state is that of earlier versions"
+    assert states[1]["rows"]["seed"] == 7
+    assert states[1]["version"] == 3
+    for here in (same, seven, eight):
+        for there, state in zip((same, seven, eight), states, strict=True):
+            if here is there:
+                here.load_state_dict(state)
+                assert here.consumed_samples == 8
+            else:
+                was, now = (each.stream.dataset.seed for each in (there, here))
+                with pytest.raises(StateError, match=rf"rows\['seed'\] was {was}, is {now}"):
+                    here.load_state_dict(state)
+    mixtures = [Mixture([(each.stream.dataset, 1)], seed=5) for each in (same, seven)]
+    assert mixtures[1].position_of(states[1]) == (8, 0)
+    assert mixtures[0].position_of(states[0]) == (8, 0)
+    for mixture, state in ((mixtures[0], states[1]), (mixtures[1], states[0]), (mixtures[0], mixtures[1].state(8))):
+        with pytest.raises(StateError, match="strand_seed"):
+            mixture.position_of(state)
+
+
+def test_the_seed_of_a_dataset_without_random_rows_may_change(folder):
+    states = [Stream(worlds.dataset(folder, seed=seed), seed=5).state(8) for seed in (5, 7)]
+    assert states[0] == states[1]

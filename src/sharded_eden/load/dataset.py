@@ -245,6 +245,12 @@ class ArrayDataset:
         return {**self._format.special_ids, **flags, **tags, **masking}, {**self._format.encoding.ids_of_0_1, **flags}
 
     @property
+    def random_seed(self) -> int | None:
+        """The seed of strands, masks and dropped fields of tags; None where rows have none of these."""
+        draws = self.rc_aug or self._format.masking is not None or self.options.tag_dropout
+        return self.seed if draws else None
+
+    @property
     def window_db_conn(self) -> apsw.Connection:
         """This thread's connection to the window database."""
         return self._index.connection

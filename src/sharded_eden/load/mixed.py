@@ -144,13 +144,20 @@ class MixedRows(Dataset[Example]):
         by_layout: dict[int, list[int]] = {}
         for k, (source, _, _) in enumerate(items):
             by_layout.setdefault(self._layout_of[source], []).append(k)
+        fetchers = [self._fetchers[layout] for layout in by_layout]
+        for fetcher in fetchers:
+            fetcher.lacks_loss = False
         if len(by_layout) < 2:
-            return makers[next(iter(by_layout), 0)].make(*self._wanted(items))
-        parts = [
-            (places, makers[layout].make(*self._wanted([items[k] for k in places])))
-            for layout, places in by_layout.items()
-        ]
-        return _merged(parts, len(items), self.seq_length)
+            arrays = makers[next(iter(by_layout), 0)].make(*self._wanted(items))
+        else:
+            parts = [
+                (places, makers[layout].make(*self._wanted([items[k] for k in places])))
+                for layout, places in by_layout.items()
+            ]
+            arrays = _merged(parts, len(items), self.seq_length)
+        if fetchers and all(fetcher.lacks_loss for fetcher in fetchers):
+            fetchers[0].warn_of_loss()
+        return arrays
 
     def _wanted(self, items: Sequence[Item], *, log: bool = True) -> tuple[list[Wanted], list[int]]:
         """Return the windows of all rows, and how many each row has."""

@@ -66,9 +66,15 @@ class ArrayStream:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The stream that a saved position belongs to: `seed`, `fingerprint`, `geometry`, and `rows` (now and in 0.1)."""
+        """The stream that a saved position belongs to: `seed`, `fingerprint`, `geometry`, and `rows` (now and in 0.1).
+
+        Where strands, masks or tags depend on another seed than the order, `rows` has it as `seed`.
+        """
         data = self.dataset
-        return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": data.rows}
+        now, of_0_1 = data.rows
+        if data.random_seed not in {None, self.seed}:
+            now = {**now, "seed": data.random_seed}
+        return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": (now, of_0_1)}
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return the state to save at a position: the same on every rank."""

@@ -149,6 +149,8 @@ def _sources(sources: Any) -> tuple[list[str], list[ShardedEdenDataset], list[An
         )
     named = dict(sources) if is_named else {f"source {k}": pair for k, pair in enumerate(sources)}
     names, pairs = [str(name) for name in named], list(named.values())
+    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise UsageError(f"two sources of a mixture are called {shown(twice[0])}: give each a name of its own")
     for name, pair in zip(names, pairs, strict=True):
         is_pair = isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], ShardedEdenDataset)
         if not is_pair:
@@ -177,5 +179,5 @@ def _identity_of(dataset: ShardedEdenDataset) -> dict[str, Any]:
     return {
         **{name: value for name, value in identity.items() if name not in {"seed", "rows"}},
         "rows": dict(identity["rows"][0]),
-        "strand_seed": dataset.seed if dataset.rc_aug else None,
+        "strand_seed": dataset.random_seed,
     }

@@ -63,7 +63,7 @@ def _problem(state: Mapping[str, Any], here: Past, consumed: int, epoch: int) ->
     """Return why a state does not belong to a mixture; empty where it does."""
     if state.get("version") != MIXTURE_VERSION:
         try:
-            state = _of_one_source(state)
+            state = _of_one_source(state, here.identity["sources"][0]["strand_seed"] is not None)
         except (KeyError, TypeError):
             return (
                 f"the checkpoint's data state has version {shown(state.get('version'))}: it is not one of a mixture "
@@ -75,12 +75,19 @@ def _problem(state: Mapping[str, Any], here: Past, consumed: int, epoch: int) ->
         return f"the checkpoint's data state of a mixture is damaged ({shown(str(error))})"
 
 
-def _of_one_source(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a stream of one dataset as that of a mixture; its strands are those of its seed."""
+def _of_one_source(state: Mapping[str, Any], draws: bool) -> dict[str, Any]:
+    """Return the state of a stream of one dataset as that of a mixture.
+
+    Args:
+        state: what `make_state` returned.
+        draws: the rows of the first source depend on a seed. Where those of the state do not, its `rows` differ.
+    """
     if state["version"] not in {1, 2, 3} or not isinstance(state["rows"], Mapping):
         raise TypeError
     source = {name: value for name, value in state.items() if name not in _NOT_OF_A_SOURCE}
-    source["strand_seed"] = state["seed"] if state["rows"]["rc_aug"] else None
+    source["rows"] = dict(state["rows"])
+    strand_seed = source["rows"].pop("seed", state["seed"])
+    source["strand_seed"] = strand_seed if draws else None
     return {"seed": state["seed"], "sources": [{"name": "source 0", **source}], "phases": [[0, [1]]], "skip": []}
 
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.shuffle import Permutation
+from sharded_eden.train.state import MAX_POSITION
 
 LEAST_BLOCK = 1024
 MOST_BLOCK = 1 << 20
@@ -253,6 +254,6 @@ def _pair(each: Any) -> tuple[int, int]:
     if not is_pair or not all(isinstance(p, int | np.integer) and not isinstance(p, bool) for p in each):
         raise UsageError(f"skip takes (first, last) pairs of positions, not {shown(each)}")
     first, last = int(each[0]), int(each[1])
-    if not 0 <= first <= last:
-        raise UsageError(f"skip takes (first, last) with 0 <= first <= last, not {shown(each)}")
+    if not 0 <= first <= last < MAX_POSITION:
+        raise UsageError(f"skip takes (first, last) with 0 <= first <= last < 2**62, not {shown(each)}")
     return first, last

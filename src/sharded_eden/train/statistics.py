@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import apsw
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from sharded_eden.errors import UsageError, shown, warn
 from sharded_eden.format.commands import bench_command, index_command
 from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
+from sharded_eden.load.encode.tag_table import TableTags
+from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.options import integer
 from sharded_eden.train.stream import Stream
 
@@ -67,25 +70,29 @@ class Totals:
         for low in range(first, end, POSITIONS_AT_ONCE):
             items = self._stream.windows_at(range(low, min(low + POSITIONS_AT_ONCE, end)))
             self.rows += len(items)
-            by_source: dict[int, list[int]] = {}
+            by_source: dict[int, list[tuple[int, int]]] = {}
             for item in items:
-                by_source.setdefault(item[0] if len(item) == 3 else 0, []).append(item[-1])
+                by_source.setdefault(item[0] if len(item) == 3 else 0, []).append(item[-2:])
             for source, rows in by_source.items():
                 self._add_rows(source, rows)
 
-    def _add_rows(self, source: int, rows: Sequence[int]) -> None:
+    def _add_rows(self, source: int, rows: Sequence[tuple[int, int]]) -> None:
+        """Add the (epoch, index) of rows of a source."""
         dataset = self._datasets[source]
         if self._names:
             self.rows_of[self._names[source]] += len(rows)
         packs = dataset._packs
-        windows = rows if packs is None else [window for pack in packs.windows(rows) for window in pack]
+        if packs is not None:
+            of_packs = zip(rows, packs.windows([pack for _, pack in rows]), strict=True)
+            rows = [(epoch, window) for (epoch, _), windows in of_packs for window in windows]
+        windows = sorted(rows, key=itemgetter(1))  # in order, neighbours share a page
         self.windows += len(windows)
         if not self._has_lengths[source]:
             return
-        tags = dataset.ctrl_ids_map if dataset.options.use_control_tags else None
-        query = _PLACES.format(id="NULL" if tags is None else "w.sequence_id")
+        tags = dataset._fetcher.tags
+        query = _PLACES.format(id="w.sequence_id" if isinstance(tags, ControlTags) else "NULL")
         try:
-            wanted = apsw.carray(np.sort(np.array(windows, dtype=np.int64)))  # in order, neighbours share a page
+            wanted = apsw.carray(np.array([window for _, window in windows], dtype=np.int64))
             found = dataset.window_db_conn.execute(query, (wanted,)).fetchall()
         except READ_ERRORS as error:
             raise unreadable(dataset.window_db_path, error) from error
@@ -96,7 +103,8 @@ class Totals:
             header = dataset._format.header([])
             rooms, headers = dataset._format.room(header), len(header) * len(windows)
         else:
-            each = [tags.header(sequence_id) for sequence_id in ids]
+            is_table = isinstance(tags, TableTags)  # dropout shortens tags by epoch and window
+            each = tags.of_windows(windows) if is_table else [tags.header(sequence_id) for sequence_id in ids]
             rooms, headers = np.array([room for _, room in each]), sum(len(header) for header, _ in each)
         left = np.array(length, dtype=np.int64) - np.array(number, dtype=np.int64) * dataset.stride
         bases = int(np.minimum(left, rooms).sum())

@@ -31,6 +31,9 @@ for _base, _partner in _PAIRS.items():
     COMPLEMENT[ord(_base.lower())] = ord(_partner.lower())
 _COMPLEMENT_TEXT = {i: int(c) for i, c in enumerate(COMPLEMENT) if i != c}
 
+LARGEST_WEIGHT = 1e30
+"""The largest weight of a letter in the loss: a larger one would be infinite in a float32, or its sum over a batch."""
+
 
 def reverse_complement(sequence: str) -> str:
     """Return the other strand of a sequence, read in its own direction: `ATCN` -> `NGAT`. Case is kept."""
@@ -88,8 +91,10 @@ class RowFormat:
     """Masked language modelling; None for causal rows."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.soft_mask_weight < float("inf"):
-            raise UsageError(f"soft_mask_weight must be a number from 0 on, not {self.soft_mask_weight}")
+        if not 0 <= self.soft_mask_weight <= LARGEST_WEIGHT:
+            raise UsageError(
+                f"soft_mask_weight must be a number from 0 on, at most {LARGEST_WEIGHT:g}, not {self.soft_mask_weight}"
+            )
         if self.loss_on_eos and not self.include_eos:
             raise UsageError("loss_on_eos=True needs rows with an EOS token: leave include_eos=True")
         if self.weighs_letters and self.encoding.table is None:

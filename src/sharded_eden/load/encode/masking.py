@@ -36,6 +36,9 @@ FIRST_MASKED = 128
 
 TOKENS_EACH = 5
 
+MOST_SPAN = 1 << 20
+"""The longest span: the memory of a masked window grows with it."""
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_BELOW = np.uint32(round(0.8 * (1 << 24)) << 8)
 _RANDOM_BELOW = np.uint32(round(0.9 * (1 << 24)) << 8)
@@ -75,6 +78,8 @@ class Masking:
             raise UsageError(f"mlm_share must lie between 0 and 1, but is {self.share}")
         if self.span < 1:
             raise UsageError(f"mlm_span must be at least 1, but is {self.span}")
+        if self.span > MOST_SPAN:
+            raise UsageError(f"mlm_span must be at most {MOST_SPAN:,}, but is {self.span:,}")
 
     @property
     def begins_below(self) -> int:
@@ -83,7 +88,7 @@ class Masking:
         A base is masked where any of `span` numbers begins a span: with probability 1 - (1 - q)**span = share.
         """
         begins: float = 1 - (1 - self.share) ** (1 / self.span)
-        return max(1, round(begins * (1 << 32)))
+        return min(max(1, round(begins * (1 << 32))), (1 << 32) - 1)
 
     @property
     def as_rows(self) -> dict[str, int | float]:

@@ -101,7 +101,7 @@ class WindowFetcher:
         self._index = index
         self._reader = reader
         self._addresses = addresses
-        self._tags = tags
+        self.tags = tags
         self._by_tag: dict[int, Header] = {}
         self._split = split
         self._seed = seed
@@ -115,7 +115,7 @@ class WindowFetcher:
     @property
     def least_room(self) -> int:
         """The fewest bases that a row shows."""
-        return self._untagged[1] if self._tags is None else self._tags.least_room
+        return self._untagged[1] if self.tags is None else self.tags.least_room
 
     def fill(
         self,
@@ -143,10 +143,10 @@ class WindowFetcher:
         else:
             addresses = self._addresses.find(windows)
             without = [window_idx for window_idx, each in zip(windows, addresses, strict=True) if each[0] < 0]
-        given = self._tags.of_windows(wanted) if isinstance(self._tags, TableTags) else None
+        given = self.tags.of_windows(wanted) if isinstance(self.tags, TableTags) else None
         of_others = given and [known for known, each in zip(given, addresses, strict=True) if each[0] < 0]
         letters = iter(self._read_by_sqlite(without, of_others)) if without else iter(())
-        has_tags, length, has_eos = self._tags is not None, rows.shape[1], self._has_eos
+        has_tags, length, has_eos = self.tags is not None, rows.shape[1], self._has_eos
         header, room = self._untagged
         before = len(header)
         row_of: Sequence[int] = range(len(sizes)) if into is None else into
@@ -219,7 +219,7 @@ class WindowFetcher:
 
     def _header_of(self, tag: int, window_idx: int) -> Header:
         """Return the header of a window with this number of a tag, and remember it by its number."""
-        header = self._tags.header(self._name_of(tag, window_idx))  # type: ignore[union-attr]
+        header = self.tags.header(self._name_of(tag, window_idx))  # type: ignore[union-attr]
         if tag < len(self._addresses.tags):  # type: ignore[union-attr]  # others have no number of their own
             self._by_tag[tag] = header
         return header
@@ -247,7 +247,7 @@ class WindowFetcher:
             if given is not None:
                 header, room = given[len(letters)]
             else:
-                header, room = self._untagged if self._tags is None else self._tags.header(sequence_id)
+                header, room = self._untagged if self.tags is None else self.tags.header(sequence_id)
             bases = np.empty(min(room, remaining), dtype=np.uint8)
             try:
                 contig.read(start, bases)

@@ -48,9 +48,10 @@ class MixedFetcher:
     def __init__(self, fetchers: Sequence[WindowFetcher], members: Sequence[int]) -> None:
         self._fetchers = {k: fetchers[k] for k in members}
         self._first = self._fetchers[members[0]]
+        self.lacks_loss = self._are_masked = False
         # Addresses of other types read otherwise, and tags of a table need the epoch and the index of their own source.
         can_join = all(
-            type(each._addresses) in {WindowAddresses, type(None)} and not isinstance(each._tags, TableTags)
+            type(each._addresses) in {WindowAddresses, type(None)} and not isinstance(each.tags, TableTags)
             for each in self._fetchers.values()
         )
         self._joint = _JointFetcher(self._fetchers) if can_join else None
@@ -119,20 +120,19 @@ class MixedFetcher:
         """Refuse windows of a pack that do not fit into a row; see `WindowFetcher.check_fits`."""
         self._first.check_fits(tokens, seq_length)
 
-    def check_loss(self, any_loss: bool, *, masked: bool = False, **options: Any) -> None:
-        """Warn where no label of a batch counts in the loss: the mean over none is NaN.
+    def check_loss(self, any_loss: bool, *, masked: bool = False) -> None:
+        """Note whether a label of these rows counts in the loss: other rows of the batch may have another layout."""
+        self.lacks_loss, self._are_masked = not any_loss, masked
 
-        Not for masked rows: the rows of one layout may well have no masked base while others of the batch do.
-        """
-        if masked:
+    def warn_of_loss(self) -> None:
+        """Warn that no label of a batch counts in the loss: the mean over none is NaN."""
+        if self._are_masked or len(self._fetchers) == 1:
+            self._first.check_loss(any_loss=False, masked=self._are_masked)
             return
-        if len(self._fetchers) == 1:
-            self._first.check_loss(any_loss, **options)
-        elif not any_loss:
-            warn(
-                "mixture: no label of a batch earns a loss, all of its letters are masked: the mean over them is NaN. Leave "
-                f"such windows out of the sources: {precompute_command('WINDOWS.db', max_ambiguous=0.5)}"
-            )
+        warn(
+            "mixture: no label of a batch earns a loss, all of its letters are masked: the mean over them is NaN. Leave "
+            f"such windows out of the sources: {precompute_command('WINDOWS.db', max_ambiguous=0.5)}"
+        )
 
     def close(self) -> None:
         """Close the files that sources share in this process."""

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-cloud bench-prepare bench-scale cli-page screenshots docs clean
+.PHONY: help demo test test-slow test-fuzz test-distributed test-bridge lint format types bench bench-cold bench-cloud bench-prepare bench-scale cli-page screenshots docs release-check release clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -88,5 +88,11 @@ docs: $(VENV)/.dev ## the documentation, in site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+release-check: $(VENV)/.dev ## sdist and wheel, installed alone in an empty environment and used there (1 to 2 minutes)
+	$(BIN)/python tests/release/release_check.py
+
+release: $(VENV)/.dev ## the same for a release: checks version, changelog and tag first, and writes dist/
+	$(BIN)/python tests/release/release_check.py --release --out dist
+
 clean: ## remove everything that the targets made, including the environments
-	rm -rf $(VENV) $(VENV)-bridge .demo .bench site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bridge .demo .bench site dist .pytest_cache .mypy_cache .ruff_cache

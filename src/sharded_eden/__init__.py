@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from sharded_eden.windows.pack import pack_window_database
     from sharded_eden.windows.precompute import precompute_window_database
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ArrayDataset": "sharded_eden.load.dataset",

@@ -94,10 +94,21 @@ def packages() -> list[Package]:
         return []
     found = []
     for line in lines:
-        parts = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?(?:; *extra == ['\"](\w+)['\"])?", line.strip())
-        if parts is not None and parts[3] != "dev":
-            found.append(Package(parts[1], parts[3] or "", parts[2] or "", version_of(parts[1])))
+        requirement, _, condition = line.partition(";")
+        parts = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?", requirement.strip())
+        extra = re.search(r"extra == ['\"](\w+)['\"]", condition)
+        name = extra[1] if extra else ""
+        if parts is not None and name != "dev" and _is_for_this_python(condition):
+            found.append(Package(parts[1], name, parts[2] or "", version_of(parts[1])))
     return sorted(found, key=lambda each: bool(each.extra))
+
+
+def _is_for_this_python(condition: str) -> bool:
+    """Return whether a condition of a requirement, such as `python_version >= "3.11"`, allows this Python."""
+    found = re.search(r"python_version (>=|<) ['\"]([\d.]+)['\"]", condition)
+    if found is None:
+        return True
+    return (sys.version_info[:2] >= release(found[2])) == (found[1] == ">=")
 
 
 def import_problem(name: str) -> str:

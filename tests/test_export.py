@@ -172,3 +172,19 @@ def test_damaged_datasets_are_refused(tmp_path):
     refused("bpe", "document 1: holds token 300")
     write_indexed(tmp_path / "inside", [[list(b"ACGT")], [[65, 2, 65]]])
     refused("inside", "document 2: holds the special token 2 between letters")
+
+
+def test_another_index_of_the_same_tokens_is_noticed(tmp_path):
+    write_indexed(tmp_path / "data", [[list(b"ACGT"), list(b"GGTT")]])
+    options: dict[str, Any] = {"sample": "S", "format": "indexed"}
+    build_sequence_dbs([tmp_path / "data.bin"], tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == ["ACGTGGTT"]
+    again = build_sequence_dbs([tmp_path / "data.bin"], tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == ["ACGTGGTT"], again
+    tokens = (tmp_path / "data.bin").read_bytes()
+    write_indexed(tmp_path / "data", [[list(b"ACGT")], [list(b"GGTT")]])
+    assert (tmp_path / "data.bin").read_bytes() == tokens
+    with pytest.raises(UsageError, match=r"data\.bin has changed since sample 'S' was built"):
+        build_sequence_dbs([tmp_path / "data.bin"], tmp_path / "out", **options)
+    build_sequence_dbs([tmp_path / "data.bin"], tmp_path / "out", force=True, **options)
+    assert sorted(contents(tmp_path / "out")) == ["ACGT", "GGTT"]

@@ -142,3 +142,10 @@ def test_other_names_are_parts_of_one_split(tmp_path, whole, names):
         write(tmp_path / "parts" / name, list(CONTIGS)[number :: len(names)])
     precompute_window_database(tmp_path / "parts", tmp_path / "w.db", 64, 50)
     assert contents(tmp_path / "w.db") == whole
+
+
+def test_parts_with_other_endings_of_parquet_files_are_read(tmp_path, parts, whole):
+    (parts / "part-0.parquet").rename(parts / "part-0.PARQUET")
+    (parts / "part-1.parquet").rename(parts / "part-1.pq")
+    precompute_window_database(parts, tmp_path / "out.db", 64, 50)
+    assert contents(tmp_path / "out.db") == whole

@@ -15,7 +15,7 @@ import worlds
 
 from sharded_eden import cli, precompute_window_database
 from sharded_eden.errors import EdenWarning, InputError, UsageError
-from sharded_eden.windows.folder import precompute_window_databases
+from sharded_eden.windows.folder import precompute_window_databases, splits_of_folder
 
 
 def write_splits(folder: Path, **contigs: dict[str, int]) -> Path:
@@ -96,7 +96,7 @@ def test_what_is_refused_names_the_split_and_leaves_the_others_whole(tmp_path: P
 
 SLOW_SPLITS = """
 import sys
-from sharded_eden.windows.folder import precompute_window_databases
+from sharded_eden.windows.folder import precompute_window_databases, splits_of_folder
 if __name__ == "__main__":
     precompute_window_databases(sys.argv[1], sys.argv[2], jobs=2)
 """
@@ -132,3 +132,11 @@ def test_processes_that_are_killed_leave_nobody_behind(tmp_path: Path, whom: str
     small = write_splits(tmp_path / "splits", train={"a": 5}, val={"b": 5})
     precompute_window_databases(small, out)
     assert sorted(path.name for path in out.iterdir()) == ["train_windows.db", "val_windows.db"]
+
+
+@pytest.mark.parametrize("name", ["val_split.PARQUET", "val_split.pq", "val_SPLIT.parquet"])
+def test_a_split_with_another_ending_is_not_left_out(tmp_path: Path, name: str) -> None:
+    for each in ("train_split.parquet", name):
+        pl.DataFrame({"contig_id": ["BCR__ECT-S__CT1-1"], "length": [500]}).write_parquet(tmp_path / each)
+    with pytest.raises(InputError, match="may be a split, but its name does not end in _split"):
+        splits_of_folder(tmp_path)

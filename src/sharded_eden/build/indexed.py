@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.build.fasta import Entry
-from sharded_eden.build.source import MAX_LINE, Source
+from sharded_eden.build.source import MAX_LINE, MEGATRON_MAGIC, Source
 from sharded_eden.errors import InputError, printable
 
-MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 TOKEN_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """The integer types by their codes; 6 and 7 are floating-point types."""
@@ -91,7 +90,7 @@ def _read_index(
     if len(data) < HEADER.size:
         raise damaged
     magic, version, code, sequences, boundaries = HEADER.unpack_from(data)
-    if magic != MAGIC or version != 1:
+    if magic != MEGATRON_MAGIC or version != 1:
         raise damaged
     if code not in TOKEN_TYPES:
         raise InputError(f"{printable(path)}: its tokens have type {code}, which is not an integer type")

@@ -43,15 +43,40 @@ class FileState(NamedTuple):
     size_bytes: int
     mtime_ns: int
     hash: str
-    """XXH3 (128 bits) of its bytes, hexadecimal."""
+    """XXH3 (128 bits) of its bytes, hexadecimal.
+
+    For `NAME.bin` of Megatron, size and time are the sums of those of it and `NAME.idx`, and the hash is that of both.
+    """
 
     def looks_unchanged(self) -> bool:
         """Return whether size and modification time are the same; the file is then not read again."""
         try:
             now = os.stat(self.path)
+            beside = _index_beside(Path(self.path))
+            also = None if beside is None else beside.stat()
         except OSError:
             return False
-        return (now.st_size, now.st_mtime_ns) == (self.size_bytes, self.mtime_ns)
+        size_bytes, mtime_ns = _size_and_time(now, also)
+        return (size_bytes, mtime_ns) == (self.size_bytes, self.mtime_ns)
+
+
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+"""The first bytes of `NAME.idx`, the index of one of Megatron's datasets."""
+
+
+def _index_beside(path: Path) -> Path | None:
+    """Return `NAME.idx` where the file is one of Megatron's datasets: what is read of it depends on this index, too."""
+    index = path.with_suffix(".idx")
+    if index == path or not index.is_file():
+        return None
+    with index.open("rb") as file:
+        return index if file.read(len(MEGATRON_MAGIC)) == MEGATRON_MAGIC else None
+
+
+def _size_and_time(file: os.stat_result, index: os.stat_result | None) -> tuple[int, int]:
+    if index is None:
+        return file.st_size, file.st_mtime_ns
+    return file.st_size + index.st_size, file.st_mtime_ns + index.st_mtime_ns
 
 
 class Source:
@@ -118,8 +143,18 @@ class Source:
         """Read the rest of the file, and return its state."""
         while self._tee.read(BLOCK_BYTES):
             pass
-        path = STANDARD_INPUT if self.called == STANDARD_INPUT else str(self.path.resolve())
-        return FileState(path, self._stat.st_size, self._stat.st_mtime_ns, self._tee.digest.hexdigest())
+        if self.called == STANDARD_INPUT:
+            return FileState(STANDARD_INPUT, self._stat.st_size, self._stat.st_mtime_ns, self._tee.digest.hexdigest())
+        path, digest, also = self.path.resolve(), self._tee.digest.copy(), None
+        try:
+            if (index := _index_beside(path)) is not None:
+                with index.open("rb") as file:
+                    also = os.fstat(file.fileno())
+                    while block := file.read(BLOCK_BYTES):
+                        digest.update(block)
+        except OSError as error:
+            raise InputError(f"{printable(index or path)}: cannot be read ({error.strerror})") from error
+        return FileState(str(path), *_size_and_time(self._stat, also), digest.hexdigest())
 
     def _refuse_database(self) -> None:
         """Raise an error for a SQLite database, such as one of this package, that names its kind."""

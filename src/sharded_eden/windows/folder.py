@@ -19,7 +19,7 @@ from sharded_eden.format.kinds import expect, named, refuse_url
 from sharded_eden.format.schema import SPLIT_SUFFIX, WINDOWS_SUFFIX
 from sharded_eden.jobs import Engine, Progress, Say, run_tasks
 from sharded_eden.windows.precompute import CONTIGS, PACKING, PrecomputeResult, precompute_window_database
-from sharded_eden.windows.split_files import PART_SUFFIX
+from sharded_eden.windows.split_files import parts_in
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ def splits_of_folder(folder: str | os.PathLike[str]) -> dict[str, Path]:
         raise InputError(
             f"{printable(folder)}: holds no split: looked for *{SPLIT_SUFFIX}. Make them: {split_command(out=folder)}"
         )
+    stem = Path(SPLIT_SUFFIX).stem
+    for path in parts_in(Path(folder)):
+        if path.stem.lower().endswith(stem) and path not in files:
+            raise InputError(
+                f"{printable(path)}: may be a split, but its name does not end in {SPLIT_SUFFIX}. Rename it, or remove it "
+                "from this folder"
+            )
     return {path.name.removesuffix(SPLIT_SUFFIX): path for path in files}
 
 
@@ -51,7 +58,7 @@ def is_folder_of_splits(path: Path) -> bool:
 
     It is one unless it holds Parquet files of other names alone.
     """
-    return path.is_dir() and bool(named(path, SPLIT_SUFFIX) or not named(path, PART_SUFFIX))
+    return path.is_dir() and bool(named(path, SPLIT_SUFFIX) or not parts_in(path))
 
 
 def precompute_window_databases(

@@ -30,6 +30,8 @@ SORT_ROWS = 4_000_000
 """Contigs sorted in memory at once."""
 
 PART_SUFFIX = ".parquet"
+PART_SUFFIXES = (PART_SUFFIX, ".pq")
+"""The endings of the Parquet files of a folder, in upper or lower case."""
 
 SAMPLE_EVERY = 1024
 """Every n-th contig ID is kept, to divide an unsorted file into ranges of about `SORT_ROWS`."""
@@ -59,8 +61,13 @@ SPLIT_NAME = re.compile(r"(train|val|test)(?=(idation|id|ing)?[^a-z])", re.IGNOR
 """The beginning of a file name that tells its split."""
 
 
+def parts_in(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder, sorted; not those whose names begin with a dot."""
+    return [path for path in named(folder, "") if path.suffix.lower() in PART_SUFFIXES]
+
+
 def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
-    """Return the Parquet files of one split: the file itself, all `*.parquet` of a folder, or those that match a pattern.
+    """Return the Parquet files of one split: the file itself, all `*.parquet` and `*.pq` of a folder, or what a pattern means.
 
     Args:
         split: a file, a folder, or a pattern such as `parts/*.parquet`, in which `*`, `?`, `[...]` and `**` have their usual
@@ -73,7 +80,7 @@ def parts_of(split: Path, *, is_pattern: bool) -> list[Path]:
     if is_pattern:
         files = sorted(map(Path, glob(os.fspath(split), recursive=True)))
     elif split.is_dir():
-        files = named(split, PART_SUFFIX)
+        files = parts_in(split)
     else:
         return [split]
     if not files:

@@ -65,6 +65,7 @@ def of_addresses(result: VerifyResult) -> list[Any]:
     return [finding for finding in result.findings if finding.check == "addresses"]
 
 
+@pytest.mark.slow
 def test_a_sound_index_is_clean(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     quick, full = world.verify(), world.verify(full=True)
     assert quick.findings == full.findings == []

@@ -380,6 +380,7 @@ def test_progress_ends_at_the_size_of_all_files(world):
     assert seen == sorted(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_progress_moves_within_one_database(world, monkeypatch, jobs):
     """With `full`, SQLite's integrity check and the reading of bases are reported before a database is finished."""

@@ -103,6 +103,7 @@ def test_views_in_a_window_database_are_refused(folder, table):
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_an_endless_view_of_sequences_ends_in_an_error(folder):
     query = f"{ENDLESS} 'x' || i AS contig_id, 'ACGT' AS nt_sequence FROM n"
     execute(sample_db(folder, "S0"), "DROP TABLE sequences", f"CREATE VIEW sequences AS {query}")
@@ -240,7 +241,7 @@ def test_a_sequence_database_that_changes_is_an_error(folder, change, io):
         assert errors > 0
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["windows", "sequences"])
 def test_workers_that_start_later_read_the_files_that_were_opened_or_fail(folder, what, method):
     other = worlds.write(folder / "other", {k: v[::-1] for k, v in worlds.CONTIGS.items()})

@@ -142,12 +142,15 @@ def test_longer_windows_fill_rows_of_six_mers(data, tmp_path):
     with open_split(tmp_path, path, tokenizer, window_size=size) as dataset:
         assert useful(dataset) == 1
         assert dataset.geometry["seq_length"] == T
+        fetched = list(dataset.fetch_many(range(len(dataset))))
         for window in range(len(dataset)):
             ((contig, number),) = worlds.query(
                 path, f"SELECT sequence_id, window_in_seq_idx FROM window_mappings WHERE window_idx = {window}"
             )
             start = number * dataset.stride
             wanted = [1, 3, *ids_of(tokenizer, contigs[contig][start : start + size - 3]), 2]
+            bases = contigs[contig][start : start + size - 3].encode()
+            assert bytes(fetched[window].bases) == bytes(dataset.fetch(window).bases) == bases
             assert dataset[window]["tokens"].tolist() == wanted
             assert len(wanted) == T
         stream = Stream(dataset)

@@ -82,7 +82,7 @@ def is_running(pid: int) -> bool:
     [
         (PLAIN, "fork", 1, "full", signal.SIGKILL),
         (PLAIN, "forkserver", 1, "full", signal.SIGTERM),
-        (LIGHTNING, "fork", 1, "full", signal.SIGKILL),
+        pytest.param(LIGHTNING, "fork", 1, "full", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(PLAIN, "fork", 4, "full", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(PLAIN, "fork", 8, "compact", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(PLAIN, "spawn", 1, "full", signal.SIGKILL, marks=pytest.mark.slow),

@@ -193,6 +193,7 @@ def test_lengths_of_a_contig_twice(tmp_path: Path) -> None:
         pack_window_database(path, lengths=tmp_path / "twice.parquet")
 
 
+@pytest.mark.slow
 def test_split_of_an_endless_view(tmp_path: Path) -> None:
     path = tmp_path / "db/ONE/glm_dataset_ONE.sqlite"
     path.parent.mkdir(parents=True)

@@ -333,7 +333,7 @@ class ArrayDataset:
         return self._fetch(self._windows_of(indices)[0])
 
     def _fetch(self, wanted: Sequence[Wanted]) -> Iterator[Window]:
-        letters = np.empty((len(wanted), self.seq_length), dtype=np.uint8)
+        letters = np.empty((len(wanted), self._format.buffer_bases), dtype=np.uint8)
         placed = self._fetcher.fill(wanted, [1] * len(wanted), letters)
         located = self._index.locate_many([window_idx for _, window_idx in wanted])
         for k, ((epoch, window_idx), (sequence_id, window_in_seq_idx, _)) in enumerate(

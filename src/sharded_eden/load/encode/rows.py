@@ -68,7 +68,7 @@ class RowMaker:
         self._compact = compact
         self._packed = packed
         self._length = row_format.seq_length
-        self._letters = self._length if row_format.window_bases is None else row_format.buffer_bases
+        self._letters = row_format.buffer_bases
         self._untagged_header = row_format.header([])
         self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
         self._positions = np.arange(row_format.seq_length)

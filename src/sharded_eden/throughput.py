@@ -206,9 +206,7 @@ class _MixtureOpener:
         self.can_be_compact = not any(source.options for source in self._config.sources.values())
         """Sources with options of their own may weigh letters differently, which compact rows cannot."""
         self._tokenizer = tokenizer
-        index = WindowIndex(next(iter(self._config.sources.values())).window_db_path)
-        self._seq_length = index.geometry.window_size
-        index.close()
+        self._seq_length = self._config.window_size()
 
     @contextmanager
     def __call__(self, *, compact: bool) -> Iterator[Stream]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 
 import numpy as np
 import pytest
 import worlds
 from faults import World
+from typer.testing import CliRunner
 
 import sharded_eden
 from sharded_eden import DatabaseError, ShardedEdenDataset, Stream, StreamBatchSampler, UsageError, cli
 from sharded_eden.describe.row import loss_text, other_weights, row_of
 from sharded_eden.describe.step import windows_of_step
+from sharded_eden.train.mixture_file import mixture_config
 
 
 @pytest.fixture
@@ -174,3 +177,52 @@ def test_wrong_arguments(clean_world: World, capsys, arguments, message):
     status, _, err = show(capsys, clean_world, *arguments)
     assert status == 2
     assert message in err
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_step_of_a_mixture_lists_the_windows_of_its_sources(clean_world: World, tmp_path, packed):
+    file = tmp_path / "mixture.toml"
+    file.write_text(
+        f"""[sources.first]
+window_db_path = "{clean_world.train}"
+weight = 3
+[sources.second]
+window_db_path = "{clean_world.train if packed else clean_world.val}"
+weight = 1
+[[phases]]
+position = 20
+weights = {{ second = 1 }}
+"""
+    )
+    command = ["show", str(clean_world.seqs), "--mixture", str(file), "--global-batch-size", "8", "--rc-aug", "--json"]
+    listed = []
+    for step in range(5):
+        result = CliRunner().invoke(cli.app, [*command, "--step", str(step), *["--pack"] * packed])
+        assert result.exit_code == 0, result.output
+        listed += json.loads(result.output)
+    config = mixture_config(file)
+    mixture = config.open(
+        tokenizer=None, sequence_db_dir=str(clean_world.seqs), seed=42, seq_length=config.window_size(), rc_aug=True,
+        packed=packed,
+    )  # fmt: skip
+    with closing(mixture.dataset):
+        expected = []
+        for position, (source, epoch, index) in enumerate(mixture.windows_at(range(40))):
+            for window in mixture.dataset.datasets[source].fetch_many([(epoch, index)]):
+                expected.append((mixture.names[source], position, window.sequence_id, "-" if window.reverse else "+"))
+    assert [(each["source"], each["position"], each["contig_id"], each["strand"]) for each in listed] == expected
+    assert {each["source"] for each in listed if each["position"] >= 20} == {"second"}
+    plain = CliRunner().invoke(cli.app, [*command[:-1], "--step", "0", *["--pack"] * packed])
+    assert plain.output.splitlines()[1].split()[:2] == ["source", "position"]
+
+
+def test_mixture_and_window_database_are_not_given_together(clean_world: World):
+    both = ["show", str(clean_world.seqs), str(clean_world.train), "--mixture", "m.toml", "--step", "0"]
+    for words in (
+        both,
+        ["show", str(clean_world.seqs), "--step", "0"],
+        ["show", str(clean_world.seqs), "--mixture", "m.toml"],
+    ):
+        result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 2
+        assert "--mixture" in result.output

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sharded_eden.describe.row import ShownRow
     from sharded_eden.describe.step import StepWindow
     from sharded_eden.load.dataset import ShardedEdenDataset
+    from sharded_eden.train.stream import Stream
 
 BASES_A_LINE = 60
 COLOURS = {"A": "green", "C": "blue", "G": "yellow", "T": "red", "U": "red"}
@@ -24,7 +26,9 @@ COLOURS = {"A": "green", "C": "blue", "G": "yellow", "T": "red", "U": "red"}
 
 def show(
     seqdb: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder of sequence databases.")],
-    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="The window database of a split.")],
+    windows_db: Annotated[
+        Path | None, typer.Argument(metavar="WINDOWS.db", help="The window database of a split; none with --mixture.")
+    ] = None,
     index: Annotated[
         int | None, typer.Argument(metavar="INDEX", help="The window, or with --pack the pack, from 0.")
     ] = None,
@@ -34,6 +38,9 @@ def show(
     ] = None,
     global_batch_size: Annotated[
         int | None, typer.Option(metavar="G", help="Samples of one optimizer step on all ranks.")
+    ] = None,
+    mixture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The TOML or YAML file of the mixture of the job; with --step.")
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Rows are packs: several windows in one row.")] = False,
     epoch: Annotated[int, typer.Option(help="The pass over the data, which decides the strand; with INDEX.")] = 0,
@@ -52,6 +59,8 @@ def show(
     Give the options that the job has: seed, --rc-aug, --control-tags, --pack. Nothing must have been logged.
     """
     from sharded_eden.load.dataset import ShardedEdenDataset  # loads torch
+    from sharded_eden.train.mixture_file import mixture_config
+    from sharded_eden.train.stream import Stream
 
     options: dict[str, Any] = {
         "packed": pack,
@@ -62,16 +71,26 @@ def show(
         "soft_mask_weight": soft_mask_weight,
         "loss_on_eos": loss_on_eos,
     }
+    if mixture is not None and (step is None or windows_db is not None):
+        raise typer.BadParameter("--mixture belongs to --step, and takes the place of WINDOWS.db")
+    if mixture is None and windows_db is None:
+        raise typer.BadParameter("give WINDOWS.db, or --mixture with --step")
     if (index is None) == (step is None):
         raise typer.BadParameter("give either INDEX, for a row, or --step, for a training step")
     if (step is None) != (global_batch_size is None):
         raise typer.BadParameter("--step and --global-batch-size belong together")
     try:
+        if windows_db is None:
+            config = mixture_config(mixture)
+            opened = config.open(tokenizer=None, sequence_db_dir=str(seqdb), seq_length=config.window_size(), **options)
+            with closing(opened.dataset):
+                _show_step(opened, step or 0, global_batch_size or 0, as_json, packed=pack)
+            return
         with ShardedEdenDataset.open(seqdb, windows_db, **options) as dataset:
             if step is None:
                 _show_row(dataset, index or 0, epoch, as_json)
             else:
-                _show_step(dataset, step, global_batch_size or 0, as_json)
+                _show_step(Stream(dataset), step, global_batch_size or 0, as_json, packed=pack)
     except (IndexError, UsageError) as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -88,28 +107,31 @@ def _show_row(dataset: ShardedEdenDataset, index: int, epoch: int, as_json: bool
         console.print(line)
 
 
-def _show_step(dataset: ShardedEdenDataset, step: int, size: int, as_json: bool) -> None:
+def _show_step(stream: Stream, step: int, size: int, as_json: bool, *, packed: bool) -> None:
     from sharded_eden.describe.step import windows_of_step
-    from sharded_eden.train.stream import Stream
 
-    windows = windows_of_step(Stream(dataset), step, size)
+    windows = windows_of_step(stream, step, size)
     if as_json:
         print(json.dumps([window.as_dict() for window in windows], indent=1))
         return
     first = step * size
-    print(f"step {step:,}: positions {first:,} to {first + size - 1:,} of the stream, seed {dataset.seed}")
-    for line in step_lines(windows, packed=bool(dataset.options.packed)):
+    print(f"step {step:,}: positions {first:,} to {first + size - 1:,} of the stream, seed {stream.seed}")
+    for line in step_lines(windows, packed=packed, sources=getattr(stream, "names", ())):
         print(line)
 
 
-def step_lines(windows: Iterator[StepWindow], *, packed: bool) -> Iterator[str]:
-    """Yield a line for each window of a step."""
+def step_lines(windows: Iterator[StepWindow], *, packed: bool, sources: Sequence[str] = ()) -> Iterator[str]:
+    """Yield a line for each window of a step, with its source in a mixture of these sources."""
     kind = "pack" if packed else "window"
-    yield f"{'position':>12} {'epoch':>5} {kind:>12} {'window' if packed else '':>{12 if packed else 0}} strand  bases"
+    width = max(len(printable(name)) for name in (*sources, "source")) + 1 if sources else 0
+    of_source = f"{'source':<{width}}" if sources else ""
+    of_pack = f"{'window':>13}" if packed else " "
+    yield f"{of_source}{'position':>12} {'epoch':>5} {kind:>12}{of_pack} strand  bases"
     for window in windows:
+        of_source = f"{printable(window.source):<{width}}" if sources else ""
         of_pack = f" {window.window_idx:>12,}" if packed else " "
         yield (
-            f"{window.position:>12,} {window.epoch:>5} {window.index:>12,}{of_pack} {window.strand:^6}  "
+            f"{of_source}{window.position:>12,} {window.epoch:>5} {window.index:>12,}{of_pack} {window.strand:^6}  "
             f"{printable(window.contig_id)}:{window.start:,}-{window.end:,}"
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.load.options import integer
+from sharded_eden.train.mixture import Mixture
 from sharded_eden.train.stream import ENDLESS, Stream
 
 POSITIONS_AT_ONCE = 256
@@ -21,6 +22,8 @@ POSITIONS_AT_ONCE = 256
 class StepWindow:
     """One window that a step trains on."""
 
+    source: str
+    """The name of the source in a mixture; empty for other streams."""
     position: int
     """In the endless stream; a pack has one position for all of its windows."""
     epoch: int
@@ -45,7 +48,7 @@ def windows_of_step(stream: Stream, step: int, global_batch_size: int) -> Iterat
     """Yield the windows of a training step, in the order of the stream. Their bases are read as training reads them.
 
     Args:
-        stream: the stream that the job trains on: same seed, same dataset, epoch 0.
+        stream: the stream that the job trains on, also a mixture: same seed, same datasets, epoch 0.
         step: from 0: the number of optimizer steps before it.
         global_batch_size: samples of one optimizer step on all ranks.
 
@@ -66,16 +69,21 @@ def windows_of_step(stream: Stream, step: int, global_batch_size: int) -> Iterat
 
 
 def _windows(stream: Stream, first: int, end: int) -> Iterator[StepWindow]:
-    dataset = stream.dataset
     for low in range(first, end, POSITIONS_AT_ONCE):
         positions = range(low, min(low + POSITIONS_AT_ONCE, end))
         for position, item in zip(positions, stream.windows_at(positions), strict=True):
-            for window in dataset.fetch_many([item]):
+            if isinstance(stream, Mixture):
+                number, epoch, index = item
+                source, dataset = stream.names[number], stream.dataset.datasets[number]
+            else:
+                (epoch, index), source, dataset = item, "", stream.dataset
+            for window in dataset.fetch_many([(epoch, index)]):
                 start = window.window_in_seq_idx * dataset.stride
                 yield StepWindow(
+                    source=source,
                     position=position,
-                    epoch=item[0],
-                    index=item[1],
+                    epoch=epoch,
+                    index=index,
                     window_idx=window.window_idx,
                     contig_id=window.sequence_id,
                     start=start,

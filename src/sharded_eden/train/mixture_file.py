@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from sharded_eden.errors import InputError, MissingExtra, UsageError, shown
+from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions, absolute_path, folder_or_url
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.mixture import Mixture
@@ -99,6 +100,18 @@ class MixtureConfig:
     weights: Mapping[str, Any]
     phases: Sequence[tuple[Any, Any]]
     skip: Sequence[Any]
+
+    def window_size(self) -> int:
+        """Return the window size of the first source, in bases.
+
+        Raises:
+            EdenError: its window database cannot be read.
+        """
+        index = WindowIndex(next(iter(self.sources.values())).window_db_path)
+        try:
+            return index.geometry.window_size
+        finally:
+            index.close()
 
     def open(
         self, *, tokenizer: Any, sequence_db_dir: str | None, seed: int, num_samples: int | None = None, **options: Any

@@ -147,7 +147,7 @@ class Proxy:
             finally:
                 upstream.close()
 
-        is_object = handler.command == "GET" and handler.path.split("?")[0].endswith(".sqlite")
+        is_object = handler.command == "GET" and handler.path.split("?")[0].endswith((".sqlite", ".db", ".index"))
         with self._lock:
             number = len(self.requests)
             if is_object:

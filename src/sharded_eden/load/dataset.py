@@ -23,6 +23,7 @@ from sharded_eden.load.encode.example import reverse_complement
 from sharded_eden.load.encode.rows import Arrays, RowMaker
 from sharded_eden.load.encode.tag_table import TableTags
 from sharded_eden.load.encode.tags import ControlTags
+from sharded_eden.load.locate.cached import local_window_db
 from sharded_eden.load.locate.derived import window_db_to_open
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
@@ -30,10 +31,9 @@ from sharded_eden.load.opening import row_format_of, tags_of, warn_of_rows
 from sharded_eden.load.options import (
     ExampleOptions,
     Include,
-    absolute_path,
     boolean,
-    folder_or_url,
     integer,
+    path_or_url,
     takes_options,
 )
 from sharded_eden.load.read.databases import Connections
@@ -60,7 +60,7 @@ class ArrayDataset:
     Args:
         tokenizer: see `sharded_eden.load.encode.tokenizer.encoding_of`; None is the built-in `NucleotideTokenizer`.
         sequence_db_dir: the folder of per-sample sequence databases, or its URL in object storage.
-        window_db_path: the window database of the split.
+        window_db_path: the window database of the split, or its URL: it is then copied to `cache_dir` with its index.
         seq_length: tokens of a row; must be the window size of the window database.
         rc_aug: use the reverse complement of half of the windows, by (seed, epoch, window index).
         stride: bases between windows; must be that of the window database. None takes it from there.
@@ -111,7 +111,7 @@ class ArrayDataset:
         vars(self).update(vars(opts))  # every option is an attribute; some are replaced below by what they come to
         self.include_bos, self.include_sep = opts.has_bos, opts.has_sep
         self.tokenizer = tokenizer
-        self.sequence_db_dir = folder_or_url(sequence_db_dir, "sequence_db_dir")
+        self.sequence_db_dir = path_or_url(sequence_db_dir, "sequence_db_dir")
         self.seq_length = seq_length = integer(seq_length, "seq_length")
         self.rc_aug = boolean(rc_aug, "rc_aug")
         stride = None if stride is None else integer(stride, "stride")
@@ -120,7 +120,7 @@ class ArrayDataset:
 
         window_size = seq_length if opts.window_size is None else opts.window_size
         self.window_db_path = window_db_to_open(
-            opts, absolute_path(window_db_path, "window_db_path"), self.sequence_db_dir, window_size, stride
+            opts, local_window_db(window_db_path, self.sequence_db_dir, opts), self.sequence_db_dir, window_size, stride
         )
         self._reader = open_sequences(self.sequence_db_dir, self.window_db_path, opts)
         self._index = WindowIndex(self.window_db_path, io=opts.io)
@@ -191,7 +191,11 @@ class ArrayDataset:
 
         Example: `ShardedEdenDataset.open("seqdb", "windows/train.db", rc_aug=True)`.
         """
-        index = WindowIndex(absolute_path(window_db_path, "window_db_path"), io=options.get("io", "auto"))
+        given = {name: options[name] for name in ("io", "cache_dir", "request_seconds") if name in options}
+        folder = path_or_url(sequence_db_dir, "sequence_db_dir")
+        index = WindowIndex(
+            local_window_db(window_db_path, folder, ExampleOptions(**given)), io=options.get("io", "auto")
+        )
         geometry, row_tokens = index.geometry, index.metadata.get("pack_row_tokens")
         index.close()
         if options.get("packed") and row_tokens is not None:

@@ -112,6 +112,8 @@ class ExampleOptions:
     """Requests of each worker to object storage at the same time, where `sequence_db_dir` is a URL."""
     request_seconds: float = 120.0
     """How long a request to object storage is tried before an error is raised."""
+    cache_dir: PathLike | None = None
+    """Where window databases given as URLs are copied to; None is `~/.cache/sharded-eden`, or that of XDG_CACHE_HOME."""
 
     def __post_init__(self) -> None:
         """Refuse values of another type than declared: a string would count as True, or fail at the first row.
@@ -148,6 +150,8 @@ class ExampleOptions:
             )
         if not 0 < self.request_seconds <= MOST_SECONDS:  # NaN is refused, too
             raise UsageError(f"request_seconds must be above 0 and at most {MOST_SECONDS}, not {self.request_seconds}")
+        if self.cache_dir is not None:
+            absolute_path(self.cache_dir, "cache_dir")
         check_log(self.log_format, integer(self.log_file_bytes, "log_file_bytes"))
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
@@ -239,8 +243,8 @@ def with_option_fields(cls: type[T]) -> type[T]:
     return cls
 
 
-def folder_or_url(path: PathLike, name: str) -> str:
-    """Return the URL of a folder in object storage without slashes at its end, or an absolute path.
+def path_or_url(path: PathLike, name: str) -> str:
+    """Return a URL in object storage without slashes at its end, or an absolute path.
 
     Raises:
         UsageError: it is neither, or a URL of a scheme that is not read.

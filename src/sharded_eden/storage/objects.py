@@ -125,7 +125,7 @@ class Objects:
         wanted = set(names)
         if self.url.startswith(("http://", "https://")):
             with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
-                found = zip(wanted, pool.map(self._head, wanted), strict=True)
+                found = zip(wanted, pool.map(self.head, wanted), strict=True)
                 return {name: version for name, version in found if version is not None}
         return {name: version for name, version in self.listed().items() if name in wanted}
 
@@ -142,7 +142,8 @@ class Objects:
 
         return self._tried(all_pages, "its objects cannot be listed")  # type: ignore[no-any-return]
 
-    def _head(self, name: str) -> Version | None:
+    def head(self, name: str) -> Version | None:
+        """Return the version of an object; None where there is none."""
         try:
             return self._tried(lambda: _version(self._obstore.head(self._store, name)), name)  # type: ignore[no-any-return]
         except MissingDatabase:

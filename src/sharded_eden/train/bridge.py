@@ -18,7 +18,7 @@ from sharded_eden.load.options import (
     ExampleOptions,
     Include,
     absolute_path,
-    folder_or_url,
+    path_or_url,
     refuses_unknown,
     with_option_fields,
 )
@@ -95,7 +95,7 @@ class ShardedEdenDatasetProvider(DatasetProvider):  # type: ignore[misc]
             raise UsageError("give either train_window_db_path or mixture, not both")
         for name in ("sequence_db_dir", "train_window_db_path", "val_window_db_path", "test_window_db_path", "log_dir"):
             if (path := getattr(self, name)) is not None:
-                setattr(self, name, (folder_or_url if name == "sequence_db_dir" else absolute_path)(path, name))
+                setattr(self, name, (absolute_path if name == "log_dir" else path_or_url)(path, name))
         if self.skip_getting_attention_mask_from_dataset is None:
             self.skip_getting_attention_mask_from_dataset = not ExampleOptions.of(self).create_attention_mask
         if hasattr(super(), "__post_init__"):

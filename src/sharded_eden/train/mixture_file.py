@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from sharded_eden.errors import InputError, MissingExtra, UsageError, shown
+from sharded_eden.load.locate.cached import local_window_db
 from sharded_eden.load.locate.windows import WindowIndex
-from sharded_eden.load.options import ExampleOptions, absolute_path, folder_or_url
+from sharded_eden.load.options import ExampleOptions, absolute_path, path_or_url
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.train.mixture import Mixture
 
@@ -107,7 +108,10 @@ class MixtureConfig:
         Raises:
             EdenError: its window database cannot be read.
         """
-        index = WindowIndex(next(iter(self.sources.values())).window_db_path)
+        first = next(iter(self.sources.values()))
+        given = {name: first.options[name] for name in ("cache_dir", "request_seconds") if name in first.options}
+        path = local_window_db(first.window_db_path, first.sequence_db_dir or "", ExampleOptions(**given))
+        index = WindowIndex(path)
         try:
             return index.geometry.window_size
         finally:
@@ -211,7 +215,7 @@ def _path(given: Any, called: str, folder: str) -> str:
     if not isinstance(given, str | os.PathLike):
         raise UsageError(f"{called} must be a path, not {shown(given)}")
     if "://" in os.fspath(given):
-        return folder_or_url(given, called) if called.startswith("sequence_db_dir") else absolute_path(given, called)
+        return path_or_url(given, called)
     return absolute_path(os.path.join(folder, given), called)
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from sharded_eden.jobs import usable_processors
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
-from sharded_eden.load.options import ExampleOptions, absolute_path, folder_or_url, takes_options
+from sharded_eden.load.options import ExampleOptions, absolute_path, path_or_url, takes_options
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
 from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
@@ -119,9 +119,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
         self.sequence_db_dir: str | None = None
         if sequence_db_dir is not None or mixture is None:
-            self.sequence_db_dir = folder_or_url(sequence_db_dir, "sequence_db_dir")  # type: ignore[arg-type] # refuses None
+            self.sequence_db_dir = path_or_url(sequence_db_dir, "sequence_db_dir")  # type: ignore[arg-type] # refuses None
         self.train_window_db_path = (
-            None if train_window_db_path is None else absolute_path(train_window_db_path, "train_window_db_path")
+            None if train_window_db_path is None else path_or_url(train_window_db_path, "train_window_db_path")
         )
         self.mixture = mixture
         self.val_window_db_path = absolute_paths(val_window_db_path, "val_window_db_path")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.load.encode.compact import Expander
-from sharded_eden.load.options import absolute_path
+from sharded_eden.load.options import path_or_url
 from sharded_eden.train.mixture_file import MixtureConfig, Source, mixture_config
 from sharded_eden.train.stream import EvaluationStream, Stream
 
@@ -99,7 +99,7 @@ class Splits:
 
 def absolute_paths(given: EvaluationSets, name: str) -> Any:
     """Return a path as an absolute one; named sets as they are."""
-    return given if given is None or isinstance(given, Mapping) else absolute_path(given, name)
+    return given if given is None or isinstance(given, Mapping) else path_or_url(given, name)
 
 
 def _sets(given: EvaluationSets, name: str) -> dict[str, Source]:

@@ -15,6 +15,7 @@ from cli_page import page
 from dark_figures import dark
 
 import sharded_eden
+from sharded_eden.train.mixture_file import mixture_config
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 if not DOCS.is_dir():
@@ -22,7 +23,7 @@ if not DOCS.is_dir():
 
 CONTINUE = (
     "batch", "tokenizers", "change-during-training", "slow-loading", "wrong-data", "glossary", "packing", "objectives",
-    "window-lengths", "inspect",
+    "window-lengths", "inspect", "recipes",
 )  # fmt: skip
 """The pages whose blocks run in the folder that the tutorial leaves."""
 
@@ -62,6 +63,14 @@ def test_pages_that_continue_the_tutorial(name, after_tutorial, tmp_path, monkey
         shutil.copytree(after_tutorial / folder, tmp_path / folder, copy_function=os.link)
     monkeypatch.chdir(tmp_path)
     printed.run(DOCS / f"{name}.md", tmp_path)
+
+
+def test_the_mixture_of_recipes_is_valid(tmp_path):
+    (block,) = [block.text for block in printed.blocks_of(DOCS / "recipes.md") if block.language == "toml"]
+    (tmp_path / "pretrain.toml").write_text(block)
+    mixture = mixture_config(tmp_path / "pretrain.toml")
+    assert len(mixture.sources) == 9
+    assert mixture.sources["eukaryotic_windows"].options == {"soft_mask_weight": 0.1}
 
 
 def test_output_that_differs_is_found():

@@ -44,7 +44,7 @@ class UnknownArgument(UsageError, TypeError):
 
 
 class WriteError(UsageError):
-    """A file or folder that cannot be written: no permission, a full disk, a reached quota, or a link in its place."""
+    """A file or folder that cannot be written: no permission, a full disk, a link, or another process that writes."""
 
 
 class InputError(EdenError, ValueError):

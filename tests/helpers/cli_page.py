@@ -20,8 +20,9 @@ Generated from the commands by `make cli-page`. `sharded-eden COMMAND --help` pr
 
 - Results go to stdout; progress, warnings and errors to stderr. Progress is a bar on a terminal,
   and a line a minute elsewhere.
-- Exit status: 0 done, or nothing to do; 1 an error with one message (`verify`: findings); 2 an
-  invalid command line; 130 after Ctrl-C.
+- Exit status: 0 done, or nothing to do; 1 an error in the data or the machine (`verify`: findings); 2 wrong use of the
+  command, such as an option that does not fit; 130 stopped with Ctrl-C. Each error is one message.
+- Colours and bars appear only on terminals, and no colours if `NO_COLOR` is set.
 - Output files appear under their names when they are complete. A command that failed or was stopped can be run again unchanged.
 - A shell expands `*` before the command sees it: quote patterns.
 

@@ -267,6 +267,6 @@ def test_the_command(data, tmp_path, tokenizer, capsys):
         assert (dataset.seq_length, dataset.window_size) == (T, window_size)
         assert useful(dataset) > 0.95
     assert not [f for f in verify(data / "seqs", [path], full=True).findings if f.check == "packs"]
-    assert cli.main([*words, str(tmp_path / "absent.json")]) == 1
-    assert cli.main(["pack", str(path), "--tokenizer", str(tmp_path / "tokenizer.json")]) == 1
-    assert cli.main(["pack", str(path), "--seq-length", "64"]) == 1
+    assert cli.main([*words, str(tmp_path / "absent.json")]) == 2
+    assert cli.main(["pack", str(path), "--tokenizer", str(tmp_path / "tokenizer.json")]) == 2
+    assert cli.main(["pack", str(path), "--seq-length", "64"]) == 2

@@ -134,7 +134,7 @@ def test_packs_are_not_replaced_by_others(tmp_path, capsys):
         with pytest.raises(UsageError, match=f"has packs, {why}.*Checkpoints are tied.*--force"):
             refused()
         assert path.read_bytes() == before
-    assert cli.main(["pack", str(path), "--seed", "7"]) == 1
+    assert cli.main(["pack", str(path), "--seed", "7"]) == 2
     assert "pack_seed=42, not 7" in capsys.readouterr().err
     precompute(pack=True)
     pack_window_database(path)

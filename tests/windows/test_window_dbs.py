@@ -365,7 +365,7 @@ def test_a_file_that_is_not_a_window_database_is_replaced_only_on_request(tmp_pa
         if command[0].startswith("bionemo"):
             program = [sys.executable, "-m", *command]
         run = subprocess.run([*program, "precompute", split, output], check=False, capture_output=True, text=True)
-        assert run.returncode == 1
+        assert run.returncode == 2
         assert "--force" in run.stderr
         assert output.read_bytes() == before
     subprocess.run([*program, "precompute", split, output, "--force"], check=True, capture_output=True)

@@ -1,7 +1,7 @@
 """The command line: parse arguments, call one function, print the result.
 
-Results go to stdout; progress, warnings and errors to stderr. Exit status: 0, 1 after an error (or where `verify` finds
-something), 2 after a wrong command line, 130 after Ctrl-C.
+Results go to stdout; progress, warnings and errors to stderr. Exit status of every command: 0 done; 1 findings, or an error
+in the data or the machine; 2 wrong use (a wrong command line, or a `UsageError`); 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import typer
 
 from sharded_eden import __version__
 from sharded_eden.cli import build, checks, doctor, export, fetch, index, report, rows, split, stats, windows
-from sharded_eden.errors import EdenError, EdenWarning
+from sharded_eden.cli.command import add_commands, similar_paths
+from sharded_eden.errors import EdenError, EdenWarning, UsageError, WriteError, printable
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
+
+STOPPED = "interrupted: no file is half-written. Run the same command again; build and fetch keep what is complete"
 
 app = typer.Typer(
     name="sharded-eden",
@@ -48,11 +51,14 @@ def main(argv: Sequence[str] | None = None, prog_name: str = "sharded-eden") -> 
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 0
             if status == INTERRUPTED:
-                _say("interrupted; nothing half-written is left")
+                _say(STOPPED)
             return status
         except (EdenError, OSError, apsw.Error, pl.exceptions.PolarsError) as error:
             _say(f"error: {error}")
-            return 1
+            if "no such" in str(error):
+                for path in similar_paths(sys.argv[1:] if argv is None else argv, str(error)):
+                    _say(f"Did you mean {printable(path)}?")
+            return 2 if isinstance(error, UsageError) and not isinstance(error, WriteError) else 1
     return 0
 
 
@@ -86,19 +92,21 @@ def _sharded_eden(
     pass
 
 
-for command in (
-    build.build,
-    split.split,
-    windows.precompute,
-    index.index,
-    fetch.fetch,
-    export.export,
-    windows.pack,
-    checks.bench,
-    checks.verify,
-    stats.stats,
-    rows.show,
-    report.report,
-    doctor.doctor,
-):
-    app.command()(command)
+add_commands(
+    app,
+    (
+        build.build,
+        split.split,
+        windows.precompute,
+        index.index,
+        fetch.fetch,
+        export.export,
+        windows.pack,
+        checks.bench,
+        checks.verify,
+        stats.stats,
+        rows.show,
+        report.report,
+        doctor.doctor,
+    ),
+)

@@ -10,7 +10,7 @@ import typer
 
 import sharded_eden
 from sharded_eden.cli.show import progress_bar
-from sharded_eden.errors import UsageError, printable
+from sharded_eden.errors import printable
 from sharded_eden.similar.groups import THRESHOLD
 
 
@@ -29,19 +29,16 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Measure how fast your data loads from your disk, where the time goes, and what to change."""
-    try:
-        with progress_bar("measuring") as progress:
-            result = sharded_eden.bench(
-                sequence_dbs,
-                windows_db,
-                batch_size=batch_size,
-                max_workers=max_workers,
-                start_methods=start_method or ["fork"],
-                seconds=seconds,
-                progress=progress,
-            )
-    except UsageError as error:
-        raise typer.BadParameter(str(error)) from error
+    with progress_bar("measuring") as progress:
+        result = sharded_eden.bench(
+            sequence_dbs,
+            windows_db,
+            batch_size=batch_size,
+            max_workers=max_workers,
+            start_methods=start_method or ["fork"],
+            seconds=seconds,
+            progress=progress,
+        )
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
         return
@@ -105,26 +102,23 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Check what was prepared before it is trained on: exit status 0 where all is well, 1 where something is found."""
-    try:
-        with progress_bar("verifying") as progress:
-            result = sharded_eden.verify(
-                sequence_dbs,
-                windows_dbs or [],
-                full=full,
-                by=by,
-                jobs=1 if jobs is None and engine == "local" else jobs,
-                engine=engine,
-                address=address,
-                windows_read=windows_read,
-                seed=seed,
-                scratch=scratch,
-                near_duplicates=near_duplicates,
-                threshold=threshold,
-                pairs=pairs,
-                progress=progress,
-            )
-    except UsageError as error:
-        raise typer.BadParameter(str(error)) from error
+    with progress_bar("verifying") as progress:
+        result = sharded_eden.verify(
+            sequence_dbs,
+            windows_dbs or [],
+            full=full,
+            by=by,
+            jobs=1 if jobs is None and engine == "local" else jobs,
+            engine=engine,
+            address=address,
+            windows_read=windows_read,
+            seed=seed,
+            scratch=scratch,
+            near_duplicates=near_duplicates,
+            threshold=threshold,
+            pairs=pairs,
+            progress=progress,
+        )
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
     else:

@@ -9,7 +9,7 @@ import typer
 
 import sharded_eden
 from sharded_eden.cli.show import progress_bar
-from sharded_eden.errors import UsageError, printable
+from sharded_eden.errors import printable
 
 
 def report(
@@ -24,13 +24,10 @@ def report(
     jobs: Annotated[int, typer.Option(help="Sequence databases that are read at a time.")] = 1,
 ) -> None:
     """Write one HTML file: lengths, GC, samples, useful tokens, coverage; with --logs, what was read and in which order."""
-    try:
-        with progress_bar("counting") as progress:
-            result = sharded_eden.write_report(
-                out, sequence_dbs, *(windows_dbs or []), logs=logs, jobs=jobs, progress=progress
-            )
-    except UsageError as error:
-        raise typer.BadParameter(str(error)) from error
+    with progress_bar("counting") as progress:
+        result = sharded_eden.write_report(
+            out, sequence_dbs, *(windows_dbs or []), logs=logs, jobs=jobs, progress=progress
+        )
     for split, found in result.verdicts.items():
         for each in found:
             print(f"{printable(split)}: {'fault: ' * (each.level == 'fault')}{each.text}")

@@ -91,8 +91,8 @@ def show(
                 _show_row(dataset, index or 0, epoch, as_json)
             else:
                 _show_step(Stream(dataset), step, global_batch_size or 0, as_json, packed=pack)
-    except (IndexError, UsageError) as error:
-        raise typer.BadParameter(str(error)) from error
+    except IndexError as error:
+        raise UsageError(str(error)) from error
 
 
 def _show_row(dataset: ShardedEdenDataset, index: int, epoch: int, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from sharded_eden.cli.show import progress_bar
 from sharded_eden.describe.group import Group
 from sharded_eden.describe.stats import Part, StatsResult
 from sharded_eden.describe.stats import stats as count
-from sharded_eden.errors import UsageError, printable
+from sharded_eden.errors import printable
 
 GROUPS_SHOWN = 40
 """Groups of one part that are printed; `--json` has all."""
@@ -38,11 +38,8 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Count contigs, bases, letters and windows, and the bases that no window shows."""
-    try:
-        with progress_bar("counting") as progress:
-            result = count(*paths, by=by, sample=sample, seed=seed, jobs=jobs, progress=progress)
-    except UsageError as error:
-        raise typer.BadParameter(str(error)) from error
+    with progress_bar("counting") as progress:
+        result = count(*paths, by=by, sample=sample, seed=seed, jobs=jobs, progress=progress)
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
         return

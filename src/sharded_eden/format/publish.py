@@ -167,7 +167,7 @@ def _open_locked(partial: Path, path: Path) -> int:
     """Open and lock the hidden file, and return its descriptor.
 
     Raises:
-        UsageError: another process has locked it.
+        WriteError: another process has locked it.
         WriteError: its name is that of a link, or of anything but a file.
     """
     while True:
@@ -210,12 +210,12 @@ def lock(descriptor: int, path: Path) -> None:
     A file system without locks is accepted: `publishing` then notices a second writer only after the fact.
 
     Raises:
-        UsageError: another process has locked it.
+        WriteError: another process has locked it.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"{printable(path)}: another process is writing here at the moment") from error
+        raise WriteError(f"{printable(path)}: another process is writing here at the moment") from error
     except OSError:
         return
 

@@ -165,3 +165,18 @@ def test_missing_extras_name_the_command(tmp_path, monkeypatch, missing, name):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=r"pip install '\.\[mixture\]'"):
         mixture_config(tmp_path / name)
+
+
+def test_paths_of_options_are_relative_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    file = tmp_path / "here" / "m.toml"
+    file.write_text(
+        '[sources.a]\nwindow_db_path = "w.db"\nweight = 1\ntags = "tags.csv"\nderive_windows = "derived"\n'
+        'log_dir = "logs"\ncache_dir = "cache"\n[sources.b]\nwindow_db_path = "w.db"\nweight = 1\nderive_windows = true\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tags.csv").write_text("another table, in the current folder")
+    sources = mixture_config("here/m.toml").sources
+    names = {"tags": "tags.csv", "derive_windows": "derived", "log_dir": "logs", "cache_dir": "cache"}
+    assert sources["a"].options == {name: str(tmp_path / "here" / path) for name, path in names.items()}
+    assert sources["b"].options == {"derive_windows": True}

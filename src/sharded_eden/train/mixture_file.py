@@ -40,6 +40,8 @@ SUFFIXES = (".toml", ".yaml", ".yml")
 
 EXAMPLE_OPTIONS = tuple(option.name for option in fields(ExampleOptions))
 _PATHS = ("window_db_path", "sequence_db_dir")
+_PATH_OPTIONS = tuple(option.name for option in fields(ExampleOptions) if "PathLike" in str(option.type))
+"""Options that take a path, some of them also another value."""
 _SOURCE_OPTIONS = ("rc_aug", "stride", "seq_length", *EXAMPLE_OPTIONS)
 _MIXTURE_KEYS = ("sources", "phases", "skip")
 _PHASE_KEYS = ("position", "weights")
@@ -72,6 +74,9 @@ class Source:
         if "window_db_path" not in parts:
             raise UsageError(f"{called} has no window_db_path")
         paths = {name: parts.pop(name) for name in _PATHS if parts.get(name) is not None}
+        for name in _PATH_OPTIONS:
+            if isinstance(parts.get(name), str | os.PathLike):
+                parts[name] = _path(parts[name], f"{name} of {called}", folder)
         return cls(**{name: _path(path, f"{name} of {called}", folder) for name, path in paths.items()}, options=parts)
 
     def open(self, *, tokenizer: Any, sequence_db_dir: str | None, called: str, **options: Any) -> ShardedEdenDataset:

@@ -72,7 +72,7 @@ def test_huge_numbers(tmp_path: Path, option: str, capsys: pytest.CaptureFixture
     for seed in ("99999999999999999999", "-" + "9" * 99):
         assert (
             cli.main(["precompute", str(tmp_path / "s.parquet"), str(tmp_path / "w.db"), "--pack-seed", seed, "--pack"])
-            == 1
+            == 2
         )
         assert "must fit into 64 bits" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--seed"):

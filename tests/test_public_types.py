@@ -26,6 +26,7 @@ def test_the_program_uses_every_public_name() -> None:
     assert used == set(sharded_eden.__all__)
 
 
+@pytest.mark.slow
 def test_the_program_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", str(PROGRAM), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -120,7 +120,7 @@ def test_the_dataset_names_swapped_arguments(world):
         (world.train, world.seqs, f"sequence_db_dir: {world.train} is a window database"),
         (world.seqs, folder, f"window_db_path: {folder} is a folder of window databases; expected a window database"),
         ("ftp://bucket/seqs", world.train, "'ftp://bucket/seqs' is a URL"),
-        (world.seqs, "gs://bucket/w.db", "'gs://bucket/w.db' is a URL"),
+        (world.seqs, "ftp://bucket/w.db", "'ftp://bucket/w.db' is a URL"),
     ):
         with pytest.raises(UsageError, match=re.escape(words)):
             ShardedEdenDataset(None, sequences, windows, 64, stride=50)

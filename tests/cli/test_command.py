@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_examples_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(folder)
     ran = []
@@ -135,6 +136,7 @@ def test_wrong_use_is_status_2_in_every_command(
     assert err.lower().count("error") >= 1
 
 
+@pytest.mark.slow
 def test_no_color_leaves_out_colours(folder: Path) -> None:
     sequences, windows = folder / "colours", folder / "colours.db"
     env = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"}

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -318,3 +319,20 @@ def test_a_database_that_was_changed_since_leaves_the_table_of_contigs(tmp_path:
     assert pl.read_parquet(out / "contigs.parquet")["sample"].to_list() == ["b", "c"]
     write_splits(out, tmp_path / "splits", val=0, test=0)
     assert pl.read_parquet(tmp_path / "splits/train_split.parquet")["length"].to_list() == [7, 4, 5]
+
+
+def test_tasks_make_and_remove_the_same_scratch_folder(tmp_path: Path) -> None:
+    """A task may remove the folder of the run at any moment of another task's look at it; neither fails."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "db").mkdir()
+    with workplace(tmp_path / "db", scratch) as place:
+
+        def work(_: int) -> None:
+            with place.desk() as desk:
+                assert desk.is_dir()
+
+        with ThreadPoolExecutor(4) as threads:
+            for _ in threads.map(work, range(2_000)):
+                pass
+    assert not list(scratch.iterdir())

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -137,8 +138,9 @@ class Place:
         """
         with suppress(FileNotFoundError):
             folder = self.scratch_of_out
-            is_foreign = os.lstat(folder).st_uid != os.geteuid()
-            if folder.is_symlink() or not folder.is_dir() or (self.scratch is not None and is_foreign):
+            found = os.lstat(folder)  # once: the last task of another process may remove the folder at any moment
+            is_foreign = self.scratch is not None and found.st_uid != os.geteuid()
+            if not stat.S_ISDIR(found.st_mode) or is_foreign:
                 raise write_error(folder, "it is a link, not a folder, or belongs to another user; remove it")
 
     def _remove_earlier_runs(self) -> None:
@@ -333,7 +335,7 @@ def _leave(place: Place) -> None:
 def _make_folder(folder: Path) -> None:
     """Make a folder and its parents, which other tasks may remove while they are empty."""
     for _ in range(100):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, FileExistsError):  # a parent was removed before or after mkdir looked at it
             return folder.mkdir(parents=True)
     return folder.mkdir(parents=True)
 

@@ -283,8 +283,10 @@ def test_killed_at_random_moments(tmp_path: Path, jobs: int, kills: int) -> None
 
     start(tmp_path / "first").join()  # imports
     started = time.monotonic()
-    start(tmp_path / "whole").join()
+    whole = start(tmp_path / "whole")
+    whole.join()
     seconds = time.monotonic() - started
+    assert whole.exitcode == 0
     choose = random.Random(jobs)
     out = tmp_path / "db"
     killed = 0

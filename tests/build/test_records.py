@@ -241,5 +241,5 @@ def test_fasta_is_read_as_dnaio_reads_it(lines: list[bytes], block_bytes: int, e
     wanted = [(r.name, r.sequence) for r in dnaio.open(io.BytesIO(data), fileformat="fasta", open_threads=0)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fasta, "BLOCK_BYTES", block_bytes)
-        found = [(f"{name} {rest}".strip(), s) for name, rest, s, _ in fasta.fasta_entries(io.BytesIO(data), "a.fa")]
+        found = [(f"{name} {rest}".strip(), s) for name, rest, s, _, _ in fasta.fasta_entries(io.BytesIO(data), "a.fa")]
     assert found == [(" ".join(name.split()), sequence) for name, sequence in wanted]

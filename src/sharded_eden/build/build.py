@@ -155,6 +155,8 @@ def build_sequence_dbs(
     *,
     tag: str = "BCR",
     sample: str | None = None,
+    sample_from: str = "file",
+    sample_field: str | None = None,
     sample_regex: str | None = None,
     format: str | None = None,
     text_field: str | None = None,
@@ -179,6 +181,9 @@ def build_sequence_dbs(
         out_dir: the folder for the databases. Other samples in it are kept.
         tag: the part before the first `__` of the IDs that records get.
         sample: the sample of all records; None: the sample of each file is named after the file.
+        sample_from: `file`; or `folder`: the sample of each file is named after the folder that holds it.
+        sample_field: the JSON field or column with the sample of each record, a text; `meta.sample` is the field `sample` of
+            the JSON object `meta`. Of `sample`, `sample_from="folder"`, this and `sample_regex`, only one may be given.
         sample_regex: a pattern with a group `(?P<sample>...)`, searched for in the name of each record.
         format: `fasta`, `jsonl`, `parquet`, `arrow`, `genbank` or `indexed` (Megatron); None: the ending of each file decides.
         text_field: the JSON field or column with the sequence.
@@ -209,13 +214,22 @@ def build_sequence_dbs(
         MissingExtra: a format or an engine needs a package that is not installed.
     """
     _check_text(
-        tag=tag, sample=sample, sample_regex=sample_regex, format=format, text_field=text_field, id_field=id_field
+        tag=tag,
+        sample=sample,
+        sample_from=sample_from,
+        sample_field=sample_field,
+        sample_regex=sample_regex,
+        format=format,
+        text_field=text_field,
+        id_field=id_field,
     )
     _check_number("jobs", jobs)
-    _check_request(tag, sample, sample_regex)
+    _check_request(tag, sample, sample_from, sample_field, sample_regex)
     if page_size is not None and page_size not in PAGE_SIZES:
         raise UsageError(f"--page-size {shown(page_size)} is not one of {', '.join(map(str, PAGE_SIZES))}")
-    options = ReadOptions(format=format, text_field=text_field, id_field=id_field, phylo_tags=phylo_tags)
+    options = ReadOptions(
+        format=format, text_field=text_field, id_field=id_field, phylo_tags=phylo_tags, sample_field=sample_field
+    )
     out = check_folder(out_dir, "--out")
     scratch = check_folder(scratch, "--scratch") if scratch is not None else None
     if isinstance(inputs, (str, bytes, os.PathLike)):
@@ -227,10 +241,13 @@ def build_sequence_dbs(
     if jobs is None and engine == "local":
         jobs = min(8, usable_processors()) if total >= WORTH_PROCESSES_BYTES else 1
     where = Engine(engine, jobs, address)
-    settings = json.dumps({"tag": tag, "sample_regex": sample_regex, **options.as_settings}, sort_keys=True)
+    by_folder = {"sample_from": sample_from} if sample_from != "file" else {}  # not in manifests of earlier versions
+    settings = json.dumps(
+        {"tag": tag, "sample_regex": sample_regex, **by_folder, **options.as_settings}, sort_keys=True
+    )
     with workplace(out, scratch) as place:
         check_contig_table(out)
-        numbered = [_input(number, file, place) for number, file in enumerate(files)]
+        numbered = [_input(number, file, place, sample_from) for number, file in enumerate(files)]
         tally = Totals(progress, note, sum(each.size_bytes for each in numbered))
         job = Job(
             place=place,
@@ -291,14 +308,26 @@ def _check_text(**options: object) -> None:
             raise UsageError(f"{name} must be text, not {shown(value)}")
 
 
-def _check_request(tag: str, sample: str | None, sample_regex: str | None) -> None:
+def _check_request(
+    tag: str, sample: str | None, sample_from: str, sample_field: str | None, sample_regex: str | None
+) -> None:
     schema.check_tag(tag)
     if sample is not None:
         schema.check_sample_id(sample, "--sample")
+    if sample_from not in records.SAMPLE_FROM:
+        raise UsageError(f"--sample-from {shown(sample_from)} is not one of {', '.join(records.SAMPLE_FROM)}")
+    if sample_field == "":
+        raise UsageError("--sample-field must name a field")
+    given = {
+        "--sample": sample is not None,
+        "--sample-from folder": sample_from == "folder",
+        "--sample-field": sample_field is not None,
+        "--sample-regex": sample_regex is not None,
+    }
+    if len(named := [option for option, is_given in given.items() if is_given]) > 1:
+        raise UsageError(f"{named[0]} and {named[1]} exclude each other")
     if sample_regex is None:
         return
-    if sample is not None:
-        raise UsageError("--sample and --sample-regex exclude each other")
     try:
         groups = re.compile(sample_regex).groupindex
     except (re.error, OverflowError, RecursionError) as error:
@@ -307,11 +336,13 @@ def _check_request(tag: str, sample: str | None, sample_regex: str | None) -> No
         raise UsageError(f"--sample-regex {shown(sample_regex)} has no group (?P<sample>...)")
 
 
-def _input(number: int, file: Path, place: Place) -> Input:
+def _input(number: int, file: Path, place: Place, sample_from: str) -> Input:
     """Return an input; standard input is written to the staging folder, so that any process can read it."""
     if str(file) != STANDARD_INPUT:
-        return Input(number=number, path=file, called=printable(file), size_bytes=file.stat().st_size)
+        size_bytes = file.stat().st_size
+        return Input(number=number, path=file, called=printable(file), size_bytes=size_bytes, sample_from=sample_from)
     spooled = place.staging / "standard-input"
     with writing(spooled), spooled.open("xb") as target:
         shutil.copyfileobj(sys.stdin.buffer, target, BLOCK_BYTES)
-    return Input(number=number, path=spooled, called=STANDARD_INPUT, size_bytes=spooled.stat().st_size)
+    size_bytes = spooled.stat().st_size
+    return Input(number=number, path=spooled, called=STANDARD_INPUT, size_bytes=size_bytes, sample_from=sample_from)

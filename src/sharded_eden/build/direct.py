@@ -32,12 +32,16 @@ class Input:
     called: str
     """Its name in messages and in the contig table."""
     size_bytes: int
+    sample_from: str
+    """Which name gives the default sample, one of `SAMPLE_FROM`."""
 
     @property
     def default_sample(self) -> str | None:
-        """The sample of its records that name none, from its file name; None if the file name gives none."""
+        """The sample of its records that name none, from the name of its file or folder; None if that gives none."""
+        if self.called == STANDARD_INPUT:
+            return None
         try:
-            return default_sample_id(STANDARD_INPUT if self.called == STANDARD_INPUT else self.path)
+            return default_sample_id(self.path, self.sample_from)
         except UsageError:
             return None
 

@@ -21,9 +21,10 @@ MAX_ODD_LINE = 64 << 20
 
 _SOUND = (NUCLEOTIDES + NUCLEOTIDES.lower() + "\n").encode()
 
-Entry: TypeAlias = tuple[str, str, str, bool]
-"""A record as every format yields it: name, description, sequence, and whether the sequence is known to hold only IUPAC
-nucleotide letters. A plain tuple: making a named one takes as long as all other work on a short record.
+Entry: TypeAlias = tuple[str, str, str, bool, str]
+"""A record as every format yields it: name, description, sequence, whether the sequence is known to hold only IUPAC nucleotide
+letters, and the sample that `--sample-field` gives ("" without this option). A plain tuple: making a named one takes as long
+as all other work on a short record.
 """
 
 
@@ -67,17 +68,17 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
         if records:
             if header is not None:
                 parts = ["".join(parts)]  # frees the first copy
-                yield (*_name(header), parts.pop(), checked)
+                yield (*_name(header), parts.pop(), checked, "")
             ordinal += len(records)
             header, last = records.pop()
             for head, sequence in records:
-                yield (*_name(head), sequence, sound)
+                yield (*_name(head), sequence, sound, "")
             parts, checked, bases = [last], sound, len(last)
         elif header is None:
             line += block.count(b"\n")
     if header is not None:
         parts = ["".join(parts)]
-        yield (*_name(header), parts.pop(), checked)
+        yield (*_name(header), parts.pop(), checked, "")
 
 
 def _name(header: bytes) -> tuple[str, str]:

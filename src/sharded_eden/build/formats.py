@@ -7,22 +7,19 @@ format needs are imported when a file of it is read; a missing one is an error t
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sharded_eden.build.fasta import Entry, fasta_entries
+from sharded_eden.build.fields import JSON, Pairs, choose, entries_of_rows, entry, sample_at, sample_column
 from sharded_eden.build.indexed import indexed_entries
 from sharded_eden.build.source import MAX_LINE, Source, check_text, describe, text_lines
 from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError, printable, shown
-from sharded_eden.format.parquet_batches import BATCH_BYTES, batch_limit, decoded_if_short
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from sharded_eden.format.parquet_batches import BATCH_BYTES, batch_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +35,14 @@ class ReadOptions:
 
     phylo_tags: str = "refuse"
     """What is done with lineage tags inside sequences, one of `PHYLO_TAGS`."""
+    sample_field: str | None = None
+    """The field or column of the record's sample; in JSON lines also a path such as `meta.sample`. None: no field names it."""
 
     @property
     def as_settings(self) -> dict[str, str | None]:
         """The options for the manifest. Those of later versions are left out where they have their default."""
-        settings = asdict(self)
-        return {name: value for name, value in settings.items() if (name, value) != ("phylo_tags", "refuse")}
+        later = {"phylo_tags": "refuse", "sample_field": None}
+        return {name: value for name, value in asdict(self).items() if name not in later or later[name] != value}
 
     def __post_init__(self) -> None:
         if self.phylo_tags not in PHYLO_TAGS:
@@ -54,10 +53,6 @@ class ReadOptions:
 
 PHYLO_TAGS = ("refuse", "strip", "keep")
 """Lineage tags are an error; are removed; are removed and kept in the column `phylo_tag` of `contigs.parquet`."""
-
-TEXT_FIELDS = ("text", "sequence", "seq", "nt_sequence")
-ID_FIELDS = ("record", "id", "name", "contig_id", "accession")
-"""The first names are those of the OpenGenome2 releases, in which some files have no `record`."""
 
 
 def fasta(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -84,13 +79,6 @@ def _find_line_that_is_not_text(source: Source) -> None:
         reader.detach()
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as (name, value) pairs; a name may appear twice."""
-
-
-_JSON = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
-
-
 def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
     """Yield one entry for each line of JSON; empty lines are skipped."""
     with source.stream() as stream:
@@ -99,15 +87,16 @@ def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
                 continue
             where = f"{source.called}: line {number}"
             try:
-                pairs = _JSON.decode(line)
+                pairs = JSON.decode(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: is not JSON ({error})") from error
             del line
-            if not isinstance(pairs, _Pairs):
+            if not isinstance(pairs, Pairs):
                 raise InputError(f"{where}: is not a JSON object, but {type(pairs).__name__}")
-            text, name = _choose([key for key, _ in pairs], options, where)
+            text, name = choose([key for key, _ in pairs], options, where)
             fields = dict(pairs)
-            yield _entry(fields[name] if name is not None else None, fields[text], where, text, name)
+            sample = "" if options.sample_field is None else sample_at(pairs, options.sample_field, where)
+            yield entry(fields[name] if name is not None else None, fields[text], where, text, name, sample)
 
 
 def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -117,7 +106,7 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
     with _reading(source, "Parquet"), source.path.open("rb") as raw, pq.ParquetFile(raw) as file:
-        text, name = _choose(file.schema_arrow.names, options, source.called)
+        text, name = choose(file.schema_arrow.names, options, source.called)
         rows = max(1, file.metadata.num_rows)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         for group in groups:
@@ -127,12 +116,15 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
                     f"({MAX_LINE:,} each)"
                 )
         size = sum(group.total_byte_size for group in groups)
-        columns = [text] if name is None else [text, name]
+        sample = sample_column(file.schema_arrow.names, options, source.called)
+        columns = list(dict.fromkeys(column for column in (text, name, sample) if column is not None))
         limits = [batch_limit(file.schema_arrow.field(column), groups, source.called) for column in columns]
         batch_rows = max(1, min(BATCH_BYTES * rows // max(1, size), *(most for most, _ in limits)))
         shared = [column for column, (_, is_shared) in zip(columns, limits, strict=True) if is_shared]
         with pq.ParquetFile(raw, read_dictionary=shared) as again:
-            yield from _rows(again.iter_batches(batch_rows, columns=columns), text, name, source.called)
+            yield from entries_of_rows(
+                again.iter_batches(batch_rows, columns=columns), text, name, sample, source.called
+            )
 
 
 def arrow(source: Source, options: ReadOptions) -> Iterator[Entry]:
@@ -151,9 +143,10 @@ def arrow(source: Source, options: ReadOptions) -> Iterator[Entry]:
             )
         is_file = start == b"ARROW1"
         reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
-        text, name = _choose(reader.schema.names, options, source.called)
+        text, name = choose(reader.schema.names, options, source.called)
+        sample = sample_column(reader.schema.names, options, source.called)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
-        yield from _rows(batches, text, name, source.called)
+        yield from entries_of_rows(batches, text, name, sample, source.called)
 
 
 @contextmanager
@@ -200,7 +193,7 @@ def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
                 ) from error
             lines.check_length(ordinal, str(record.id), len(sequence))
             description = "" if record.description == "<unknown description>" else str(record.description)
-            yield str(record.id), description, sequence, False
+            yield str(record.id), description, sequence, False, ""
             del sequence, record
         lines.check_end(ordinal)
 
@@ -302,77 +295,5 @@ ENDINGS = {
 TABLES = ("parquet", "arrow", "indexed")
 """Formats that often hold other data: such files in a folder are read only with `--format`. They are compressed internally."""
 
-
-def _choose(names: list[str], options: ReadOptions, where: str) -> tuple[str, str | None]:
-    """Return the fields of the sequence and of the name, None where there is none.
-
-    Raises:
-        InputError: a field that was asked for is missing, or there are two of that name.
-    """
-    texts = TEXT_FIELDS if options.text_field is None else (options.text_field,)
-    ids = ID_FIELDS if options.id_field is None else (options.id_field,) if options.id_field else ()
-    text = next((name for name in texts if name in names), None)
-    if text is None:
-        fields = " or ".join(shown(name) for name in texts)
-        raise InputError(f"{where}: has no field {fields}, but {shown(names, 300)}. Name it: --text-field NAME")
-    name = next((name for name in ids if name in names), None)
-    if name is None and options.id_field:
-        raise InputError(
-            f"{where}: has no field {shown(options.id_field)}, but {shown(names, 300)}. Name it: --id-field NAME"
-        )
-    for chosen, option in ((text, "--text-field"), (name, "--id-field")):
-        if chosen is not None and names.count(chosen) > 1:
-            raise InputError(
-                f"{where}: has {names.count(chosen)} fields {shown(chosen)}. Name another one: {option} NAME"
-            )
-    return text, name
-
-
-def _entry(name: object, text: object, where: str, text_field: str, name_field: str | None) -> Entry:
-    """Return an entry from the values of a row.
-
-    Raises:
-        InputError: the sequence is not text, or the name is neither text nor an integer.
-    """
-    if isinstance(text, bytes):
-        text = _decoded(text, where, text_field)
-    if not isinstance(text, str):
-        raise InputError(f"{where}: its field {shown(text_field)} is not text, but {type(text).__name__}")
-    if isinstance(name, bytes):
-        name = _decoded(name, where, str(name_field))
-    if name is None:
-        return "", "", text, False
-    if isinstance(name, bool) or not isinstance(name, (str, int)):
-        raise InputError(
-            f"{where}: its field {shown(name_field)} is neither text nor an integer, but {type(name).__name__}. Name another "
-            "one: --id-field NAME"
-        )
-    first, *description = str(name).split(None, 1) or [""]
-    return first, description[0] if description else "", text, False
-
-
-def _decoded(value: bytes, where: str, field: str) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: its field {shown(field)} is bytes that are not text in UTF-8: byte 0x{value[error.start]:02x} at "
-            f"position {error.start + 1}"
-        ) from None
-
-
-def _rows(batches: Iterator[pa.RecordBatch], text: str, name: str | None, called: str) -> Iterator[Entry]:
-    row = 0
-    for batch in batches:
-        batch.validate(full=True)  # offsets in a damaged file could otherwise point outside its buffers
-        texts = decoded_if_short(batch.column(text))
-        names = None if name is None else decoded_if_short(batch.column(name))
-        for i in range(batch.num_rows):
-            row += 1
-            where = f"{called}: row {row}"
-            try:
-                value = texts[i].as_py()
-                called_by = None if names is None else names[i].as_py()
-            except Exception as error:  # such as a time outside Python's range
-                raise InputError(f"{where}: cannot be read ({printable(str(error), 300)})") from error
-            yield _entry(called_by, value, where, text, name)
+WITH_FIELDS = ("jsonl", "parquet", "arrow")
+"""Formats whose records have named fields, one of which may be the sample."""

@@ -54,7 +54,7 @@ def indexed_entries(source: Source) -> Iterator[Entry]:
             if int(lengths[first:end].sum()) > MAX_LINE:
                 raise InputError(f"{where}: is longer than {MAX_LINE:,} tokens")
             parts = [_letters(file.read(length * itemsize), dtype, where) for length in lengths[first:end].tolist()]
-            yield "", "", b"".join(parts).decode("ascii"), False
+            yield "", "", b"".join(parts).decode("ascii"), False, ""
 
 
 def _letters(data: bytes, dtype: np.dtype[Any], where: str) -> bytes:

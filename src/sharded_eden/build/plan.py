@@ -54,7 +54,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
     pooled: list[Input] = []
     for each in inputs:
         sample = _sample_of(job, each)
-        if sample is None or job.sample_regex is not None:
+        if sample is None or job.sample_regex is not None or job.options.sample_field is not None:
             pooled.append(each)
         else:
             of_sample.setdefault(sample, []).append(each)
@@ -97,7 +97,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
 
 
 def _sample_of(job: Job, each: Input) -> str | None:
-    """Return the sample that an input's file name gives, None where it gives none."""
+    """Return the sample that the name of an input's file or folder gives, None where it gives none."""
     if job.sample is not None:
         return job.sample
     return each.default_sample

@@ -89,7 +89,7 @@ class _Pool:
         return each.default_sample
 
     def _check_defaults(self) -> None:
-        """Raise an error for two files of the same name whose records name no sample."""
+        """Raise an error for two files that stand for the same sample and whose records name none."""
         if self._job.sample is not None:
             return
         first_of: dict[str | None, Input] = {}
@@ -98,9 +98,10 @@ class _Pool:
             sample = self._default_of(each)
             first = first_of.setdefault(sample, each)
             if first is not each:
+                cure = "Leave one of them out" if each.sample_from == "folder" else "Rename one of them"
                 raise UsageError(
-                    f"{first.called} and {each.called} both stand for sample {sample!r}. Rename one of them, or pool them: "
-                    "--sample NAME"
+                    f"{first.called} and {each.called} both stand for sample {sample!r}, by the name of the "
+                    f"{each.sample_from}. {cure}, or pool them: --sample NAME"
                 )
 
     def needed_too(self) -> list[Input]:

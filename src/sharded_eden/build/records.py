@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sharded_eden.build.formats import ENDINGS, FORMATS, TABLES, ReadOptions
+from sharded_eden.build.formats import ENDINGS, FORMATS, TABLES, WITH_FIELDS, ReadOptions
 from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
 from sharded_eden.errors import InputError, UsageError, printable, shown, warn
 from sharded_eden.format.schema import NUCLEOTIDES, check_sample_id
@@ -46,6 +46,8 @@ class Record(NamedTuple):
     """IUPAC nucleotide letters, in the case they came in; never empty."""
     ordinal: int
     """Its place in the file, 1-based."""
+    sample: str = ""
+    """The sample that `--sample-field` gives; "" without this option."""
 
 
 def find_inputs(
@@ -177,16 +179,28 @@ def _split_name(file_name: str) -> tuple[str, str | None]:
     return (stem, found) if found else (file_name, None)
 
 
-def default_sample_id(path: str | os.PathLike[str]) -> str:
-    """Return the sample ID of a file name: `out/my-genome__v2.fa.gz` -> `my.genome_v2`.
+SAMPLE_FROM = ("file", "folder")
+"""Which name gives the sample of records that name none: that of their file, or of the folder that holds it."""
+
+
+def default_sample_id(path: str | os.PathLike[str], sample_from: str = "file") -> str:
+    """Return the sample ID that a path gives.
+
+    Args:
+        path: of an input file.
+        sample_from: `file`: `out/my-genome__v2.fa.gz` -> `my.genome_v2`; `folder`: `GCF_000005845.2/genomic.fna` ->
+            `GCF_000005845.2`.
 
     Raises:
         UsageError: no character of the name can be kept, or the name is too long.
     """
-    stem = _split_name(Path(path).name)[0]
+    by_folder = sample_from == "folder"
+    stem = Path(os.path.abspath(path)).parent.name if by_folder else _split_name(Path(path).name)[0]
     sample_id = re.sub("_+", "_", re.sub("[^A-Za-z0-9._]", ".", stem)).lstrip(".").rstrip("_")
     if not sample_id:
-        raise UsageError(f"{printable(path)}: its name gives no sample ID. Give one: --sample NAME")
+        raise UsageError(
+            f"{printable(path)}: the name of the {sample_from} gives no sample ID. Give one: --sample NAME"
+        )
     check_sample_id(sample_id, printable(path))
     return sample_id
 
@@ -216,9 +230,14 @@ def read_records(
     options = options or ReadOptions()
     name_of_format = options.format or _split_name(source.path.name)[1] or "fasta"
     needs_names = name_of_format in {"fasta", "genbank"}
+    if options.sample_field is not None and name_of_format not in WITH_FIELDS:
+        raise InputError(
+            f"{source.called}: --sample-field {shown(options.sample_field)} names a field, which only {', '.join(WITH_FIELDS)} "
+            f"have; this file is read as {name_of_format}"
+        )
     ordinal = 0
     make = Record._make
-    for name, description, sequence, checked in FORMATS[name_of_format](source, options):
+    for name, description, sequence, checked, sample in FORMATS[name_of_format](source, options):
         ordinal += 1
         if not checked and options.phylo_tags != "refuse" and "|" in sequence:
             sequence, phylo_tag = _without_tags(sequence, describe(source.called, ordinal, name))  # noqa: PLW2901
@@ -232,7 +251,7 @@ def read_records(
             check_residues(sequence, where)
         if phylo_tag and options.phylo_tags == "keep":
             description = f"{phylo_tag}{PHYLO_SEPARATOR}{description}"  # noqa: PLW2901
-        yield make((name, description, sequence, ordinal))
+        yield make((name, description, sequence, ordinal, sample))
         del sequence  # frees this record before the next one is read
         if position is not None:
             position(source.position())

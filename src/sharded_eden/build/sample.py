@@ -159,7 +159,7 @@ def write_sample(
         given = schema.make_sequence_id(tag, sample, 0)[:-1]
         told_records = told_bases = 0
         for file, records in files:
-            for name, description, sequence, ordinal in records:
+            for name, description, sequence, ordinal, _ in records:
                 length = len(sequence)
                 if length > MAX_CONTIG_BASES:
                     raise InputError(

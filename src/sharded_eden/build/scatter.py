@@ -30,7 +30,7 @@ from sharded_eden.build.records import Record, read_records
 from sharded_eden.build.sample import LARGE_PAGE, ContigRows, SampleResult, page_size_for, write_sample
 from sharded_eden.build.source import FileState, Source, describe
 from sharded_eden.build.staging import Place
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.errors import InputError, UsageError, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, writing
 from sharded_eden.format.sqlite import open_read_only
@@ -50,7 +50,9 @@ CREATE TABLE records (
 )"""
 _INDEX_RUN = "CREATE INDEX by_sample ON records(sample, input, ordinal, bases)"
 _SHARES = "SELECT sample, input, count(*), sum(bases) FROM records GROUP BY sample, input ORDER BY sample, input"
-_RECORDS = "SELECT name, description, sequence, ordinal FROM records WHERE sample = ? AND input = ? ORDER BY ordinal"
+_RECORDS = (
+    "SELECT name, description, sequence, ordinal, sample FROM records WHERE sample = ? AND input = ? ORDER BY ordinal"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def scatter(task: ScatterTask, say: Say) -> Run:
                     if sample is None:
                         raise UsageError(
                             f"{describe(each.called, record.ordinal, record.name)}: names no sample, nor does the name of "
-                            "its file. Give one: --sample NAME, or --sample-regex"
+                            f"its {each.sample_from}. Give one: --sample NAME, or --sample-regex"
                         )
                     if sample not in checked:
                         schema.check_folder_name(sample, describe(each.called, record.ordinal, record.name))
@@ -137,16 +139,19 @@ def scatter(task: ScatterTask, say: Say) -> Run:
 def _sample_of(record: Record, file: Input, pattern: re.Pattern[str] | None) -> str | None:
     """Return the sample that a record names, None where it names none."""
     by_id = schema.extract_sample_id(record.name) if schema.has_sequence_id_form(record.name) else None
-    if pattern is None:
+    if pattern is None and not record.sample:
         return by_id
     where = describe(file.called, record.ordinal, record.name)
-    match = pattern.search(record.name)
-    if match is None or match["sample"] is None:
-        raise InputError(f"{where}: --sample-regex {pattern.pattern!r} finds no sample in its name")
-    sample: str = match["sample"]
+    if pattern is None:
+        option, sample = "--sample-field", record.sample
+    else:
+        match = pattern.search(record.name)
+        if match is None or match["sample"] is None:
+            raise InputError(f"{where}: --sample-regex {pattern.pattern!r} finds no sample in its name")
+        option, sample = "--sample-regex", match["sample"]
     if by_id is not None and by_id != sample:
-        raise UsageError(f"{where}: its ID names sample {by_id!r}, --sample-regex gives {sample!r}")
-    schema.check_sample_id(sample, f"{where}, by --sample-regex")
+        raise UsageError(f"{where}: its ID names sample {by_id!r}, {option} gives {shown(sample)}")
+    schema.check_sample_id(sample, f"{where}, by {option}")
     return sample
 
 

@@ -32,6 +32,21 @@ def build(
         str | None,
         typer.Option(metavar="NAME", help="Put all records into this one sample, not into one for each file."),
     ] = None,
+    sample_from: Annotated[
+        Literal["file", "folder"],
+        typer.Option(
+            help="Name the sample of each file after the file, or after the folder that holds it, as for downloads whose files "
+            "are all called genomic.fna."
+        ),
+    ] = "file",
+    sample_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Put each record into the sample that this field of JSON lines, or column of Parquet or Arrow, names; "
+            "meta.sample is the field sample of the JSON object meta.",
+        ),
+    ] = None,
     sample_regex: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +130,8 @@ def build(
             out,
             tag=tag,
             sample=sample,
+            sample_from=sample_from,
+            sample_field=sample_field,
             sample_regex=sample_regex,
             format=input_format,
             text_field=text_field,

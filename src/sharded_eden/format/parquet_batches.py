@@ -41,7 +41,7 @@ def batch_limit(field: pa.Field, groups: list[Any], called: str) -> tuple[int, b
     if pa.types.is_nested(field.type):
         raise InputError(
             f"{called}: from row 1 on, its field {shown(field.name)} is neither text nor an integer, but "
-            f"{printable(str(field.type), 80)}. Name another one: --text-field NAME, --id-field NAME"
+            f"{printable(str(field.type), 80)}. Name another one: --text-field NAME, --id-field NAME, --sample-field NAME"
         )
     if pa.types.is_fixed_size_binary(field.type):
         return max(1, BATCH_BYTES // max(1, field.type.byte_width)), False

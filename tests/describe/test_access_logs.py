@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 
@@ -13,7 +14,7 @@ import worlds
 from torch.utils.data import DataLoader
 
 import sharded_eden
-from sharded_eden import EdenWarning, InputError, MissingDatabase, UsageError
+from sharded_eden import EdenWarning, InputError, MissingDatabase, UsageError, WriteError
 from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs
 from sharded_eden.load import access_log
 from sharded_eden.load.access_log import COLUMNS, as_cell, to_parquet
@@ -215,3 +216,49 @@ def test_what_is_no_log_is_refused(tmp_path):
 def test_wrong_options(folder, options, message):
     with pytest.raises(UsageError, match=message):
         worlds.dataset(folder, **options)
+
+
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_a_disk_that_fills_up_leaves_whole_rows_and_the_log_goes_on(folder, log_format, monkeypatch):
+    log, write = folder / "log", os.write
+    monkeypatch.setattr(access_log, "WAITING_ROWS", 1)
+    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format) as dataset:
+        dataset[3]
+        dataset[4]
+
+        def fill(descriptor, data):
+            if len(data) < 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, data[:-10])
+
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", fill)
+            with pytest.raises(UsageError, match="No space left"):
+                dataset[5]
+        dataset[6]
+    assert read_access_logs(log)["window_idx"].to_list() == [3, 4, 6]
+
+
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_a_log_whose_first_row_failed_can_be_closed_and_read(folder, log_format, monkeypatch):
+    log = folder / "log"
+    monkeypatch.setattr(access_log, "WAITING_ROWS", 1)
+
+    def fail(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format) as dataset:
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", fail)
+            with pytest.raises(UsageError, match="No space left"):
+                dataset[5]
+    assert read_access_logs(log).is_empty()
+
+
+def test_a_csv_log_that_was_removed_is_an_error_of_its_own(folder):
+    dataset = worlds.dataset(folder, log_windows=True, log_dir=folder / "log", log_format="parquet")
+    dataset[5]
+    (path,) = (folder / "log").iterdir()
+    path.unlink()
+    with pytest.raises(WriteError, match="cannot be made a Parquet file"):
+        dataset.close()

@@ -349,6 +349,13 @@ def test_letters_that_are_no_nucleotides(world):
         stats(world.seqs)
 
 
+def test_an_id_with_a_nul_character_is_refused_by_its_name(world):
+    with_nul = "INSERT INTO sequences VALUES ('BCR__ECT-S1__a' || char(0) || 'b', 'ACGT')"
+    worlds.execute(worlds.sample_db(world.folder, "S1"), with_nul)
+    with pytest.raises(DatabaseError, match=r"contig 'BCR__ECT-S1__a\\x00b' has a NUL character"):
+        stats(world.seqs, world.train)
+
+
 def test_wrong_paths_and_options(world, tmp_path):
     bad = tmp_path / "bad.parquet"
     pl.DataFrame({"contig_id": ["a"], "length": [-1]}).write_parquet(bad)

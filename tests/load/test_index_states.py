@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import worlds
+from faults import write_windows
 from worlds import execute, sample_db
 
+from sharded_eden import EdenWarning, ShardedEdenDataset, verify
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.index import index_path
 from sharded_eden.windows.index import index_window_database
@@ -51,6 +53,16 @@ def test_a_sound_index_is_used(folder, tmp_path):
         assert dataset._addresses is not None
         assert not dataset._addresses.changed_samples
         assert rows(dataset) == wanted(CONTIGS, tmp_path)
+
+
+def test_the_index_of_a_split_without_windows_is_sound(folder, caplog):
+    with pytest.warns(EdenWarning, match="holds no window"):
+        write_windows(folder / "none.db", {"BCR__ECT-S1__short": "ACGT"}, window_min_length_threshold=50)
+    index_window_database(folder / "seqs", folder / "none.db")
+    with caplog.at_level(logging.WARNING), ShardedEdenDataset.open(folder / "seqs", folder / "none.db") as dataset:
+        assert len(dataset) == 0
+    assert not caplog.records
+    assert verify(folder / "seqs", [folder / "windows.db", folder / "none.db"], full=True).findings == []
 
 
 def test_samples_without_windows_in_the_split_are_not_called_changed(folder, caplog):

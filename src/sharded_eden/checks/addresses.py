@@ -85,7 +85,7 @@ def address_tasks(
         seed: chooses them.
     """
     path, fix = index_path(report.path), index_command(folder, report.path)
-    if not os.path.lexists(path) or not report.is_open or report.geometry is None:
+    if not os.path.lexists(path) or not report.is_open or report.geometry is None or not report.windows:
         return []
     task = AddressesTask(
         window_db=report.path,

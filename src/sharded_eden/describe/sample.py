@@ -142,6 +142,11 @@ class _Counting:
                     f"{printable(self._task.path)}: contig {shown(contig_id)} is {id_kind} with a sequence that is {kind}; "
                     f"both must be text. Check it: {verify_command(self._task.path.parent.parent)}"
                 )
+            if "\0" in contig_id:
+                raise DatabaseError(
+                    f"{printable(self._task.path)}: contig {shown(contig_id)} has a NUL character in its ID, so it cannot have "
+                    "windows. Build the sample again with another ID"
+                )
             if self._task.check_samples and sample_of(contig_id) != self._task.sample:
                 raise DatabaseError(
                     f"{printable(self._task.path)}: contig {shown(contig_id)} names sample {shown(sample_of(contig_id))}, so "

@@ -28,7 +28,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sharded_eden.errors import EdenError, MissingExtra, UsageError, shown
+from sharded_eden.errors import EdenError, MissingExtra, UsageError, WriteError, printable, shown
 from sharded_eden.format.publish import publishing
 from sharded_eden.load.locate.windows import Row
 from sharded_eden.load.read.fetch import Wanted
@@ -149,6 +149,7 @@ class AccessLog:
                 name = names[row[0]] = _cells(row[0], self._sample_of(row[0]))
             lines.append(f"{window_idx},{name},{row[1]}{before}{now}{after}{epoch}\n")
         left = "".join(lines).encode()
+        whole = self._written_bytes
         try:
             if not self._written_bytes:
                 left = f"{','.join(COLUMNS)}\n".encode() + left
@@ -159,6 +160,10 @@ class AccessLog:
             if self._written_bytes >= self._file_bytes:
                 self._end()
         except OSError as error:
+            if self._pid == os.getpid():
+                with suppress(OSError):  # a part of a row would be the beginning of the next one
+                    os.ftruncate(self._descriptor, whole)
+                    self._written_bytes = whole
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UsageError:
@@ -183,7 +188,7 @@ class AccessLog:
         if self._at_exit is not None:
             self._at_exit.cancel()
             self._at_exit = None
-        if self._format == "parquet":
+        if self._format == "parquet" and self._written_bytes:
             to_parquet(self._path)
 
     def close(self) -> None:
@@ -249,8 +254,19 @@ def to_parquet(path: Path) -> Path:
         path: the CSV file; it is removed when the Parquet file is in its place.
 
     Raises:
-        WriteError: the file cannot be written; the CSV file is kept.
+        WriteError: the CSV file cannot be read or the Parquet file cannot be written; the CSV file is kept.
     """
+    import pyarrow as pa
+
+    try:
+        return _to_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise WriteError(
+            f"{printable(path)}: cannot be made a Parquet file ({printable(str(error), 200)}). The CSV file is kept"
+        ) from error
+
+
+def _to_parquet(path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv as pa_csv

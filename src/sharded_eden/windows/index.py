@@ -39,7 +39,7 @@ from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG
 CONTIGS_AT_ONCE = 1 << 22
 """The numbers of contigs, and of their samples, whose addresses are joined at once."""
 
-MISSING = "it is not in its sequence database"
+MISSING = "it is not in its sequence database, or its contig_id is too long for the page of its row"
 NO_DATABASE = "there is no sequence database of its sample"
 NO_SAMPLE = "its ID names no sample"
 SHORT = "it is shorter than its windows, or not as long as the window database says"

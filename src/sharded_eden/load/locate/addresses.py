@@ -248,7 +248,7 @@ def open_addresses(window_db: Path, *, sequence_db_dir: Path, **options: Any) ->
         options: see `WindowAddresses`.
     """
     command = index_command(sequence_db_dir, window_db)
-    if not hasattr(os, "preadv"):
+    if not hasattr(os, "preadv") or not options["total_windows"]:
         return None
     if not index_path(window_db).is_file():
         logger.info("%s has no index: windows are located and read by SQLite. Write it: %s", window_db, command)

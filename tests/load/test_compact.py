@@ -84,7 +84,7 @@ def test_what_cannot_be_compact_is_refused(small, tmp_path):
     oracle.write_sequence_dbs(tmp_path / "s", {"BCR__ECT-S__CT1-1": "ACGT\x02ACGT"})
     oracle.write_window_db(tmp_path / "w.db", {"BCR__ECT-S__CT1-1": "ACGT\x02ACGT"}, 64, 50)
     dataset = ShardedEdenDataset(None, tmp_path / "s", tmp_path / "w.db", 64, stride=50, compact=True)
-    with pytest.raises(DatabaseError, match=r"CT1-1.*no letters near base 0: .*byte 2"):
+    with pytest.raises(DatabaseError, match=r"CT1-1.*cannot be encoded near base 0: .*byte 2"):
         dataset[0]
     dataset.close()
 

@@ -235,7 +235,7 @@ def test_characters_that_are_no_letters(tmp_path, form, character):
     with worlds.dataset(folder, read_with="auto" if form == "utf16" else form) as dataset:
         with pytest.raises(DatabaseError) as caught:
             dataset[0]
-        assert str(caught.value).startswith(f"{path}: contig 'BCR__ECT-S0__CT1-1' holds characters that are no letters")
+        assert str(caught.value).startswith(f"{path}: contig 'BCR__ECT-S0__CT1-1' cannot be encoded near base")
         assert dataset[1]["tokens"].tolist()[2:63] == [65] * 61
 
 

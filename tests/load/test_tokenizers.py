@@ -19,7 +19,7 @@ from worlds import T, as_lists, expected
 
 import oracle
 from sharded_eden import NucleotideTokenizer
-from sharded_eden.errors import EdenWarning, UsageError
+from sharded_eden.errors import DatabaseError, EdenWarning, UsageError
 from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.encode.example import is_reversed
 from sharded_eden.load.encode.tokenizer import UNKNOWN, encoding_of
@@ -666,3 +666,61 @@ def test_given_ids_may_be_tokens_that_were_added(folder):
     with worlds.dataset(folder, tokenizer, sep_id=np.int64(added)) as dataset:
         assert dataset[0]["tokens"][1] == added
         assert type(dataset.sep_id) is int
+
+
+# ---- tokenizers that fail, or are set up wrongly ----
+
+
+class KnowsBases(Bytes):
+    """A dictionary of A, C, G and T: other letters are a KeyError."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [{"A": 5, "C": 6, "G": 7, "T": 8}[letter] for letter in text]
+
+
+class Huge(Bytes):
+    def text_to_ids(self, text: str) -> list[int]:
+        return [ord(letter) + 2**63 - 70 for letter in text]
+
+
+@pytest.mark.parametrize(("tokenizer", "reason"), [(KnowsBases(), "KeyError: 'N'"), (Huge(), "OverflowError")])
+def test_what_a_tokenizer_raises_names_the_contig(tmp_path, tokenizer, reason):
+    folder = worlds.write(tmp_path, {"BCR__ECT-S0__CT1-1": "ACGTN", "BCR__ECT-S0__CT1-2": "AAAA"})
+    with worlds.dataset(folder, tokenizer) as dataset:
+        assert dataset[1]["tokens"].tolist()[2] in {5, 2**63 - 5}
+        for read in (lambda: dataset[0], lambda: dataset.__getitems__([0, 1]), lambda: dataset.arrays([0])):
+            with pytest.raises(DatabaseError, match=rf"CT1-1' cannot be encoded near base 0: .*{reason}"):
+                read()
+
+
+def test_a_special_id_beyond_int64(folder):
+    with pytest.raises(UsageError, match="pad_id=9223372036854775808 of the tokenizer Attributes is beyond int64"):
+        worlds.dataset(folder, Attributes(bos_id=1, eos_id=2, pad_id=2**63))
+
+
+class AddsBoth(Bytes):
+    """As `tokenize` of a Megatron tokenizer that wraps one of Hugging Face."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [self.bos_id, *text.encode(), self.eos_id]
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_tokenizer_that_adds_special_tokens_is_named(folder, caplog, include):
+    with worlds.dataset(folder, AddsBoth(), include_bos=include, include_eos=include) as dataset:
+        assert dataset[0]["tokens"].tolist().count(1) == 1 + include
+    for token in ("BOS", "EOS"):
+        assert (f"AddsBoth adds {token} to each text by itself" in caplog.text) == include
+
+
+@pytest.mark.parametrize("token", ["bos", "eos", "sep", "pad"])
+def test_a_base_with_the_id_of_a_special_token_is_named(folder, caplog, token):
+    ids = {"bos_id": 1, "eos_id": 2, "sep_id": 3, "pad_id": 0, f"{token}_id": ord("G")}
+    tokenizer = Bytes()
+    vars(tokenizer).update(ids)
+    with worlds.dataset(folder, tokenizer):
+        assert f"Bytes encodes G with id 71, which is also that of {token.upper()}" in caplog.text
+    caplog.clear()
+    vars(tokenizer).update({f"{token}_id": ord("N")})
+    with worlds.dataset(folder, tokenizer):
+        assert not caplog.records

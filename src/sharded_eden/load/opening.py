@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import EdenError, UsageError, warn
+from sharded_eden.errors import UsageError, warn
 from sharded_eden.format.commands import pack_by_tokens_command
 from sharded_eden.load.encode.example import RowFormat
 from sharded_eden.load.encode.masking import Masking
@@ -69,7 +70,32 @@ def row_format_of(
     )
     if options.packed:
         _check_packs(index, row_format)
+    _warn_of_special_ids(tokenizer, row_format)
     return row_format
+
+
+def _warn_of_special_ids(tokenizer: Any, row_format: RowFormat) -> None:
+    """Warn in the log of a tokenizer that adds BOS or EOS by itself, or gives a base the id of a special token."""
+    encoding, name = row_format.encoding, type(tokenizer).__name__
+    added = {token for token in ("bos", "eos") if getattr(row_format, f"include_{token}")}
+    shared: dict[str, str] = {}
+    for letter in "ACGT":
+        with suppress(Exception):  # a tokenizer need not know every letter
+            ids = encoding.text_to_ids(letter * 3)
+            added -= {token for token, at in (("bos", 0), ("eos", -1)) if ids[at] != getattr(encoding, token)}
+            (alone,) = encoding.text_to_ids(letter)
+            shared |= {token: letter for token, id_ in row_format.special_ids.items() if id_ == alone}
+    for token, letter in shared.items():
+        logger.warning(
+            "%s encodes %s with id %d, which is also that of %s: such bases do not count in the loss. Pass %s_id=",
+            name, letter, getattr(encoding, token), token.upper(), token,
+        )  # fmt: skip
+    for token in sorted(added - set(shared)):
+        logger.warning(
+            "%s adds %s to each text by itself, so that rows have it twice. Pass include_%s=False, or a tokenizer that adds "
+            "no special tokens",
+            name, token.upper(), token,
+        )  # fmt: skip
 
 
 def _masking_of(options: ExampleOptions, tokenizer: Any, seed: int) -> Masking | None:
@@ -136,7 +162,7 @@ def warn_of_rows(index: WindowIndex, fetcher: WindowFetcher, row_format: RowForm
     windows = sorted({int(k) for k in np.linspace(0, total - 1, WINDOWS_SAMPLED)})
     try:
         found = _tokens_of(windows, fetcher, row_format)
-    except (EdenError, ValueError):
+    except Exception:  # a tokenizer may raise anything
         return
     beside, bases, tokens = found.T  # (n,) each
     if not tokens.sum():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.commands import pack_by_tokens_command, precompute_command
 from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.encode.masking import Masking
@@ -323,7 +323,14 @@ class RowEncoder:
         text = bases.tobytes().decode("ascii").upper()
         if not text.isprintable():  # zeros of a damaged file, line breaks: ids of special tokens, were they encoded
             raise UnicodeError(f"{next(c for c in text if not c.isprintable())!r} is a control character")
-        ids = self._text_to_ids(reverse_complement(text) if reverse else text)
+        try:
+            ids = np.array(self._text_to_ids(reverse_complement(text) if reverse else text), dtype=np.int64)
+        except UnicodeError:
+            raise
+        except Exception as error:  # of the user's tokenizer: any
+            raise UnicodeError(
+                f"the tokenizer cannot encode them ({type(error).__name__}: {printable(str(error), 200)})"
+            ) from error
         by_tokens = self.format.window_bases is not None
         if self.format.packed_bases is not None and by_tokens and len(ids) > len(out) and not is_first:
             raise UsageError(

@@ -96,7 +96,11 @@ def mask_id_of(tokenizer: Any, text_to_ids: Callable[[str], list[int]], given: i
 
 
 def _attributes(tokenizer: Any, attributes: tuple[str, ...]) -> dict[str, int]:
-    """Return the attributes of a tokenizer that hold a special id, and their values."""
+    """Return the attributes of a tokenizer that hold a special id, and their values.
+
+    Raises:
+        UsageError: an id is beyond int64.
+    """
     found = {}
     for attribute in attributes:
         try:
@@ -106,6 +110,8 @@ def _attributes(tokenizer: Any, attributes: tuple[str, ...]) -> dict[str, int]:
         if (
             isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
         ):  # SentencePiece: -1 is none
+            if value > LARGEST_ID:
+                raise UsageError(f"{attribute}={shown(value)} of the tokenizer {type(tokenizer).__name__} is beyond int64")
             found[attribute] = int(value)
     return found
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, MissingSequence, warn
+from sharded_eden.errors import DatabaseError, MissingSequence, printable, shown, warn
 from sharded_eden.format.commands import pack_command, precompute_command, split_command
 from sharded_eden.format.sqlite import READ_ERRORS, unreadable
 from sharded_eden.load.encode.example import RowFormat, strands
@@ -324,6 +324,6 @@ class WindowFetcher:
         sequence_id, window_in_seq_idx, _ = self._index.locate(window_idx)
         path = self._reader.paths[self._reader.sample_of(sequence_id)]
         return DatabaseError(
-            f"{path}: contig {sequence_id!r} holds characters that are no letters "
-            f"near base {window_in_seq_idx * self._stride}: {error}"
+            f"{printable(path)}: contig {shown(sequence_id)} cannot be encoded near base "
+            f"{window_in_seq_idx * self._stride}: {error}"
         )

@@ -247,11 +247,12 @@ def test_a_log_whose_first_row_failed_can_be_closed_and_read(folder, log_format,
     def fail(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format) as dataset:
-        with monkeypatch.context() as full:
-            full.setattr(os, "write", fail)
-            with pytest.raises(UsageError, match="No space left"):
-                dataset[5]
+    dataset = worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", fail)
+        with pytest.raises(UsageError, match="No space left"):
+            dataset[5]
+    dataset.close()
     assert read_access_logs(log).is_empty()
 
 

@@ -448,6 +448,8 @@ def test_the_state_in_a_checkpoint(folder):
             "keep_tail": 0,
         },
         "rows": {"bos": 1, "sep": 3, "eos": 2, "pad": 0, "control_tags": False, "rc_aug": True},
+        "letters": module._splits.streams["train"][0].dataset.letters,
+        "shuffle": True,
     }
     waiting = module_of(folder)
     waiting.load_state_dict(state)

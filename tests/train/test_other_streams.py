@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import worlds
 from test_datamodule import fit, module_of
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from sharded_eden import Mixture, Stream
 from sharded_eden.errors import StateError, UsageError
+from sharded_eden.load.encode.tokenizer import fingerprint_of
 from sharded_eden.train.sampler import StreamBatchSampler
 
 OF_0_1 = {
@@ -239,3 +241,72 @@ def test_another_seed_of_strands_and_masks_is_another_stream(folder, options):
 def test_the_seed_of_a_dataset_without_random_rows_may_change(folder):
     states = [Stream(worlds.dataset(folder, seed=seed), seed=5).state(8) for seed in (5, 7)]
     assert states[0] == states[1]
+
+
+# ---- the ids of letters, and the order without shuffling ----
+
+
+class Shifted(Letters):
+    """Special ids as `Letters`, and letters 100 further."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [letter + 100 for letter in text.encode("ascii")]
+
+
+class Joined(Letters):
+    """A tokenizer without a table: AC is one token."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return list(text.replace("AC", "~").encode("ascii"))
+
+
+class KnowsNoN(Letters):
+    def text_to_ids(self, text: str) -> list[int]:
+        return ["xxACGT".index(letter) for letter in text]
+
+
+def test_other_ids_of_letters_are_another_stream(folder):
+    samplers = [sampler_of(folder, tokenizer=make()) for make in (Letters, Shifted, Joined, KnowsNoN)]
+    for here in samplers:
+        for there in samplers:
+            state = json.loads(json.dumps(there.state_dict(consumed_samples=8)))
+            if here is there:
+                here.load_state_dict(state)
+                assert here.consumed_samples == 8
+                continue
+            with pytest.raises(StateError, match=r"another stream: letters was \d+, is \d+"):
+                here.load_state_dict(state)
+            del state["letters"]  # as saved before
+            here.load_state_dict(state)
+    mixtures = [Mixture([(each.stream.dataset, 1)]) for each in samplers[:2]]
+    state = json.loads(json.dumps(mixtures[0].state(8)))
+    assert mixtures[0].position_of(state) == (8, 0)
+    for of_other in (state, samplers[0].state_dict(consumed_samples=8)):
+        with pytest.raises(StateError, match=r"letters' was \d+, is \d+: that of 'source 0'"):
+            mixtures[1].position_of(of_other)
+    del state["sources"][0]["letters"]
+    assert mixtures[1].position_of(state) == (8, 0)
+
+
+def test_a_list_of_numpy_integers_has_the_digest_of_its_values():
+    as_numpy = fingerprint_of(lambda text: [np.int64(letter) for letter in text.encode()])
+    assert as_numpy == fingerprint_of(lambda text: list(text.encode()))
+
+
+def test_an_order_without_shuffling_is_another_stream(folder):
+    dataset = worlds.dataset(folder)
+    streams = {shuffle: Stream(dataset, shuffle=shuffle) for shuffle in (True, False)}
+    for shuffle, stream in streams.items():
+        state = json.loads(json.dumps(stream.state(8)))
+        assert stream.position_of(state) == (8, 0)
+        with pytest.raises(StateError, match=f"another stream: shuffle was {shuffle}, is {not shuffle}"):
+            streams[not shuffle].position_of(state)
+        for strange in (1, None, "yes"):
+            with pytest.raises(StateError, match="shuffle was"):
+                stream.position_of({**state, "shuffle": strange})
+        del state["shuffle"]  # as saved before
+        assert streams[not shuffle].position_of(state) == (8, 0)
+    mixture = Mixture([(dataset, 1)])
+    assert mixture.position_of(streams[True].state(8)) == (8, 0)
+    with pytest.raises(StateError, match="'shuffle' was False"):
+        mixture.position_of(streams[False].state(8))

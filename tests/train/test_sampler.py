@@ -120,7 +120,16 @@ def test_state_goes_over_to_another_number_of_ranks_and_is_refused_for_other_dat
         stream = Stream(dataset)
         sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8)
         state = sampler.state_dict(consumed_samples=24)
-        assert set(state) == {"version", "consumed_samples", "seed", "fingerprint", "geometry", "rows"}
+        assert set(state) == {
+            "version",
+            "consumed_samples",
+            "seed",
+            "fingerprint",
+            "geometry",
+            "rows",
+            "letters",
+            "shuffle",
+        }
         resumed = StreamBatchSampler(stream, micro_batch_size=1, global_batch_size=8, rank=1, data_parallel_size=2)
         resumed.load_state_dict(state)
         assert list(islice(resumed, 3)) == [[25], [27], [29]]

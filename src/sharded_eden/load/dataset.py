@@ -249,6 +249,11 @@ class ArrayDataset:
         return {**self._format.special_ids, **flags, **tags, **masking}, {**self._format.encoding.ids_of_0_1, **flags}
 
     @property
+    def letters(self) -> int:
+        """An integer that tells the ids of letters apart, in [0, 2**63)."""
+        return self._format.letters
+
+    @property
     def random_seed(self) -> int | None:
         """The seed of strands, masks and dropped fields of tags; None where rows have none of these."""
         draws = self.rc_aug or self._format.masking is not None or self.options.tag_dropout
@@ -357,8 +362,6 @@ class ArrayDataset:
         if not -length <= window_idx < length or epoch < 0:
             raise IndexError(f"{index!r} is out of range: the {self.split} split has {length} {what}")
         return epoch, window_idx % length
-
-    # ---- checks when it is opened ----
 
     # ---- methods of the original loader ----
 

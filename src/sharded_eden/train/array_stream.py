@@ -66,7 +66,9 @@ class ArrayStream:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The stream that a saved position belongs to: `seed`, `fingerprint`, `geometry`, and `rows` (now and in 0.1).
+        """The stream that a saved position belongs to.
+
+        `seed`, `fingerprint`, `geometry`, `rows` (now and in 0.1), `letters` (a digest of their ids) and `shuffle`.
 
         Where strands, masks or tags depend on another seed than the order, `rows` has it as `seed`.
         """
@@ -74,7 +76,14 @@ class ArrayStream:
         now, of_0_1 = data.rows
         if data.random_seed not in {None, self.seed}:
             now = {**now, "seed": data.random_seed}
-        return {"seed": self.seed, "fingerprint": data.fingerprint, "geometry": data.geometry, "rows": (now, of_0_1)}
+        return {
+            "seed": self.seed,
+            "fingerprint": data.fingerprint,
+            "geometry": data.geometry,
+            "rows": (now, of_0_1),
+            "letters": data.letters,
+            "shuffle": bool(self.shuffle),
+        }
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return the state to save at a position: the same on every rank."""

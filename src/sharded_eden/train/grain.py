@@ -91,6 +91,9 @@ class StreamSource:
     def __repr__(self) -> str:
         """Return a text that tells streams apart: Grain's `DataLoader` compares it on resuming, and refuses another one."""
         identity = {**self.stream.identity, "epoch": self.stream.epoch}
+        for part in (identity, *identity.get("sources", ())):  # not in the texts of version 0.2
+            for name in ("letters", "shuffle"):
+                part.pop(name, None)
         text = json.dumps(identity, sort_keys=True, default=str)
         digest = blake2b(text.encode(), digest_size=8).hexdigest()
         return f"{type(self).__name__}(stream={digest}, batch_size={self.batch_size})"

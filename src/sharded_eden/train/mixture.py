@@ -177,7 +177,7 @@ def _identity_of(dataset: ShardedEdenDataset) -> dict[str, Any]:
     """Return what decides the rows of a source."""
     identity = Stream(dataset).identity
     return {
-        **{name: value for name, value in identity.items() if name not in {"seed", "rows"}},
+        **{name: value for name, value in identity.items() if name not in {"seed", "rows", "shuffle"}},
         "rows": dict(identity["rows"][0]),
         "strand_seed": dataset.random_seed,
     }

@@ -85,6 +85,8 @@ def _of_one_source(state: Mapping[str, Any], draws: bool) -> dict[str, Any]:
     if state["version"] not in {1, 2, 3} or not isinstance(state["rows"], Mapping):
         raise TypeError
     source = {name: value for name, value in state.items() if name not in _NOT_OF_A_SOURCE}
+    if source.get("shuffle") is True:
+        del source["shuffle"]  # any other value is a difference
     source["rows"] = dict(state["rows"])
     strand_seed = source["rows"].pop("seed", state["seed"])
     source["strand_seed"] = strand_seed if draws else None
@@ -147,6 +149,8 @@ def _share(phase: Any, k: int) -> Fraction:
 def _differing(saved: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     """Return which part of a source differs; its name does not count."""
     for key in [*source, *sorted(set(saved) - set(source) - {"name"}, key=str)]:
+        if key == "letters" and key not in saved:
+            continue  # as version 0.2 saved it
         was, now = saved.get(key), source.get(key)
         if was == now and type(was) is type(now):
             continue

@@ -27,6 +27,8 @@ def make_state(
     fingerprint: int,
     geometry: Mapping[str, int],
     rows: tuple[Rows, Rows],
+    letters: int,
+    shuffle: bool,
     epoch: int = 0,
 ) -> dict[str, Any]:
     """Return the state to save: JSON-like and rank-independent.
@@ -42,6 +44,8 @@ def make_state(
         "fingerprint": fingerprint,
         "geometry": dict(geometry),
         "rows": dict(now),
+        "letters": letters,
+        "shuffle": shuffle,
     }
     return {**state, "epoch": epoch} if epoch else state
 
@@ -53,6 +57,8 @@ def position_of(
     fingerprint: int,
     geometry: Mapping[str, int],
     rows: tuple[Rows, Rows],
+    letters: int,
+    shuffle: bool,
     accept_other_data: AcceptOtherData,
 ) -> tuple[int, int]:
     """Return the consumed samples and the epoch in a saved state, after checking that the state belongs to this stream.
@@ -63,16 +69,21 @@ def position_of(
         fingerprint: the fingerprint of its window database.
         geometry: the geometry of its windows.
         rows: what decides its rows, and what it was in version 0.1: a state without `rows` belongs to the latter.
+        letters: a digest of the ids that the tokenizer gives to letters.
+        shuffle: whether the windows are shuffled. States of versions 0.1 and 0.2 have neither.
         accept_other_data: True takes the position of any state, "restart" is 0 where the state belongs to another stream.
 
     Raises:
-        StateError: it is not a state, or was saved for another seed, other data, another geometry or other rows; the message
-            names both values.
+        StateError: it is not a state, or was saved for another seed, other data, another geometry, other rows, other ids of
+            letters or another order; the message names both values.
     """
     position = position_in(state, "consumed_samples"), position_in(state, "epoch") if "epoch" in state else 0
     if accept_other_data is True:
         return position
-    problem = _problem(state, {"seed": seed, "fingerprint": fingerprint, "geometry": dict(geometry)}, rows)
+    here: dict[str, Any] = {"seed": seed, "fingerprint": fingerprint, "geometry": dict(geometry)}
+    added = {"letters": letters, "shuffle": shuffle}
+    here |= {name: value for name, value in added.items() if name in state}
+    problem = _problem(state, here, rows)
     if not problem:
         return position
     if accept_other_data == RESTART:

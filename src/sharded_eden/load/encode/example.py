@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.commands import pack_by_tokens_command, precompute_command
 from sharded_eden.format.schema import NUCLEOTIDES
 from sharded_eden.load.encode.masking import Masking
-from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
+from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding, fingerprint_of
 from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
 
 _PAIRS = dict(zip("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN", strict=True))
@@ -119,6 +120,11 @@ class RowFormat:
                 f"mask_id={masking.mask_id} is also the id of another token: MASK needs an id of its own, because a model "
                 "cannot tell them apart"
             )
+
+    @cached_property
+    def letters(self) -> int:
+        """An integer that tells the ids of letters apart, in [0, 2**63)."""
+        return fingerprint_of(self.encoding.text_to_ids)
 
     @property
     def special_ids(self) -> dict[str, int | None]:

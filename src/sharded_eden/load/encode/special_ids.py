@@ -111,7 +111,9 @@ def _attributes(tokenizer: Any, attributes: tuple[str, ...]) -> dict[str, int]:
             isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
         ):  # SentencePiece: -1 is none
             if value > LARGEST_ID:
-                raise UsageError(f"{attribute}={shown(value)} of the tokenizer {type(tokenizer).__name__} is beyond int64")
+                raise UsageError(
+                    f"{attribute}={shown(value)} of the tokenizer {type(tokenizer).__name__} is beyond int64"
+                )
             found[attribute] = int(value)
     return found
 

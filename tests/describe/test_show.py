@@ -156,7 +156,7 @@ def test_the_command_lists_a_step(clean_world: World, capsys):
     assert status == 0
     with ShardedEdenDataset.open(clean_world.seqs, clean_world.train, packed=True, rc_aug=True) as dataset:
         expected = [window.as_dict() for window in windows_of_step(Stream(dataset), 3, 5)]
-    assert json.loads(out) == expected
+    assert json.loads(out) == {"step": 3, "global_batch_size": 5, "seed": 42, "windows": expected}
     status, out, _ = show(capsys, clean_world, "--step", 3, "--global-batch-size", 5, "--rc-aug", "--pack")
     assert [line.split()[:4] for line in out.splitlines()[2:]] == [
         [f"{w['position']:,}", str(w["epoch"]), f"{w['index']:,}", f"{w['window_idx']:,}"] for w in expected
@@ -199,7 +199,7 @@ weights = {{ second = 1 }}
     for step in range(5):
         result = CliRunner().invoke(cli.app, [*command, "--step", str(step), *["--pack"] * packed])
         assert result.exit_code == 0, result.output
-        listed += json.loads(result.output)
+        listed += json.loads(result.output)["windows"]
     config = mixture_config(file)
     mixture = config.open(
         tokenizer=None, sequence_db_dir=str(clean_world.seqs), seed=42, seq_length=config.window_size(), rc_aug=True,

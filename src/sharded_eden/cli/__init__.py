@@ -1,14 +1,17 @@
 """The command line: parse arguments, call one function, print the result.
 
-Results go to stdout; progress, warnings and errors to stderr. Exit status of every command: 0 done; 1 findings, or an error
-in the data or the machine; 2 wrong use (a wrong command line, or a `UsageError`); 130 stopped with Ctrl-C.
+Results go to standard output; progress, warnings and errors to standard error. Exit status of every command: 0 done;
+1 findings, or an error in the data or the machine; 2 wrong use (a wrong command line, or a `UsageError`); 130 stopped with
+Ctrl-C.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import apsw
@@ -16,17 +19,19 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import build, checks, doctor, export, fetch, index, report, rows, split, stats, windows
-from sharded_eden.cli.command import add_commands, similar_paths
+from sharded_eden.cli import bench, build, doctor, export, fetch, index, report, rows, split, stats, verify, windows
+from sharded_eden.cli.command import add_commands
+from sharded_eden.cli.help import HelpGroup
+from sharded_eden.cli.level import LEVEL, Level, say
+from sharded_eden.cli.suggest import similar_paths
 from sharded_eden.errors import EdenError, EdenWarning, UsageError, WriteError, printable
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
-
-STOPPED = "interrupted: no file is half-written. Run the same command again; build and fetch keep what is complete"
+HOME = Path(__file__).resolve().parents[1]
+ISSUES = "https://github.com/sharded-eden/sharded-eden/issues"
 
 app = typer.Typer(
     name="sharded-eden",
+    cls=HelpGroup,
     help="Prepare DNA for genomic language models: FASTA to SQLite sequence databases (build), "
     "splits (split) and window databases (precompute).",
     no_args_is_help=True,
@@ -43,27 +48,45 @@ def main(argv: Sequence[str] | None = None, prog_name: str = "sharded-eden") -> 
         argv: the arguments, without the program's name; None: those of this process.
         prog_name: the program's name in help texts.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", EdenWarning)
-        warnings.showwarning = _show_warning
-        try:
+    level = LEVEL.set(Level.NORMAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", EdenWarning)
+            warnings.showwarning = _show_warning
             typer.main.get_command(app).main(args=argv, prog_name=prog_name)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0
-            if status == INTERRUPTED:
-                _say(STOPPED)
-            return status
-        except (EdenError, OSError, apsw.Error, pl.exceptions.PolarsError) as error:
-            _say(f"error: {error}")
-            if "no such" in str(error):
-                for path in similar_paths(sys.argv[1:] if argv is None else argv, str(error)):
-                    _say(f"Did you mean {printable(path)}?")
-            return 2 if isinstance(error, UsageError) and not isinstance(error, WriteError) else 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        return _failed(error, sys.argv[1:] if argv is None else argv)
+    finally:
+        LEVEL.reset(level)
     return 0
 
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+def _failed(error: Exception, argv: Sequence[str]) -> int:
+    """Print an error and return the exit status."""
+    is_verbose = LEVEL.get() is Level.VERBOSE
+    if is_verbose:
+        say("".join(traceback.format_exception(error)))
+    if not isinstance(error, (EdenError, OSError, apsw.Error, pl.exceptions.PolarsError)):
+        say(f"error: unexpected {type(error).__name__}: {error}{_place(error)}. This is a fault of sharded-eden.")
+        say(
+            f"Please report it with {'this output' if is_verbose else 'the output of this command with --verbose'}: {ISSUES}"
+        )
+        return 1
+    say(f"error: {error}")
+    if "no such" in str(error):
+        for path in similar_paths(argv, str(error)):
+            say(f"Did you mean {printable(path)}?")
+    return 2 if isinstance(error, UsageError) and not isinstance(error, WriteError) else 1
+
+
+def _place(error: Exception) -> str:
+    """Return where in this package an error came from."""
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if HOME in Path(each.filename).parents]
+    if not frames:
+        return ""
+    return f" ({Path(frames[-1].filename).relative_to(HOME)}, line {frames[-1].lineno})"
 
 
 def _show_warning(
@@ -74,7 +97,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    _say(f"warning: {message}")
+    if LEVEL.get() is not Level.QUIET:
+        say(f"warning: {message}")
 
 
 def _version(wanted: bool) -> None:
@@ -102,8 +126,8 @@ add_commands(
         fetch.fetch,
         export.export,
         windows.pack,
-        checks.bench,
-        checks.verify,
+        bench.bench,
+        verify.verify,
         stats.stats,
         rows.show,
         report.report,

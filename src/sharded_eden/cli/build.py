@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sharded_eden.build.build import build_sequence_dbs
-from sharded_eden.cli.show import progress_bar, rate, say_next, size
+from sharded_eden.build.build import BuildResult, build_sequence_dbs
+from sharded_eden.cli.command import Output
+from sharded_eden.cli.help import MORE
+from sharded_eden.cli.show import progress_bar, rate, size
 from sharded_eden.format import schema
 from sharded_eden.format.commands import split_command
 
@@ -51,6 +55,7 @@ def build(
         str | None,
         typer.Option(
             metavar="PATTERN",
+            rich_help_panel=MORE,
             help="Put each record into the sample that the group (?P<sample>...) of this pattern finds in its name: the "
             "FASTA header up to its first white space, the --id-field of JSON lines and tables, the GenBank version.",
         ),
@@ -66,13 +71,16 @@ def build(
     text_field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Field or column of the sequence; unless given, text, sequence, seq or nt_sequence."
+            metavar="NAME",
+            rich_help_panel=MORE,
+            help="Field or column of the sequence; unless given, text, sequence, seq or nt_sequence.",
         ),
     ] = None,
     id_field: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
+            rich_help_panel=MORE,
             help="Field or column of the record's name; unless given, record, id, name, contig_id or accession, where there "
             "is one; '' for none.",
         ),
@@ -80,8 +88,9 @@ def build(
     phylo_tags: Annotated[
         Literal["refuse", "strip", "keep"],
         typer.Option(
+            rich_help_panel=MORE,
             help="Lineage tags inside sequences (|d__Bacteria;p__...|), as in OpenGenome2: an error, removed, or removed and "
-            "kept in the column phylo_tag of OUT/contigs.parquet."
+            "kept in the column phylo_tag of OUT/contigs.parquet.",
         ),
     ] = "refuse",
     force: Annotated[
@@ -91,6 +100,7 @@ def build(
         int | None,
         typer.Option(
             metavar="BYTES",
+            rich_help_panel=MORE,
             help="Page size of the databases; unless given, 65536 for samples of about 8 million bases and more, 4096 for "
             "smaller ones.",
         ),
@@ -102,19 +112,24 @@ def build(
         ),
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Where tasks run; ray needs a file system that all nodes share.")
+        Literal["local", "ray"],
+        typer.Option(rich_help_panel=MORE, help="Where tasks run; ray needs a file system that all nodes share."),
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT.")
+        str | None,
+        typer.Option(
+            rich_help_panel=MORE, help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT."
+        ),
     ] = None,
     scratch: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
+            rich_help_panel=MORE,
             help="Build databases in this folder, on a local disk, and copy the finished ones to OUT.",
         ),
     ] = None,
-) -> None:
+) -> Output:
     """Turn sequence files into sequence databases.
 
     Each sample gets one SQLite database. A record named like BCR__ECT-SAMPLE1__CT1-1 keeps that ID and goes to SAMPLE1.
@@ -147,21 +162,26 @@ def build(
             note=progress.note,
         )
     seconds = time.monotonic() - started
+    samples = schema.discover_sample_databases(out)
+    return Output(
+        lines=_lines(result, out, seconds),
+        data=lambda: asdict(result) | {"seconds": seconds},
+        next=[split_command(out, "splits", by_contig=len(samples) < 3)],
+    )
+
+
+def _lines(result: BuildResult, out: Path, seconds: float) -> Iterator[str]:
     if result.samples:
-        print(f"samples  {result.samples:>15,}")
-        print(f"contigs  {result.contigs:>15,}")
-        print(f"bases    {result.bases:>15,}  ({rate(result.bases, seconds)} bases/s)")
+        yield f"samples  {result.samples:>15,}"
+        yield f"contigs  {result.contigs:>15,}"
+        yield f"bases    {result.bases:>15,}  ({rate(result.bases, seconds)} bases/s)"
         each = result.bytes_on_disk / max(1, result.bases)
         over = size(max(0, result.bytes_on_disk - result.bases))
-        print(
-            f"on disk  {size(result.bytes_on_disk):>15}  in {out} ({each:.3f} bytes a base: {over} more than the bases)"
-        )
-        print(f"table    {result.contigs_parquet}")
+        yield f"on disk  {size(result.bytes_on_disk):>15}  in {out} ({each:.3f} bytes a base: {over} more than the bases)"
+        yield f"table    {result.contigs_parquet}"
     else:
-        print("nothing to do")
+        yield "nothing to do"
     if result.unchanged:
-        print(f"{result.unchanged:,} samples were there already, built from the same inputs")
+        yield f"{result.unchanged:,} samples were there already, built from the same inputs"
     if result.grown:
-        print(f"{len(result.grown):,} samples have gained records and were built again: earlier splits lack them")
-    samples = schema.discover_sample_databases(out)
-    say_next(split_command(out, "splits", by_contig=len(samples) < 3))
+        yield f"{len(result.grown):,} samples have gained records and were built again: earlier splits lack them"

@@ -1,116 +1,118 @@
-"""What all commands share: examples, exit status and types in words in their help; suggestions for mistyped paths."""
+"""What all commands share: `--json`, `--quiet`, `--verbose`, and how their result is printed.
+
+A command is a function that returns an `Output`; `add_commands` gives it the common options and prints what it returns.
+"""
 
 from __future__ import annotations
 
-import difflib
+import functools
 import inspect
-from collections.abc import Sequence
-from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from rich.console import Console
+from rich.text import Text
 
-EXAMPLES = {
-    "build": (
-        "build genomes --out sequence_db_dir",
-        "build reads.jsonl.zst --out sequence_db_dir --sample READS --text-field sequence",
-        "build 'plasmids/*.fna' --out sequence_db_dir --tag PLASMID --jobs 8",
-    ),
-    "split": (
-        "split sequence_db_dir --out splits --val 0.1 --test 0.1",
-        "split sequence_db_dir --out splits --by contig",
-    ),
-    "precompute": (
-        "precompute splits windows",
-        "precompute splits/train_split.parquet train_windows.db --window-size 8192 --keep-tail --pack",
-    ),
-    "index": ("index sequence_db_dir windows", "index --at s3://bucket/sequence_db_dir windows"),
-    "fetch": ("fetch s3://bucket/sequence_db_dir sequence_db_dir --windows windows/train_windows.db",),
-    "export": (
-        "export windows/train_windows.db train.parquet --sequences sequence_db_dir --to parquet",
-        "export windows/train_windows.db train --sequences sequence_db_dir --to indexed --order stream",
-    ),
-    "pack": ("pack windows", "pack windows/train_windows.db --seed 7 --force"),
-    "bench": ("bench sequence_db_dir windows/train_windows.db --max-workers 2",),
-    "verify": (
-        "verify sequence_db_dir windows",
-        "verify sequence_db_dir windows --full --jobs 8 --json",
-    ),
-    "stats": ("stats sequence_db_dir windows", "stats sequence_db_dir --by sample --json"),
-    "show": (
-        "show sequence_db_dir windows/train_windows.db 17",
-        "show sequence_db_dir windows/train_windows.db --step 100 --global-batch-size 8",
-    ),
-    "report": ("report report.html sequence_db_dir windows",),
-    "doctor": ("doctor", "doctor sequence_db_dir --json"),
-}
-"""Command lines of each command, without the name of the program."""
+from sharded_eden.cli.help import COMMON, HelpCommand
+from sharded_eden.cli.level import LEVEL, Level, say, traced
+from sharded_eden.cli.reference import KEPT, PRINTS_RESULT, epilog
 
-FAILED = {
-    "verify": "1 findings, or an error in the data or the machine",
-    "doctor": "1 something needed is broken, or an error in the data or the machine",
-}
-"""What exit status 1 means, where it does not only mean an error."""
-
-_WORDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
-def epilog(name: str) -> str:
-    """Return the end of the help of a command: plain text that is also Markdown."""
-    lines = "\n".join(f"    sharded-eden {line}" for line in EXAMPLES[name])
-    failed = FAILED.get(name, "1 an error in the data or the machine")
-    return (
-        f"Examples:\n\n{lines}\n\nExit status: 0 done; {failed}; 2 wrong use of the\ncommand; 130 stopped with Ctrl-C."
-    )
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The result of a command, for people and for programs."""
+
+    lines: Iterable[str | Text]
+    """What is printed without `--json`."""
+    data: Callable[[], dict[str, Any]]
+    """Makes the object of `--json`; paths are printed as text."""
+    indent: int | None = 2
+    """Of the JSON; None for one line."""
+    next: Sequence[str] = ()
+    """What to run next."""
+    status: int = 0
+    """The exit status."""
 
 
-class Command(TyperCommand):
-    """A command whose help names types in words and ends with examples as they are written."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        types = get_type_hints(inspect.unwrap(self.callback)) if self.callback else {}
-        for param in self.params:
-            if param.param_type_name == "option" and param.metavar is None and param.name in types:
-                param.metavar = _word(types[param.name])
-            if param.param_type_name == "argument":
-                vars(param)["display_type_rich"] = lambda ctx: (
-                    None
-                )  # newer Typer prints `<list[Path]>` after an argument
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the epilog without joining its lines."""
-        if self.epilog:
-            formatter.write(f"\n{self.epilog}\n")
-
-
-def _word(type_: Any) -> str | None:
-    """Return what an option takes; None for switches."""
-    if (origin := get_origin(type_)) is Literal:
-        return "|".join(map(str, get_args(type_)))
-    if origin is not None:
-        return next((_word(each) for each in get_args(type_) if each is not NoneType), None)
-    return _WORDS.get(type_)
+def _common(
+    *,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=COMMON, help="Print the result as one JSON object, and nothing else."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=COMMON, help="No progress, warnings and summaries.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=COMMON,
+            help="Print what a report of a fault needs: versions, files, times, and the traceback of an error.",
+        ),
+    ] = False,
+) -> None:
+    """Hold the options of all commands."""
 
 
-def similar_paths(words: Sequence[str], message: str) -> list[str]:
-    """Return existing paths with names similar to those paths of a command line that a message calls missing."""
-    found = []
-    for word in words:
-        path = Path(word)
-        try:
-            if not path.name or word not in message or path.exists() or not path.parent.is_dir():
-                continue
-            names = [each.name for each in path.parent.iterdir() if not each.name.startswith(".")]
-        except (OSError, ValueError):
-            continue
-        found += [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, names, n=1)]
-    return found
-
-
-def add_commands(app: typer.Typer, functions: Sequence[Any]) -> None:
+def add_commands(app: typer.Typer, functions: Sequence[Callable[..., Output]]) -> None:
     """Add functions to an application as commands."""
     for function in functions:
-        app.command(cls=Command, epilog=epilog(function.__name__))(function)
+        app.command(cls=HelpCommand, epilog=epilog(function.__name__))(_command(function))
+
+
+def _command(function: Callable[..., Output]) -> Callable[..., None]:
+    """Return a function with the parameters of another and the common ones, which prints the result of the other."""
+
+    @functools.wraps(function)
+    def command(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
+        if quiet and verbose:
+            raise typer.BadParameter("--quiet and --verbose exclude each other")
+        LEVEL.set(Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL)
+        try:
+            with traced(arguments):
+                output = function(**arguments)
+        except KeyboardInterrupt as error:
+            kept = KEPT.get(function.__name__, "it begins again")
+            say(f"interrupted: no file is half-written. To go on, run the same command again: {kept}")
+            raise typer.Exit(INTERRUPTED) from error
+        if as_json or not quiet or function.__name__ in PRINTS_RESULT:
+            _print(output, as_json=as_json)
+        if output.status:
+            raise typer.Exit(output.status)
+
+    parameters, annotations = [], {}
+    for source in (function, _common):
+        hints = get_type_hints(source, include_extras=True)
+        for name, parameter in inspect.signature(source).parameters.items():
+            annotations[name] = hints[name]
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[name], kind=kind))
+    command.__annotations__ = annotations
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    return command
+
+
+def _print(output: Output, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(output.data(), indent=output.indent, default=os.fspath))
+        return
+    console = None
+    for line in output.lines:
+        if isinstance(line, Text):
+            console = console or Console(highlight=False, soft_wrap=True)
+            console.print(line)
+        else:
+            print(line)
+    for command in output.next:
+        print(f"Next: {command}")
+    sys.stdout.flush()

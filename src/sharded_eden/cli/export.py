@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sharded_eden.cli.command import Output
 from sharded_eden.cli.show import progress_bar, rate, size
 
 
@@ -33,7 +34,7 @@ def export(
     epochs: Annotated[int, typer.Option(help="Passes over the windows.")] = 1,
     seed: Annotated[int, typer.Option(help="The seed of the job: decides order and strands.")] = 42,
     rc_aug: Annotated[bool, typer.Option("--rc-aug", help="Half of the windows are reverse complements.")] = False,
-) -> None:
+) -> Output:
     """Write the windows of a split as files that other programs read."""
     from sharded_eden.export import export_windows
 
@@ -43,8 +44,12 @@ def export(
             windows_db, sequences, out, to, order=order, epochs=epochs, seed=seed, rc_aug=rc_aug, progress=progress
         )
     seconds = time.monotonic() - started
-    print(f"windows  {done.windows:>15,}  ({rate(done.windows, seconds)} windows/s)")
-    print(f"{'tokens ' if to == 'indexed' else 'bases  '}  {done.tokens:>15,}")
-    for path in done.paths:
-        print(f"on disk  {size(path.stat().st_size):>15}  {path}")
-    print(f"hash     {done.digest}")
+    return Output(
+        lines=[
+            f"windows  {done.windows:>15,}  ({rate(done.windows, seconds)} windows/s)",
+            f"{'tokens ' if to == 'indexed' else 'bases  '}  {done.tokens:>15,}",
+            *(f"on disk  {size(path.stat().st_size):>15}  {path}" for path in done.paths),
+            f"hash     {done.digest}",
+        ],
+        data=lambda: done._asdict() | {"seconds": seconds},
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sharded_eden.cli.show import progress_bar, say_next, size
+from sharded_eden.cli.command import Output
+from sharded_eden.cli.show import progress_bar, size
 from sharded_eden.format.commands import index_command
 from sharded_eden.windows.fetch import fetch_sequence_databases
 
@@ -21,7 +23,7 @@ def fetch(
         list[Path] | None,
         typer.Option(metavar="WINDOWS.db", help="Copy only the samples of this window database; needs its index."),
     ] = None,
-) -> None:
+) -> Output:
     """Copy sequence databases from object storage to a local folder.
 
     Files appear when they are whole. Run again after it was stopped: files with the right size (and digest, if an index has
@@ -29,6 +31,10 @@ def fetch(
     """
     with progress_bar("copying") as progress:
         done = fetch_sequence_databases(url, folder, window_dbs=windows or (), progress=progress)
-    print(f"copied {done.copied_files:,} of {done.files:,} sequence databases, {size(done.copied_bytes)}, to {folder}")
-    for path in windows or ():
-        say_next(index_command(folder, path))
+    return Output(
+        lines=[
+            f"copied {done.copied_files:,} of {done.files:,} sequence databases, {size(done.copied_bytes)}, to {folder}"
+        ],
+        data=lambda: asdict(done) | {"folder": folder},
+        next=[index_command(folder, path) for path in windows or ()],
+    )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from sharded_eden.cli.command import Output
+from sharded_eden.cli.help import MORE
 from sharded_eden.cli.show import progress_bar, rate, size
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.windows.index import IndexResult, index_window_database
@@ -41,27 +45,34 @@ def index(
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Where they are read; ray needs a file system that all nodes share."),
+        typer.Option(rich_help_panel=MORE, help="Where they are read; ray needs a file system that all nodes share."),
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT.")
+        str | None,
+        typer.Option(
+            rich_help_panel=MORE, help="The Ray cluster: auto for the one this machine belongs to, or HOST:PORT."
+        ),
     ] = None,
-) -> None:
+) -> Output:
     """Write where the bytes of each window lie, so that training reads a window in one request.
 
     WINDOWS.db.index is written beside each window database. Windows without an address are read through SQLite, as they are
     without an index.
     """
+    started = time.monotonic()
     if at is not None:
-        for path in _each([Path(seqdb), *(windows_dbs or [])]):
-            added = add_remote(path, at)
-            print(f"{added.path}: {added.objects:,} objects at {added.url}, {size(added.size_bytes)}")
-        return
+        added = [add_remote(path, at) for path in _each([Path(seqdb), *(windows_dbs or [])])]
+        return Output(
+            lines=[f"{each.path}: {each.objects:,} objects at {each.url}, {size(each.size_bytes)}" for each in added],
+            data=lambda: {"indexes": [asdict(each) for each in added], "seconds": time.monotonic() - started},
+        )
     if not windows_dbs:
         raise typer.BadParameter("name a window database after SEQDB", param_hint="WINDOWS.db")
+    results: list[IndexResult] = []
+    lines: list[str] = []
     for path in _each(windows_dbs):
-        started = time.monotonic()
-        with progress_bar("reading") as progress:
+        begun = time.monotonic()
+        with progress_bar(f"reading for {path.name}") as progress:
             result = index_window_database(
                 seqdb,
                 path,
@@ -70,18 +81,20 @@ def index(
                 address=address,
                 progress=progress,
             )
-        print_index(result, time.monotonic() - started)
+        results.append(result)
+        lines += _lines(result, time.monotonic() - begun)
+    seconds = time.monotonic() - started
+    return Output(lines=lines, data=lambda: {"indexes": [asdict(each) for each in results], "seconds": seconds})
 
 
 def _each(given: list[Path]) -> list[Path]:
     return list(dict.fromkeys(path for one in given for path in window_databases(one)))
 
 
-def print_index(result: IndexResult, seconds: float) -> None:
-    """Print what an index holds."""
-    print(f"windows  {result.windows:>15,}  ({result.addressed_windows:,} have an address)")
-    print(f"contigs  {result.contigs:>15,}  ({rate(result.contigs, seconds)} contigs/s)")
+def _lines(result: IndexResult, seconds: float) -> Iterator[str]:
+    yield f"windows  {result.windows:>15,}  ({result.addressed_windows:,} have an address)"
+    yield f"contigs  {result.contigs:>15,}  ({rate(result.contigs, seconds)} contigs/s)"
     for reason, contigs in result.without_address.items():
-        print(f"         {contigs:>15,}  have no address: {reason}")
-    print(f"read     {size(result.bytes_read):>15}  of sequence databases")
-    print(f"on disk  {size(result.path.stat().st_size):>15}  {result.path}")
+        yield f"         {contigs:>15,}  have no address: {reason}"
+    yield f"read     {size(result.bytes_read):>15}  of sequence databases"
+    yield f"on disk  {size(result.path.stat().st_size):>15}  {result.path}"

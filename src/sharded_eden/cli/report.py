@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import sharded_eden
+from sharded_eden.cli.command import Output
 from sharded_eden.cli.show import progress_bar
 from sharded_eden.errors import printable
 
@@ -22,13 +24,15 @@ def report(
         Path | None, typer.Option(metavar="FOLDER", help="Access logs of a training run (log_windows=True, log_dir).")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Sequence databases that are read at a time.")] = 1,
-) -> None:
+) -> Output:
     """Write one HTML file: lengths, GC, samples, useful tokens, coverage; with --logs, what was read and in which order."""
     with progress_bar("counting") as progress:
         result = sharded_eden.write_report(
             out, sequence_dbs, *(windows_dbs or []), logs=logs, jobs=jobs, progress=progress
         )
-    for split, found in result.verdicts.items():
-        for each in found:
-            print(f"{printable(split)}: {'fault: ' * (each.level == 'fault')}{each.text}")
-    print(printable(result.path))
+    said = [
+        f"{printable(split)}: {'fault: ' * (each.level == 'fault')}{each.text}"
+        for split, found in result.verdicts.items()
+        for each in found
+    ]
+    return Output(lines=[*said, printable(result.path)], data=lambda: asdict(result))

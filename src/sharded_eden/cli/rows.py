@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from sharded_eden.cli.command import Output
 from sharded_eden.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from sharded_eden.train.stream import Stream
 
 BASES_A_LINE = 60
+JOB = "Options of the training job"
 COLOURS = {"A": "green", "C": "blue", "G": "yellow", "T": "red", "U": "red"}
 
 
@@ -40,20 +40,35 @@ def show(
         int | None, typer.Option(metavar="G", help="Samples of one optimizer step on all ranks.")
     ] = None,
     mixture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The TOML or YAML file of the mixture of the job; with --step.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=JOB, help="The TOML or YAML file of the mixture of the job; with --step."
+        ),
     ] = None,
-    pack: Annotated[bool, typer.Option("--pack", help="Rows are packs: several windows in one row.")] = False,
-    epoch: Annotated[int, typer.Option(help="The pass over the data, which decides the strand; with INDEX.")] = 0,
-    seed: Annotated[int, typer.Option(help="The seed of the job: decides order and strands.")] = 42,
-    rc_aug: Annotated[bool, typer.Option("--rc-aug", help="Half of the rows are reverse complements.")] = False,
-    control_tags: Annotated[bool, typer.Option("--control-tags", help="Rows have control tags after BOS.")] = False,
-    mask_ambiguous: Annotated[
-        bool, typer.Option("--mask-ambiguous", help="No loss on labels other than A, C, G and T.")
+    pack: Annotated[
+        bool, typer.Option("--pack", rich_help_panel=JOB, help="Rows are packs: several windows in one row.")
     ] = False,
-    soft_mask_weight: Annotated[float, typer.Option(help="The weight of lower-case labels in the loss.")] = 1.0,
-    loss_on_eos: Annotated[bool, typer.Option("--loss-on-eos", help="The label EOS counts in the loss.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-) -> None:
+    epoch: Annotated[int, typer.Option(help="The pass over the data, which decides the strand; with INDEX.")] = 0,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=JOB, help="The seed of the job: decides order and strands.")
+    ] = 42,
+    rc_aug: Annotated[
+        bool, typer.Option("--rc-aug", rich_help_panel=JOB, help="Half of the rows are reverse complements.")
+    ] = False,
+    control_tags: Annotated[
+        bool, typer.Option("--control-tags", rich_help_panel=JOB, help="Rows have control tags after BOS.")
+    ] = False,
+    mask_ambiguous: Annotated[
+        bool,
+        typer.Option("--mask-ambiguous", rich_help_panel=JOB, help="No loss on labels other than A, C, G and T."),
+    ] = False,
+    soft_mask_weight: Annotated[
+        float, typer.Option(rich_help_panel=JOB, help="The weight of lower-case labels in the loss.")
+    ] = 1.0,
+    loss_on_eos: Annotated[
+        bool, typer.Option("--loss-on-eos", rich_help_panel=JOB, help="The label EOS counts in the loss.")
+    ] = False,
+) -> Output:
     """Show one row as the model gets it, or list the windows of a training step.
 
     Give the options that the job has: seed, --rc-aug, --control-tags, --pack. Nothing must have been logged.
@@ -84,43 +99,40 @@ def show(
             config = mixture_config(mixture)
             opened = config.open(tokenizer=None, sequence_db_dir=str(seqdb), seq_length=config.window_size(), **options)
             with closing(opened.dataset):
-                _show_step(opened, step or 0, global_batch_size or 0, as_json, packed=pack)
-            return
+                return _step(opened, step or 0, global_batch_size or 0, packed=pack)
         with ShardedEdenDataset.open(seqdb, windows_db, **options) as dataset:
             if step is None:
-                _show_row(dataset, index or 0, epoch, as_json)
-            else:
-                _show_step(Stream(dataset), step, global_batch_size or 0, as_json, packed=pack)
+                return _row(dataset, index or 0, epoch)
+            return _step(Stream(dataset), step, global_batch_size or 0, packed=pack)
     except IndexError as error:
         raise UsageError(str(error)) from error
 
 
-def _show_row(dataset: ShardedEdenDataset, index: int, epoch: int, as_json: bool) -> None:
+def _row(dataset: ShardedEdenDataset, index: int, epoch: int) -> Output:
     from sharded_eden.describe.row import row_of
 
     row = row_of(dataset, index, epoch)
-    if as_json:
-        print(json.dumps(row.as_dict()))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    for line in row_lines(row):
-        console.print(line)
+    return Output(lines=row_lines(row), data=row.as_dict, indent=None)
 
 
-def _show_step(stream: Stream, step: int, size: int, as_json: bool, *, packed: bool) -> None:
+def _step(stream: Stream, step: int, size: int, *, packed: bool) -> Output:
     from sharded_eden.describe.step import windows_of_step
 
-    windows = windows_of_step(stream, step, size)
-    if as_json:
-        print(json.dumps([window.as_dict() for window in windows], indent=1))
-        return
+    windows = list(windows_of_step(stream, step, size))  # they are read while the dataset is open
     first = step * size
-    print(f"step {step:,}: positions {first:,} to {first + size - 1:,} of the stream, seed {stream.seed}")
-    for line in step_lines(windows, packed=packed, sources=getattr(stream, "names", ())):
-        print(line)
+    title = f"step {step:,}: positions {first:,} to {first + size - 1:,} of the stream, seed {stream.seed}"
+    return Output(
+        lines=[title, *step_lines(windows, packed=packed, sources=getattr(stream, "names", ()))],
+        data=lambda: {
+            "step": step,
+            "global_batch_size": size,
+            "seed": stream.seed,
+            "windows": [window.as_dict() for window in windows],
+        },
+    )
 
 
-def step_lines(windows: Iterator[StepWindow], *, packed: bool, sources: Sequence[str] = ()) -> Iterator[str]:
+def step_lines(windows: Sequence[StepWindow], *, packed: bool, sources: Sequence[str] = ()) -> Iterator[str]:
     """Yield a line for each window of a step, with its source in a mixture of these sources."""
     kind = "pack" if packed else "window"
     width = max(len(printable(name)) for name in (*sources, "source")) + 1 if sources else 0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from sharded_eden.cli.level import LEVEL, Level
 
 LINE_SECONDS = 60.0
 """Seconds between two lines of progress on stderr where there is no terminal."""
@@ -37,7 +37,13 @@ class Shown:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Shown]:
-    """Show progress on stderr while the block runs: a bar on a terminal, elsewhere a line a minute, none in the first."""
+    """Show progress on stderr while the block runs: a bar on a terminal, elsewhere a line a minute, none in the first.
+
+    With `--quiet`, nothing is shown.
+    """
+    if LEVEL.get() is Level.QUIET:
+        yield Shown(what, lambda done, total, note: None)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Shown(what, Lines(console.file.write).show)
@@ -69,17 +75,6 @@ class Lines:
         if 0 < done < total:
             words.append(f"{(now - self._started) * (total - done) / done / 60:,.0f} min left")
         self._write(", ".join(words) + "\n")
-
-
-def say_next(*commands: str) -> None:
-    """Print what to run next."""
-    for command in commands:
-        print(f"Next: {command}")
-
-
-def quoted(path: Path) -> str:
-    """Return a path quoted for a shell."""
-    return shlex.quote(str(path))
 
 
 def rate(amount: int, seconds: float) -> str:

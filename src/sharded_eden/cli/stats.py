@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from sharded_eden.cli.command import Output
+from sharded_eden.cli.help import MORE
 from sharded_eden.cli.show import progress_bar
 from sharded_eden.describe.group import Group
 from sharded_eden.describe.stats import Part, StatsResult
@@ -33,18 +34,15 @@ def stats(
             "stay exact.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --sample: another seed chooses other contigs.")] = 42,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=MORE, help="With --sample: another seed chooses other contigs.")
+    ] = 42,
     jobs: Annotated[int, typer.Option(help="Sequence databases that are read at a time.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-) -> None:
+) -> Output:
     """Count contigs, bases, letters and windows, and the bases that no window shows."""
     with progress_bar("counting") as progress:
         result = count(*paths, by=by, sample=sample, seed=seed, jobs=jobs, progress=progress)
-    if as_json:
-        print(json.dumps(result.as_dict(), indent=2))
-        return
-    for line in lines_of(result):
-        print(line)
+    return Output(lines=lines_of(result), data=result.as_dict)
 
 
 def lines_of(result: StatsResult) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sharded_eden.cli.show import progress_bar, rate, say_next, size
+from sharded_eden.cli.command import Output
+from sharded_eden.cli.help import MORE
+from sharded_eden.cli.show import progress_bar, rate, size
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.geometry import default_stride
 from sharded_eden.format.kinds import window_databases
@@ -18,6 +21,8 @@ from sharded_eden.format.window_db import window_geometry
 from sharded_eden.windows.folder import is_folder_of_splits, precompute_window_databases
 from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
+
+BY_TOKENS = "Packs by tokens"
 
 
 def precompute(
@@ -42,17 +47,25 @@ def precompute(
         ),
     ] = None,
     window_min_length_threshold: Annotated[
-        int, typer.Option(metavar="BASES", help="Leave out windows with fewer bases than this.")
+        int, typer.Option(metavar="BASES", rich_help_panel=MORE, help="Leave out windows with fewer bases than this.")
     ] = 0,
     keep_tail: Annotated[
         bool, typer.Option("--keep-tail", help="Add windows until the last base of every contig is shown.")
     ] = False,
     special_tokens: Annotated[
-        int, typer.Option(help="Tokens of a row that are no bases (BOS, SEP, EOS), which take room from the window.")
+        int,
+        typer.Option(
+            rich_help_panel=MORE,
+            help="Tokens of a row that are no bases (BOS, SEP, EOS), which take room from the window.",
+        ),
     ] = 3,
     max_ambiguous: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Leave out windows with a larger share of letters other than A, C, G, T."),
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=MORE,
+            help="Leave out windows with a larger share of letters other than A, C, G, T.",
+        ),
     ] = None,
     sequences: Annotated[
         Path | None,
@@ -63,7 +76,9 @@ def precompute(
         ),
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Add packs: rows filled with several whole windows.")] = False,
-    pack_seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
+    pack_seed: Annotated[
+        int, typer.Option(rich_help_panel=MORE, help="Another seed mixes other windows in a pack.")
+    ] = 42,
     force: Annotated[
         bool,
         typer.Option(
@@ -75,11 +90,13 @@ def precompute(
     pattern: Annotated[
         bool,
         typer.Option(
-            "--pattern", help="SPLIT.parquet is a pattern such as 'parts/*.parquet'; the files are parts of one split."
+            "--pattern",
+            rich_help_panel=MORE,
+            help="SPLIT.parquet is a pattern such as 'parts/*.parquet'; the files are parts of one split.",
         ),
     ] = False,
     jobs: Annotated[int, typer.Option(help="Splits of a folder that are worked on at once.")] = 1,
-) -> None:
+) -> Output:
     """Turn a split into a window database, or a folder of splits into one of window databases."""
     started = time.monotonic()
     stride = default_stride(window_size, special_tokens) if stride is None else stride
@@ -106,11 +123,28 @@ def precompute(
             )
             results = {_split_name(split_file, windows_db): result}
     seconds = time.monotonic() - started
-    for result in results.values():
-        _print_windows(result, max_ambiguous, stride)
-    print(f"{rate(sum(result.windows for result in results.values()), seconds)} windows/s")
+    lines = [line for result in results.values() for line in _window_lines(result, max_ambiguous, stride)]
+    speed = rate(sum(result.windows for result in results.values()), seconds)
     paths = {name: result.path for name, result in results.items()}
-    _say_data_module(paths, f"seq_length={window_size}, stride={stride}", packed=pack)
+    return Output(
+        lines=[*lines, f"{speed} windows/s"],
+        data=lambda: {
+            "window_databases": {name: _data(result) for name, result in results.items()},
+            "window_size": window_size,
+            "stride": stride,
+            "seconds": seconds,
+        },
+        next=[_data_module(paths, f"seq_length={window_size}, stride={stride}", packed=pack)],
+    )
+
+
+def _data(result: PrecomputeResult) -> dict[str, Any]:
+    return asdict(result) | {"packs": None if result.packs is None else _data_of_packs(result.packs)}
+
+
+def _data_of_packs(result: PackResult) -> dict[str, Any]:
+    shares = {"useful_share_packed": result.useful, "useful_share_padded": result.useful_padded}
+    return asdict(result) | shares
 
 
 def _split_name(*paths: Path) -> str:
@@ -122,30 +156,30 @@ def _split_name(*paths: Path) -> str:
     return "train"
 
 
-def _say_data_module(paths: Mapping[str, Path], options: str, *, packed: bool) -> None:
-    """Print how to open these window databases; only train, val and test have an argument."""
+def _data_module(paths: Mapping[str, Path], options: str, *, packed: bool) -> str:
+    """Return how to open these window databases; only train, val and test have an argument."""
     words = [f"{name}_window_db_path={str(path)!r}" for name, path in paths.items() if name in SPLITS]
-    say_next(f"ShardedEdenDataModule({', '.join([*words, options])}{', packed=True' if packed else ''}, ...)")
+    return f"ShardedEdenDataModule({', '.join([*words, options])}{', packed=True' if packed else ''}, ...)"
 
 
-def _print_windows(result: PrecomputeResult, max_ambiguous: float | None, stride: int) -> None:
+def _window_lines(result: PrecomputeResult, max_ambiguous: float | None, stride: int) -> Iterator[str]:
     unseen = result.unseen_bases / result.bases if result.bases else 0.0
-    print(f"windows  {result.windows:>15,}")
+    yield f"windows  {result.windows:>15,}"
     if max_ambiguous is not None:
-        print(f"         {result.ambiguous_windows:>15,}  left out, too many ambiguous letters")
-    print(f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)")
-    print(f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)")
+        yield f"         {result.ambiguous_windows:>15,}  left out, too many ambiguous letters"
+    yield f"contigs  {result.sequences:>15,}  ({result.contigs_left_out:,} left out)"
+    yield f"bases    {result.bases:>15,}  ({unseen:.1%} in no window)"
     times = result.shown_bases / result.bases if result.bases else 0.0
-    print(f"shown    {times:>15.2f}  times in an epoch, on average over all bases (stride {stride:,})")
+    yield f"shown    {times:>15.2f}  times in an epoch, on average over all bases (stride {stride:,})"
     if result.packs is not None:
-        _print_packs(result.packs)
-    print(f"on disk  {size(result.path.stat().st_size):>15}  {printable(result.path)}")
+        yield _line_of_packs(result.packs)
+    yield f"on disk  {size(result.path.stat().st_size):>15}  {printable(result.path)}"
     if result.index is not None:
-        print(f"index    {result.index.addressed_windows:>15,}  windows can be read in one request")
+        yield f"index    {result.index.addressed_windows:>15,}  windows can be read in one request"
         for reason, contigs in result.index.without_address.items():
-            print(f"         {contigs:>15,}  contigs without an address: {reason}")
+            yield f"         {contigs:>15,}  contigs without an address: {reason}"
     if result.no_index:
-        print(result.no_index)
+        yield result.no_index
 
 
 def pack(
@@ -156,21 +190,35 @@ def pack(
     seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
     lengths: Annotated[
         Path | None,
-        typer.Option(metavar="SPLIT.parquet", help="The split, where the database lacks the table contig_lengths."),
+        typer.Option(
+            metavar="SPLIT.parquet",
+            rich_help_panel=MORE,
+            help="The split, where the database lacks the table contig_lengths.",
+        ),
     ] = None,
     sequences: Annotated[
-        Path | None, typer.Option(metavar="SEQDB", help="The folder that build wrote, for the same purpose.")
+        Path | None,
+        typer.Option(
+            metavar="SEQDB",
+            rich_help_panel=MORE,
+            help="The folder that build wrote, for the same purpose, and for --tokenizer.",
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             metavar="tokenizer.json",
+            rich_help_panel=BY_TOKENS,
             help="Pack by the tokens that this tokenizer makes of each window, for k-mers and BPE.",
         ),
     ] = None,
     seq_length: Annotated[
         int | None,
-        typer.Option(help="With --tokenizer: tokens of a row. [default: the window size]", show_default=False),
+        typer.Option(
+            rich_help_panel=BY_TOKENS,
+            help="With --tokenizer: tokens of a row. [default: the window size]",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[
         bool,
@@ -178,25 +226,36 @@ def pack(
             "--force", help="Replace its packs by others. Checkpoints are tied to the packs that they were trained on."
         ),
     ] = False,
-) -> None:
+) -> Output:
     """Fill rows with several whole windows each, so that short contigs waste nothing."""
     paths = window_databases(windows_db)
     if tokenizer is None and seq_length is not None:
         raise UsageError("--seq-length is for packs by token counts: give --tokenizer tokenizer.json")
+    started = time.monotonic()
+    lines: list[str] = []
+    data: list[dict[str, Any]] = []
     for path in paths:
-        started = time.monotonic()
+        begun = time.monotonic()
         with progress_bar(f"packing {path.name}") as progress:
             options: dict[str, Any] = {"seed": seed, "overwrite": force, "progress": progress}
             if tokenizer is None:
                 result = pack_window_database(path, lengths=lengths, sequences=sequences, **options)
             else:
                 result = _pack_by_tokens(path, sequences, tokenizer, seq_length, options)
-        print(f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - started)} windows/s)")
-        _print_packs(result)
-        print(f"on disk  {size(path.stat().st_size):>15}  {printable(path)}")
+        lines += [
+            f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - begun)} windows/s)",
+            _line_of_packs(result),
+            f"on disk  {size(path.stat().st_size):>15}  {printable(path)}",
+        ]
+        data.append({"path": path} | _data_of_packs(result))
+    seconds = time.monotonic() - started
     rows = f"seq_length={result.window_size}"
     rows += "" if tokenizer is None else f", window_size={window_geometry(paths[-1]).window_size}, tokenizer=..."
-    _say_data_module({_split_name(path): path for path in paths}, rows, packed=True)
+    return Output(
+        lines=lines,
+        data=lambda: {"window_databases": data, "seconds": seconds},
+        next=[_data_module({_split_name(path): path for path in paths}, rows, packed=True)],
+    )
 
 
 def _pack_by_tokens(
@@ -210,7 +269,6 @@ def _pack_by_tokens(
     return pack_by_tokens(path, sequences, tokenizer=tokenizer_of_file(tokenizer), seq_length=tokens, **options)
 
 
-def _print_packs(result: PackResult) -> None:
-    print(
-        f"packs    {result.packs:>15,}  ({result.useful:.2%} of tokens are useful; without packing, {result.useful_padded:.2%})"
-    )
+def _line_of_packs(result: PackResult) -> str:
+    shares = f"{result.useful:.2%} of tokens are useful; without packing, {result.useful_padded:.2%}"
+    return f"packs    {result.packs:>15,}  ({shares})"

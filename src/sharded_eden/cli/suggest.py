@@ -1,0 +1,39 @@
+"""Existing paths with names similar to those that an error calls missing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def similar_paths(words: Sequence[str], message: str) -> list[str]:
+    """Return an existing path for each path of a command line that a message calls missing, where a similar one exists.
+
+    Each mistyped part is replaced: `sequence_bd_dir/S1` is found as `sequence_db_dir/S1`.
+    """
+    found = []
+    for word in words:
+        text = word.partition("=")[2] if word.startswith("--") else word
+        try:
+            if text and text in message and (path := _similar(Path(text))) is not None:
+                found.append(str(path))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _similar(path: Path) -> Path | None:
+    """Return a similar path that exists; None where there is none, or where the path itself exists."""
+    if path.exists():
+        return None
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if not (found / part).exists():
+            names = [each.name for each in found.iterdir() if not each.name.startswith(".")]
+            similar = difflib.get_close_matches(part, names, n=1)
+            if not similar:
+                return None
+            part = similar[0]  # noqa: PLW2901
+        found /= part
+    return found

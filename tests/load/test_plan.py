@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharded_eden.load.read.plan import LOCK_BYTE, POINTER_BYTES, Planner, Reads
+from sharded_eden.load.read.plan import LOCK_BYTE, NEAR_BYTES, POINTER_BYTES, Planner, Reads
 
 ROW = 9000
 Contig = tuple[int, int, int, int, int, int, int]
@@ -33,7 +34,10 @@ def windows(draw: st.DrawFn) -> tuple[list[int], list[Contig]]:
         last = max(0, length - 1)
         start = draw(st.integers(0, last) | st.just(max(0, length - ROW)) | st.just(min(local, last)))
         bases = min(length - start, draw(st.integers(1, ROW)))
-        found.append((sample, draw(st.integers(200, 5000)), local, overflow, start, length, bases))
+        at = draw(st.integers(200, 5000))
+        if draw(st.booleans()):  # the leaf page lies near the overflow pages, as where SQLite has written both
+            at += max(0, overflow - 1 + draw(st.integers(-3, 12))) * page_bytes[sample]
+        found.append((sample, at, local, overflow, start, length, bases))
     return page_bytes, found
 
 
@@ -116,3 +120,22 @@ def test_a_pointer_to_another_page_is_noticed(drawn):
     if planner._named:
         planner._slots[len(planner._named) // 2][3] ^= 1
         assert not planner.pointers_are_as_named()
+
+
+PAGE = 4096
+ROOM = PAGE - POINTER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("leaf_page", "reads"), [(9, 2), (15, 2), (16, 1), (19, 1), (22, 1), (24, 1), (25, 2), (40, 2)], ids=str
+)
+def test_a_window_on_a_leaf_page_near_its_overflow_pages_is_one_read(leaf_page, reads):
+    """Overflow pages 20 and 21: the leaf page before or after them is read with them, and what lies between."""
+    at = (leaf_page - 1) * PAGE + 1000
+    contig = (0, at, 2000, 20, 0, 2000 + 2 * ROOM, 2000 + ROOM + 10)
+    _, found, memory = plan([PAGE], [contig], [0])
+    assert len(found.offsets) == reads
+    between = at - (20 * PAGE + POINTER_BYTES + 10) if leaf_page > 20 else 19 * PAGE + POINTER_BYTES - (at + 2000)
+    assert (between <= NEAR_BYTES) == (reads == 1)
+    carry_out(found)
+    np.testing.assert_array_equal(memory[: contig[6]], bytes_at(positions(contig, PAGE)))

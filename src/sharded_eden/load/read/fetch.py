@@ -154,7 +154,9 @@ class WindowFetcher:
             row_of = [row for row, size in zip(row_of, sizes, strict=True) for _ in range(size)]
         headers: list[NDArray[np.int64]] = []
         requests: list[Request] = []
-        at_of, first_of, end_of = list[int](), list[int](), list[int]()
+        at_of: list[int] = []
+        first_of: list[int] = []
+        end_of: list[int] = []
         by_sqlite: list[tuple[int, int, NDArray[np.uint8]]] = []
         at, last_row = 0, -1
         for row, window_idx, (sample, offset, local, overflow, start, contig_length, tag) in zip(

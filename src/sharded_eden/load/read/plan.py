@@ -60,7 +60,7 @@ class Planner:
         self._pointers: list[bytearray] = []
         self._slots: list[memoryview] = []  # each of 4 bytes
         self._named: list[int] = []
-        self._between = memoryview(bytearray(NEAR_BYTES))  # takes bytes of no window
+        self._gap = memoryview(bytearray(NEAR_BYTES))  # takes the bytes between two parts
 
     def plan(self, requests: Sequence[Request], memory: memoryview, descriptors: Mapping[int, int]) -> Reads:
         """Return the reads of windows, in their order; forget those of the last call.
@@ -102,13 +102,10 @@ class Planner:
         end = to + bases
         past = start - local
         of, all_buffers, offsets, sizes = reads
-        first_read = len(of)
-        if past < 0:
-            of.append(descriptor)
-            all_buffers.append((memory[to : to - past],))
-            offsets.append(at + start)
-            sizes.append(-past)
-            to, past = to - past, 0
+        in_leaf = 0 if past > 0 else -past  # bases in the leaf page
+        if in_leaf:
+            to, past = to + in_leaf, 0
+        first_of_pages = to
         page_bytes = self._page_bytes[sample]
         room = page_bytes - POINTER_BYTES
         number = past // room
@@ -140,25 +137,25 @@ class Planner:
             following = page + 1
             named.append(0 if page == last else following + (following == lock_page))
             after = until
+        size_bytes = end - before + len(buffers) // 2 * POINTER_BYTES
+        if in_leaf:
+            leaf, leaf_offset = memory[first_of_pages - in_leaf : first_of_pages], at + start
+            gap = offset - leaf_offset - in_leaf if leaf_offset < offset else leaf_offset - offset - size_bytes
+            if before == first_of_pages and 0 <= gap <= NEAR_BYTES:
+                size_bytes += gap + in_leaf
+                if leaf_offset < offset:
+                    offset, buffers = leaf_offset, [leaf, self._gap[:gap], *buffers]
+                else:
+                    buffers += self._gap[:gap], leaf
+            else:
+                of.append(descriptor)
+                all_buffers.append((leaf,))
+                offsets.append(leaf_offset)
+                sizes.append(in_leaf)
         of.append(descriptor)
         all_buffers.append(buffers)
         offsets.append(offset)
-        sizes.append(end - before + len(buffers) // 2 * POINTER_BYTES)
-        if len(of) == first_read + 2:
-            self._join_last_two(reads)
-
-    def _join_last_two(self, reads: Reads) -> None:
-        """Replace the last two reads, of one file, by one of both where they lie near each other."""
-        of, buffers, offsets, sizes = reads
-        one, other = (-2, -1) if offsets[-2] < offsets[-1] else (-1, -2)
-        end = offsets[one] + sizes[one]
-        between = offsets[other] - end
-        if not 0 <= between <= NEAR_BYTES or len(buffers[-2]) + len(buffers[-1]) > MAX_BUFFERS:
-            return
-        of.pop()
-        sizes[-2:] = [sizes[-2] + between + sizes[-1]]
-        buffers[-2:] = [(*buffers[one], self._between[:between], *buffers[other])]
-        offsets[-2:] = [offsets[one]]
+        sizes.append(size_bytes)
 
     def pointers_are_as_named(self) -> bool:
         """Return whether the page pointers that were read equal those in the addresses."""

@@ -125,8 +125,12 @@ class PositionedReader:
             for first in range(0, len(requests), self._limit):
                 some = requests if len(requests) <= self._limit else requests[first : first + self._limit]
                 used: dict[int, int] = {}
+                files = self._files if self._keeps_all else {}
                 for sample in {request[0] for request in some}:
-                    self._descriptor(sample, used)
+                    if sample in files:
+                        used[sample] = files[sample]
+                    else:
+                        self._descriptor(sample, used)
                 self._read(self._planner.plan(some, memory, used), used)
 
     def _read(self, reads: Reads, used: Mapping[int, int]) -> None:

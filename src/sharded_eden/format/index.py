@@ -198,10 +198,9 @@ class IndexFile:
                     )
                 # Slices and items of these cost a fifth of those of arrays.
                 self._runs_view = memoryview(self.runs.view(np.uint8))  # type: ignore[arg-type]
-                self._firsts_view, self._top_view, self._checks_view = (
-                    memoryview(array)
-                    for array in (self.firsts, self.top, self.checks)  # type: ignore[arg-type]
-                )
+                self._firsts_view = memoryview(self.firsts)  # type: ignore[arg-type]
+                self._top_view = memoryview(self.top)  # type: ignore[arg-type]
+                self._checks_view = memoryview(self.checks)  # type: ignore[arg-type]
         except Exception as error:  # the readers of ZIP, JSON and NumPy headers raise many kinds
             raise DatabaseError(f"{path}: not a whole index of windows ({printable(str(error), 200)})") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sharded_eden.errors import MissingDatabase
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.locate.addresses import WindowAddresses, open_addresses
@@ -29,8 +30,14 @@ def open_sequences(sequence_db_dir: str, window_db: str | os.PathLike[str], opti
     if is_url(sequence_db_dir):
         WindowIndex(window_db, io=options.io).close()  # its errors are clearer than that its index is missing
         return RemoteSequences(sequence_db_dir, Path(window_db))
-    expect(Path(sequence_db_dir), "sequence_db_dir", "a folder of sequence databases")
-    return SequenceReader(discover_sample_databases(sequence_db_dir), io=options.io, read_with=options.read_with)
+    try:
+        paths = discover_sample_databases(sequence_db_dir)
+    except MissingDatabase:
+        expect(
+            Path(sequence_db_dir), "sequence_db_dir", "a folder of sequence databases"
+        )  # its error says what is there
+        raise
+    return SequenceReader(paths, io=options.io, read_with=options.read_with)
 
 
 def addresses_of(

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -110,7 +111,8 @@ def encoding_of(
     text_to_ids = _find_text_to_ids(tokenizer)
     given = {"bos": bos_id, "eos": eos_id, "sep": sep_id, "pad": pad_id}
     special = special_ids_of(tokenizer, text_to_ids, given)
-    table = _table(text_to_ids)
+    is_built_in = type(tokenizer) is NucleotideTokenizer and not vars(tokenizer)
+    table = _built_in_table().copy() if is_built_in else _table(text_to_ids)
     if table is None:
         logger.warning(
             "%s is not one id per letter: it is called once for each window, which is many times slower than a table",
@@ -203,7 +205,10 @@ class _hugging_face(_method):
 def _as_ints(values: Any) -> list[int]:
     if hasattr(values, "tolist"):
         values = values.tolist()
-    if not isinstance(values, list | tuple) or not all(isinstance(v, int | np.integer) for v in values):
+    # A few types instead of thousands of values.
+    if not isinstance(values, list | tuple) or not all(
+        issubclass(kind, int | np.integer) for kind in set(map(type, values))
+    ):
         raise TypeError(f"it returned {type(values).__name__}, not a list of integers")
     return cast("list[int]", list(values))
 
@@ -231,6 +236,14 @@ def _table(text_to_ids: Callable[[str], list[int]]) -> NDArray[np.int64] | None:
         table = with_others
     for byte in range(ord("a"), ord("z") + 1):
         table[byte] = table[byte - 32]
+    return table
+
+
+@cache
+def _built_in_table() -> NDArray[np.int64]:
+    """Return the table of the built-in tokenizer: trying it on texts takes most of the time of opening a small data set."""
+    table = _table(NucleotideTokenizer().text_to_ids)
+    assert table is not None  # noqa: S101 - it has one id per letter
     return table
 
 

@@ -137,25 +137,32 @@ class Planner:
             following = page + 1
             named.append(0 if page == last else following + (following == lock_page))
             after = until
-        size_bytes = end - before + len(buffers) // 2 * POINTER_BYTES
-        if in_leaf:
-            leaf, leaf_offset = memory[first_of_pages - in_leaf : first_of_pages], at + start
-            gap = offset - leaf_offset - in_leaf if leaf_offset < offset else leaf_offset - offset - size_bytes
-            if before == first_of_pages and 0 <= gap <= NEAR_BYTES:
-                size_bytes += gap + in_leaf
-                if leaf_offset < offset:
-                    offset, buffers = leaf_offset, [leaf, self._gap[:gap], *buffers]
-                else:
-                    buffers += self._gap[:gap], leaf
-            else:
-                of.append(descriptor)
-                all_buffers.append((leaf,))
-                offsets.append(leaf_offset)
-                sizes.append(in_leaf)
         of.append(descriptor)
         all_buffers.append(buffers)
         offsets.append(offset)
-        sizes.append(size_bytes)
+        sizes.append(end - before + len(buffers) // 2 * POINTER_BYTES)
+        if in_leaf:
+            leaf = memory[first_of_pages - in_leaf : first_of_pages]
+            self._add_leaf(leaf, at + start, reads, is_next=before == first_of_pages)
+
+    def _add_leaf(self, leaf: memoryview, leaf_offset: int, reads: Reads, *, is_next: bool) -> None:
+        """Add the part of a window in its leaf page to the last read, where that has the rest and is near; else as a read."""
+        of, all_buffers, offsets, sizes = reads
+        offset, size_bytes, in_leaf = offsets[-1], sizes[-1], len(leaf)
+        is_before = leaf_offset < offset
+        gap = offset - leaf_offset - in_leaf if is_before else leaf_offset - offset - size_bytes
+        if not is_next or not 0 <= gap <= NEAR_BYTES:
+            of.append(of[-1])
+            all_buffers.append((leaf,))
+            offsets.append(leaf_offset)
+            sizes.append(in_leaf)
+            return
+        sizes[-1] = size_bytes + gap + in_leaf
+        if is_before:
+            offsets[-1] = leaf_offset
+            all_buffers[-1] = (leaf, self._gap[:gap], *all_buffers[-1])
+        else:
+            all_buffers[-1] = (*all_buffers[-1], self._gap[:gap], leaf)
 
     def pointers_are_as_named(self) -> bool:
         """Return whether the page pointers that were read equal those in the addresses."""

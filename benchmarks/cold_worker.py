@@ -15,9 +15,9 @@ Request:
     counters      `/sys/block/DEVICE/stat`, the counters of `slow_reads.c`, or null
     digest        return the checksum of the bases of all windows, and no time
 
-Answer: seconds, open_seconds; requests of the device, from whatever process; kilobytes that this process alone caused to be
-read (with the counters of `slow_reads.c`: requests and kilobytes that it was asked for); device_kilobytes; window_bytes, the
-mean of the windows.
+Answer: seconds, open_seconds of them; requests of the device, from whatever process, open_requests of them; kilobytes that this
+process alone caused to be read (with the counters of `slow_reads.c`: requests and kilobytes that it was asked for);
+device_kilobytes; window_bytes, the mean of the windows.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ def _measure(make: Opener, windows: Windows, request: dict[str, Any]) -> dict[st
     own, start = own_bytes(), time.perf_counter()
     read = make()
     opened = time.perf_counter()
+    requests_of_opening = counters(request["counters"])[0] - requests
     for batch in windows.batches:
         read(batch)
     end = time.perf_counter()
@@ -213,6 +214,7 @@ def _measure(make: Opener, windows: Windows, request: dict[str, Any]) -> dict[st
         "seconds": end - start,
         "open_seconds": opened - start,
         "requests": requests_after - requests if request["counters"] else None,
+        "open_requests": requests_of_opening if request["counters"] else None,
         "kilobytes": own / 1024 if (request["counters"] or "/sys/").startswith("/sys/") else of_device,
         "device_kilobytes": of_device,
     }

@@ -1,8 +1,9 @@
 """What watching costs: the rate of a loop with access logs, or with `LoaderCounter`, over the rate without.
 
-Run `python -m benchmarks.watching`. One process, batches of 32, windows of 8,192 bases, an index file, warm. Interleaved
-repeats; medians of the ratios of each repeat. Rates are per second of processor time, so that other processes disturb less.
-Closing a log counts, and so does turning it into Parquet.
+Run `python -m benchmarks.watching`. Batches of 32, windows of 8,192 bases, an index file, warm. Medians of the ratios of pairs:
+each run is followed or preceded by one without. In one process, rates are per second of processor time, so that other processes
+disturb less; closing a log counts, and so does turning it into Parquet. With workers, rates are by the clock, from the first
+batch to the last, of a loop that does nothing else.
 """
 
 from __future__ import annotations
@@ -11,21 +12,29 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from benchmarks import data, machine
-from sharded_eden import ShardedEdenDataset, Stream
+from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler
 from sharded_eden.train.statistics import LoaderCounter
 from sharded_eden.windows.index import index_window_database
 
-BATCH, BATCHES, REPEATS, VALUES_EVERY = 32, 128, 9, 50
+SHAPE = data.Shape("watching", "short contigs", 8, 20_000, 2_200, log_normal=True)
+BATCH, BATCHES, VALUES_EVERY = 32, 256, 50
+REPEATS = {0: 5, 1: 3, 2: 3}
+"""By the number of workers."""
+WATCHED_BY = ("log, CSV", "log, Parquet", "LoaderCounter")
+HEADER = "| rows | read by | watched by | windows/s | of the rate without |\n|---|---|---|---|---|"
 RESULTS = Path(__file__).parent / "results"
-CONTENDERS = ("nothing", "log, CSV", "log, Parquet", "LoaderCounter")
 
 
-def loop(world: data.World, what: str, compact: bool, repeat: int, folder: Path) -> float:
-    """Return windows/s of one repeat; opening is not included, closing is."""
+def loop(world: data.World, what: str, compact: bool, workers: int, repeat: int, folder: Path) -> float:
+    """Return windows/s of one repeat; opening is not included."""
     options: dict[str, Any] = {"compact": compact}
     if what.startswith("log"):
         options |= {"log_windows": True, "log_dir": folder, "log_format": what.rsplit(maxsplit=1)[-1].lower()}
@@ -33,51 +42,73 @@ def loop(world: data.World, what: str, compact: bool, repeat: int, folder: Path)
     stream = Stream(dataset)
     first = repeat * BATCHES * BATCH
     stream.__getitems__(range(BATCH))
+    clock = time.perf_counter if workers else time.process_time
+    batches: Iterable[Any]
+    if workers:
+        sampler = StreamBatchSampler(
+            stream, micro_batch_size=BATCH, global_batch_size=BATCH, consumed_samples=first % len(stream)
+        )
+        batches = DataLoader(stream, batch_sampler=sampler, collate_fn=stream.collate_fn, num_workers=workers)
+    else:
+        batches = in_process(stream, first)
     counter = LoaderCounter(stream, samples_per_batch=BATCH, consumed_samples=first)
-    batches = (
-        stream.collate_fn(stream.__getitems__(range(first + k * BATCH, first + (k + 1) * BATCH)))
-        for k in range(BATCHES)
-    )
-    begin = time.process_time()
-    for number, _ in enumerate(counter.watch(batches) if what == "LoaderCounter" else batches, start=1):
-        if what == "LoaderCounter" and number % VALUES_EVERY == 0:
+    begin = clock()
+    for number, _ in enumerate(islice(counter.watch(batches) if what == "LoaderCounter" else batches, BATCHES)):
+        if number == 0 and workers:
+            begin = clock()
+        if what == "LoaderCounter" and number % VALUES_EVERY == VALUES_EVERY - 1:
             counter.values()
+    seconds = clock() - begin
+    begin = clock()
     dataset.close()
-    return BATCHES * BATCH / (time.process_time() - begin)
+    if not workers:
+        seconds += clock() - begin
+    return (BATCHES - (workers > 0)) * BATCH / seconds
+
+
+def in_process(stream: Stream, first: int) -> Iterator[Any]:
+    """Yield batches from a position on."""
+    for begin in range(first, first + BATCHES * BATCH, BATCH):
+        yield stream.collate_fn(stream.__getitems__(range(begin, begin + BATCH)))
+
+
+def measure(world: data.World, what: str, compact: bool, workers: int, folder: Path) -> tuple[int, float]:
+    """Return the rate, and the median of its ratios to the rate without."""
+    rates, ratios = [], []
+    for repeat in range(-1, REPEATS[workers]):
+        pair = [what, "nothing"][:: 1 if repeat % 2 else -1]
+        found = {each: loop(world, each, compact, workers, max(repeat, 0), folder) for each in pair}
+        if repeat >= 0:
+            rates.append(found[what])
+            ratios.append(found[what] / found["nothing"])
+    return round(statistics.median(rates)), round(statistics.median(ratios), 3)
 
 
 def main() -> None:
     """Measure, print and write the table."""
-    shape = data.shapes(True)["short"]
-    world = data.build(shape, True)
+    world = data.build(SHAPE, False)
     index_window_database(world.sequence_db_dir, world.window_db)
     world.warm()
-    rows = []
+    rows: list[tuple[str, str, str, int, float]] = []
+    print(HEADER, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for compact in (False, True):
-            rates: dict[str, list[float]] = {what: [] for what in CONTENDERS}
-            for repeat in range(-1, REPEATS):
-                for what in CONTENDERS:
-                    rate = loop(world, what, compact, max(repeat, 0), Path(folder))
-                    if repeat >= 0:
-                        rates[what].append(rate)
-            for what in CONTENDERS:
-                share = statistics.median(a / b for a, b in zip(rates[what], rates["nothing"], strict=True))
-                rows.append(
-                    (
-                        "compact" if compact else "full tensors",
-                        what,
-                        round(statistics.median(rates[what])),
-                        round(share, 3),
-                    )
-                )
-    lines = ["| rows | watched by | windows/s of processor time | of the rate without |", "|---|---|---|---|"]
-    lines += [f"| {kind} | {what} | {rate:,} | {share:.3f} |" for kind, what, rate, share in rows]
-    print("\n".join(lines))
+        for workers in REPEATS:
+            read_by = "one process" if not workers else f"{workers} worker{'s' * (workers > 1)}"
+            for compact in (False, True):
+                for what in WATCHED_BY:
+                    rate, share = measure(world, what, compact, workers, Path(folder))
+                    rows.append(("compact" if compact else "full tensors", read_by, what, rate, share))
+                    print(table(rows[-1:]), flush=True)
     (RESULTS / "watching.md").write_text(
-        f"# What watching costs\n\n{chr(10).join(lines)}\n\n`python -m benchmarks.watching`\n"
+        f"# What watching costs\n\n{HEADER}\n{table(rows)}\n\nIn one process per second of processor time, with workers by the "
+        "clock. `python -m benchmarks.watching`\n"
     )
     (RESULTS / "watching.json").write_text(json.dumps({"machine": machine.describe(), "rows": rows}, indent=1) + "\n")
+
+
+def table(rows: list[tuple[str, str, str, int, float]]) -> str:
+    """Return rows of the table."""
+    return "\n".join(f"| {kind} | {by} | {what} | {rate:,} | {share:.3f} |" for kind, by, what, rate, share in rows)
 
 
 if __name__ == "__main__":

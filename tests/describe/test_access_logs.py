@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import os
+import random
 import signal
 
 import polars as pl
@@ -14,10 +16,11 @@ import worlds
 from torch.utils.data import DataLoader
 
 import sharded_eden
-from sharded_eden import EdenWarning, InputError, MissingDatabase, UsageError, WriteError
+from sharded_eden import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError, WriteError
 from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs
 from sharded_eden.load import access_log
 from sharded_eden.load.access_log import COLUMNS, as_cell, to_parquet
+from sharded_eden.windows.index import index_window_database
 
 ODD = [
     "=cmd|' /C calc'!A0",
@@ -187,6 +190,73 @@ def test_an_incomplete_last_row_is_left_out_with_a_warning(folder):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.warns(EdenWarning, match="its last row is incomplete"):
         assert read_access_logs(log)["window_idx"].to_list() == [0]
+
+
+@pytest.mark.parametrize("size", [1, 10, 40, len(",".join(COLUMNS))])
+@pytest.mark.parametrize("beside_another", [False, True])
+def test_a_log_that_ends_inside_its_first_line_has_no_row(folder, size, beside_another):
+    """A process that was killed in its first write."""
+    log = folder / "log"
+    with worlds.dataset(folder, log_windows=True, log_dir=log) as dataset:
+        dataset[0]
+    (path,) = log.iterdir()
+    cut = path.with_name("window_access_train_rank0_00000000.csv")
+    cut.write_bytes(path.read_bytes()[:size])
+    if not beside_another:
+        path.unlink()
+    with pytest.warns(EdenWarning, match="00000000.csv: ends inside its first line"):
+        frame = read_access_logs(log)
+    assert frame["window_idx"].to_list() == ([0] if beside_another else [])
+    assert frame.schema == {**SCHEMA, "split": pl.String}
+
+
+def line(row) -> str:
+    """A row of CSV. Characters of the writer's terminator are quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow([as_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()[:-2] + "\n"
+
+
+@pytest.mark.parametrize("what", ["no index", "index", "a changed database"])
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_rows_are_the_same_with_an_index(tmp_path, what, batch, log_format, monkeypatch):
+    """Against the window database, which the oracle wrote. Contigs are looked up again when too many are kept."""
+    monkeypatch.setattr(access_log, "KEPT_NAMES", 3)
+    monkeypatch.setattr(access_log, "WAITING_ROWS", 50)
+    contigs = {**worlds.CONTIGS, **{f"{odd}__ECT-S{k % 3}__CT1-{k}": "ACGT" * 60 for k, odd in enumerate(ODD)}}
+    folder = worlds.write(tmp_path, contigs)
+    if what != "no index":
+        index_window_database(folder / "seqs", folder / "windows.db")
+    if what == "a changed database":
+        os.utime(worlds.sample_db(folder, "S1"), (1, 1))
+    where = worlds.rows_of(folder)
+    visits = random.Random(1).choices([(epoch, k) for epoch in range(3) for k in range(len(where))], k=200)
+    with worlds.dataset(folder, log_windows=True, log_dir=folder / "log", log_format=log_format, rank=2) as dataset:
+        assert (dataset._addresses is None) == (what == "no index")
+        for first in range(0, len(visits), batch):
+            dataset.__getitems__(visits[first : first + batch])
+    frame = read_access_logs(folder / "log")
+    assert frame.drop("access_ts").rows() == [
+        (k, *(where[k][0], worlds.oracle.sample_of(where[k][0]), where[k][1]), 2, -1, epoch, "train")
+        for epoch, k in visits
+    ]
+    assert frame["access_ts"].is_sorted()
+    assert frame["access_ts"].n_unique() <= -(-len(visits) // batch)
+    if log_format == "csv":
+        (path,) = (folder / "log").iterdir()
+        rows = frame.drop("split").rows()
+        assert path.read_bytes().decode() == "".join(map(line, [COLUMNS, *rows]))
+
+
+def test_windows_of_damaged_rows_are_an_error(tmp_path):
+    folder = worlds.write(tmp_path)
+    worlds.execute(folder / "windows.db", "UPDATE window_mappings SET window_in_seq_idx = 'x' WHERE window_idx = 3")
+    with worlds.dataset(folder, log_windows=True, log_dir=folder / "log") as dataset:
+        with pytest.raises(DatabaseError, match="window 3"):
+            dataset[3]
+        with pytest.raises(DatabaseError, match="window 3"):
+            dataset.locate_many([2, 3])
 
 
 def test_what_is_no_log_is_refused(tmp_path):

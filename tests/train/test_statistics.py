@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import time
 import warnings
@@ -14,8 +15,10 @@ import worlds
 from faults import World
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
+from worlds import execute
 
 from sharded_eden import (
+    DatabaseError,
     EdenWarning,
     LoaderStatistics,
     Mixture,
@@ -25,8 +28,11 @@ from sharded_eden import (
     StreamBatchSampler,
     UsageError,
 )
-from sharded_eden.train import statistics
-from sharded_eden.train.statistics import LoaderCounter, Totals
+from sharded_eden.train import statistics, totals
+from sharded_eden.train.statistics import LoaderCounter
+from sharded_eden.train.totals import Totals
+from sharded_eden.windows import runs
+from sharded_eden.windows.index import index_window_database
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{words}")
@@ -47,19 +53,80 @@ def expected(stream, positions):
     return rows, windows, bases, tokens
 
 
+@pytest.fixture(params=["no index", "index", "a changed database", "no tags in the index"])
+def located(world: World, request, monkeypatch) -> World:
+    """A world whose windows are located by the window database, by its index, or by both."""
+    if request.param == "no tags in the index":
+        monkeypatch.setattr(runs, "MAX_TAGS", 1)
+    if request.param != "no index":
+        for path in (world.train, world.val):
+            index_window_database(world.seqs, path)
+    if request.param == "a changed database":
+        changed = sorted(world.seqs.rglob("*.sqlite"))[0]
+        os.utime(changed, (1, 1))
+    return world
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_control_tags": True}, {"packed": True}, {"include_eos": False, "include_bos": False}],
-    ids=["plain", "tags", "packed", "no eos"],
+    [{}, {"use_control_tags": True}, {"packed": True}, {"include_eos": False, "include_bos": False}, "table"],
+    ids=["plain", "tags", "packed", "no eos", "table"],
 )
-def test_counts_are_those_of_the_rows(clean_world: World, options, monkeypatch):
-    monkeypatch.setattr(statistics, "POSITIONS_AT_ONCE", 7)
-    with ShardedEdenDataset.open(clean_world.seqs, clean_world.train, **options) as dataset:
+def test_counts_are_those_of_the_rows(located: World, options, monkeypatch, tmp_path):
+    monkeypatch.setattr(totals, "POSITIONS_AT_ONCE", 7)
+    if options == "table":
+        table = tmp_path / "tags.csv"
+        samples = sorted(path.name for path in located.seqs.iterdir())
+        table.write_text("sample,tag\n" + "".join(f"{name},{'x' * k}\n" for k, name in enumerate(samples, start=1)))
+        options = {"tags": table, "tag_dropout": 0.5}
+    with ShardedEdenDataset.open(located.seqs, located.train, **options) as dataset:
         stream = Stream(dataset)
-        totals = Totals(stream)
-        totals.add(5, 60)
-        totals.add(60, 101)
-        assert (totals.rows, totals.windows, totals.bases, totals.tokens) == expected(stream, range(5, 101))
+        counted = Totals(stream)
+        for first, end in ((5, 60), (60, 62), (62, 101)):
+            counted.add(first, end)
+        assert (counted.rows, counted.windows, counted.bases, counted.tokens) == expected(stream, range(5, 101))
+
+
+def test_a_pass_that_set_epoch_chose_is_counted(clean_world: World):
+    with ShardedEdenDataset.open(clean_world.seqs, clean_world.train) as dataset:
+        stream = Stream(dataset, num_samples=10)
+        for first, end in ((0, 3), (3, 7), (0, 10)):
+            stream.set_epoch(first + end)
+            counted = Totals(stream)
+            counted.add(first, end)
+            stream.set_epoch(2)
+            counted.add(first, end)
+            bases = counted.bases - expected(stream, range(first, end))[2]
+            stream.set_epoch(first + end)
+            assert bases == expected(stream, range(first, end))[2]
+        with pytest.raises(IndexError, match="position 10 is outside"):
+            counted.add(8, 11)
+
+
+def test_counting_is_by_columns_of_the_stream(clean_world: World):
+    with (
+        ShardedEdenDataset.open(clean_world.seqs, clean_world.train) as train,
+        ShardedEdenDataset.open(clean_world.seqs, clean_world.val) as other,
+    ):
+        mixture = Mixture([(train, 3), (other, 1)], phases=[(70, [1, 4])], skip=[(20, 30)])
+        for stream in (Stream(train), Stream(train, shuffle=False), mixture):
+            columns = stream.columns(3, 200)
+            found = list(zip(*(column.tolist() for column in columns), strict=True))
+            items = stream.windows_at(range(3, 200))
+            assert found == [item if len(item) == 3 else (0, *item) for item in items]
+            assert not len(stream.columns(5, 5).index)
+            with pytest.raises(IndexError):
+                stream.columns(-1, 5)
+
+
+def test_a_length_that_is_missing_is_an_error(world: World):
+    execute(world.train, "UPDATE contig_lengths SET first_window_idx = first_window_idx + 1000")
+    message = r"contig_lengths holds None as the length.*sharded-eden precompute"
+    with (
+        ShardedEdenDataset.open(world.seqs, world.train) as dataset,
+        pytest.raises(DatabaseError, match=message),
+    ):
+        Totals(Stream(dataset)).add(0, 5)
 
 
 def test_sources_of_a_mixture_are_counted(clean_world: World):

@@ -101,16 +101,19 @@ def scan_access_log(path: Path) -> pl.LazyFrame:
 
 
 def _scan_csv(path: Path) -> pl.LazyFrame:
+    header = ",".join(COLUMNS).encode() + b"\n"
     with path.open("rb") as file:
         head = file.readline(1 << 12)
-        if head:
-            _check_columns(path, head.decode("utf-8", "replace").strip().split(","))
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
-        file.seek(max(0, size - 1))
-        is_whole = size == 0 or file.read(1) == b"\n"
-        if size == 0:
+        if header.startswith(head) and head != header:  # the process was stopped at its first write
+            if head:
+                warn(
+                    f"{printable(path)}: ends inside its first line, because the disk was full or the process stopped. "
+                    "It has no row"
+                )
             return pl.LazyFrame(schema=SCHEMA)
+        _check_columns(path, head.decode("utf-8", "replace").strip().split(","))
+        file.seek(-1, os.SEEK_END)
+        is_whole = file.read(1) == b"\n"
         source: Path | io.BytesIO = path
         if not is_whole:
             file.seek(0)

@@ -4,9 +4,11 @@
     window_idx, sequence_id, sample_id, window_in_seq_idx, rank, access_ts, worker, epoch
 
 `access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows of a CSV log are
-passed to the operating system before the batch is used, so that even a killed process leaves a complete log. With
-`log_format="parquet"`, rows are collected and written thousands at once, and a full or closed CSV file is replaced by a Parquet
-file. A killed process then loses the rows that it has collected, and leaves its last file as CSV.
+passed to the operating system before the batch is used, so that even a killed process leaves a complete log. All rows of a
+batch have one time. With `log_format="parquet"`, rows are collected and written thousands at once, and a full or closed CSV
+file is replaced by a Parquet file. A killed process then loses the rows that it has collected, and leaves its last file as CSV.
+
+A row costs about 1 µs: numbers come from the index, where there is one, and a sequence ID is read once for its contig.
 
 A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula. Such an ID is written with a `'` before it, and so
 is an ID that begins with `'`: `sharded_eden.read_access_logs` removes exactly one. Parquet files hold IDs as they are.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -30,7 +33,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sharded_eden.errors import EdenError, MissingExtra, UsageError, WriteError, printable, shown
 from sharded_eden.format.publish import publishing
-from sharded_eden.load.locate.windows import Row
+from sharded_eden.load.locate.addresses import WindowAddresses
+from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.fetch import Wanted
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ LogFormat = Literal["csv", "parquet"]
 
 COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
 TEXT_COLUMNS = ("sequence_id", "sample_id")
+_SPREAD = ("window_idx", "access_ts")
+"""Columns of many distinct values: as differences they are written faster, and are smaller, than as a dictionary."""
 LEAST_FILE_BYTES = 1 << 12
 KEPT_NAMES = 1 << 16
 """Contigs whose IDs are kept as they are written."""
@@ -49,6 +55,8 @@ BLOCK_BYTES = 1 << 22
 """Bytes of a CSV file that are turned into Parquet at once."""
 
 _FORMULA = tuple("=+-@\t\r'")
+_PLAIN = re.compile(r"[A-Za-z0-9][\w.|:/-]*", re.ASCII)
+"""IDs that need neither a `'` nor quotes: most of them."""
 
 
 def as_cell(text: str) -> str:
@@ -83,13 +91,15 @@ class AccessLog:
         self.rank = _rank() if rank is None else rank
         self._sample_of = sample_of
         self._format, self._file_bytes = log_format, file_bytes
-        self._names: dict[str, str] = {}
+        self._cells: dict[int | str, str] = {}
+        """{run of the index, or sequence ID: the cells of sequence and sample}"""
         self._pid = -1
         self._descriptor = -1
         self._path = Path()
         self._written_bytes = 0
-        self._waiting: list[tuple[int, int, int]] = []  # (window, epoch, time)
-        self._locate: Callable[[Sequence[int]], Sequence[Row]] | None = None
+        self._waiting: list[tuple[int, Sequence[Wanted]]] = []  # (time, windows) of each batch
+        self._waiting_rows = 0
+        self._windows: tuple[WindowIndex, WindowAddresses | None] | None = None
         self._at_exit: util.Finalize | None = None
         # Of this process; after a fork, the parent's lock may be held for ever.
         self._locks: dict[int, threading.RLock] = {}
@@ -106,27 +116,31 @@ class AccessLog:
             file_bytes=int(options.log_file_bytes),
         )
 
-    def write(self, wanted: Sequence[Wanted], locate: Callable[[Sequence[int]], Sequence[Row]]) -> None:
+    def write(self, wanted: Sequence[Wanted], index: WindowIndex, addresses: WindowAddresses | None) -> None:
         """Append a row for each window.
 
         Args:
-            wanted: the windows.
-            locate: window indices -> their rows of the window database.
+            wanted: the windows; must not change afterwards.
+            index: their window database.
+            addresses: its index, which has all but the sequence IDs; None: the window database gives everything.
 
         Raises:
             UsageError: the folder or the file cannot be written.
-            DatabaseError: the window database cannot be read.
+            DatabaseError: the window database or its index cannot be read.
         """
+        if not wanted:
+            return
         now = time.time_ns()
         with self._lock():
             if self._pid != os.getpid():
                 self._open()
-            self._locate = locate
-            self._waiting += ((window_idx, epoch, now) for epoch, window_idx in wanted)
+            self._windows = index, addresses
+            self._waiting.append((now, wanted))
+            self._waiting_rows += len(wanted)
             if (
                 self._format == "csv"
-                or len(self._waiting) >= WAITING_ROWS
-                or now - self._waiting[0][2] > WAITING_SECONDS * 1_000_000_000
+                or self._waiting_rows >= WAITING_ROWS
+                or now - self._waiting[0][0] > WAITING_SECONDS * 1_000_000_000
             ):
                 self._put()
 
@@ -135,19 +149,22 @@ class AccessLog:
 
     def _put(self) -> None:
         """Write the rows that wait, and begin another file where this one is full."""
-        rows, self._waiting = self._waiting, []
-        if not rows or self._locate is None:
+        batches, self._waiting, self._waiting_rows = self._waiting, [], 0
+        if not batches:
             return
-        if len(self._names) > KEPT_NAMES:
-            self._names.clear()
-        names, lines = self._names, []
-        located = self._locate([window_idx for window_idx, _, _ in rows])
-        before, after = f",{self.rank},", f",{_worker()},"
-        for (window_idx, epoch, now), row in zip(rows, located, strict=True):
-            name = names.get(row[0])
-            if name is None:
-                name = names[row[0]] = _cells(row[0], self._sample_of(row[0]))
-            lines.append(f"{window_idx},{name},{row[1]}{before}{now}{after}{epoch}\n")
+        contigs, numbers = self._located([window_idx for _, wanted in batches for _, window_idx in wanted])
+        cells, worker = self._cells, _worker()
+        places = zip(contigs, numbers, strict=True)
+        lines: list[str] = []
+        for now, wanted in batches:
+            # The same for all rows of a batch and an epoch.
+            rest = {epoch: f"{self.rank},{now},{worker},{epoch}" for epoch in {epoch for epoch, _ in wanted}}
+            lines += [
+                f"{window_idx},{cells[contig]},{number},{rest[epoch]}\n"
+                for (epoch, window_idx), (contig, number) in zip(
+                    wanted, places, strict=False
+                )  # takes as many as it needs
+            ]
         left = "".join(lines).encode()
         whole = self._written_bytes
         try:
@@ -166,6 +183,23 @@ class AccessLog:
                     self._written_bytes = whole
             raise self._unwritable(error) from error
 
+    def _located(self, windows: Sequence[int]) -> tuple[Sequence[int | str], Sequence[int]]:
+        """Return the key in `_cells` and the window_in_seq_idx of each window; sequence IDs are looked up once for a contig."""
+        if len(self._cells) > KEPT_NAMES:
+            self._cells.clear()
+        cells = self._cells
+        index, addresses = self._windows  # type: ignore[misc]  # set by `write`
+        if addresses is None:
+            ids, numbers = zip(*index.names(windows), strict=True)
+            for sequence_id in set(ids).difference(cells):
+                cells[sequence_id] = _cells(sequence_id, self._sample_of(sequence_id))
+            return ids, numbers
+        runs, numbers = addresses.contigs(windows)
+        if new := {run: window_idx for run, window_idx in zip(runs, windows, strict=True) if run not in cells}:
+            for run, (sequence_id, _) in zip(new, index.names(list(new.values())), strict=True):
+                cells[run] = _cells(sequence_id, self._sample_of(sequence_id))
+        return runs, numbers
+
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})")
 
@@ -176,7 +210,8 @@ class AccessLog:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._pid, self._written_bytes, self._waiting = os.getpid(), 0, []  # after a fork: not the rows of the parent
+        self._pid, self._written_bytes = os.getpid(), 0
+        self._waiting, self._waiting_rows = [], 0  # after a fork: not the rows of the parent
         if self._format == "parquet":
             # A worker ends without deleting its dataset: its last file is then closed by this.
             self._at_exit = util.Finalize(None, _close_quietly, args=(self,), exitpriority=10)
@@ -209,14 +244,17 @@ class AccessLog:
             "_pid": -1,
             "_descriptor": -1,
             "_locks": {},
-            "_names": {},
+            "_cells": {},
             "_at_exit": None,
             "_waiting": [],
-            "_locate": None,
+            "_waiting_rows": 0,
+            "_windows": None,
         }
 
 
 def _cells(sequence_id: str, sample_id: str) -> str:
+    if _PLAIN.fullmatch(sequence_id) and _PLAIN.fullmatch(sample_id):
+        return f"{sequence_id},{sample_id}"
     text = io.StringIO()
     # Characters of the terminator are quoted; it is removed again.
     csv.writer(text, lineterminator="\r\n").writerow((as_cell(sequence_id), as_cell(sample_id)))
@@ -283,14 +321,20 @@ def _to_parquet(path: Path) -> Path:
     with (
         publishing(target) as unfinished,
         reader,
-        parquet.ParquetWriter(unfinished, pa.schema(types), compression="zstd") as writer,
+        parquet.ParquetWriter(
+            unfinished,
+            pa.schema(types),
+            compression="zstd",
+            use_dictionary=[name for name in COLUMNS if name not in _SPREAD],
+            column_encoding=dict.fromkeys(_SPREAD, "DELTA_BINARY_PACKED"),
+        ) as writer,
     ):
         for batch in reader:
-            columns = [
-                pc.replace_substring_regex(batch[name], "^'", "") if name in TEXT_COLUMNS else batch[name]
-                for name in COLUMNS
-            ]
-            writer.write_batch(pa.record_batch(columns, names=list(COLUMNS)))
+            columns = {name: batch[name] for name in COLUMNS}
+            for name in TEXT_COLUMNS:
+                if pc.any(pc.starts_with(columns[name], "'")).as_py():
+                    columns[name] = pc.replace_substring_regex(columns[name], "^'", "")
+            writer.write_batch(pa.record_batch(columns))
     path.unlink()
     return target
 

@@ -310,7 +310,7 @@ class ArrayDataset:
 
     def _log(self, wanted: Sequence[Wanted]) -> None:
         if self._access_log is not None:
-            self._access_log.write(wanted, self._index.locate_many)
+            self._access_log.write(wanted, self._index, self._addresses)
 
     def _windows_of(self, indices: Sequence[Index]) -> tuple[list[Wanted], list[int]]:
         """Return (epoch, window index) of every window of these items, and how many each item has."""
@@ -328,7 +328,7 @@ class ArrayDataset:
 
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
-        return [row[:2] for row in self._index.locate_many(window_indices)]
+        return self._index.names(window_indices)
 
     def fetch(self, index: Index) -> Window:
         """Return a window as it is in the database.

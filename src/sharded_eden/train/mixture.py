@@ -17,7 +17,7 @@ from sharded_eden.load.mixed import Item, MixedRows
 from sharded_eden.load.options import integer
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.shuffle import derive_keys, permute_each
-from sharded_eden.train.array_stream import KEPT_ORDERS
+from sharded_eden.train.array_stream import KEPT_ORDERS, Columns, by_epoch
 from sharded_eden.train.mixture_state import Past, make_mixture_state, position_of_mixture
 from sharded_eden.train.order import Order
 from sharded_eden.train.schedule import Phase, Schedule, Skips, Weights, integer_weights
@@ -129,6 +129,20 @@ class Mixture(Stream):
         visits = list(zip(source.tolist(), epoch.tolist(), strict=True))
         index = permute_each([self._order_of(visit) for visit in visits], place)
         return [(k, epoch, window) for (k, epoch), window in zip(visits, index.tolist(), strict=True)]
+
+    def _columns(self, positions: range) -> Columns:
+        """Return (source, epoch, index) at positions of the endless stream: `_items` for many."""
+        source, nth = self.schedule.locate(self.skips.place(positions))
+        epoch, place = np.divmod(nth, self._lengths[source])
+        index = np.empty_like(place)
+        for k in np.unique(source).tolist():
+            own = source == k
+            index[own] = by_epoch(
+                epoch[own],
+                place[own],
+                lambda number, part, k=k: self._order_of((k, number))(part),  # type: ignore[misc]
+            )
+        return Columns(source, epoch, index)
 
     def _order_of(self, visit: tuple[int, int]) -> Order:
         order = self._orders_of.get(visit)

@@ -1,28 +1,21 @@
 """What a job has read, how fast, and how long it waited for data: `LoaderCounter`, for any training loop.
 
 Input: a stream, and the position that the job has reached. Output: a dict of numbers. The order is a function of the position,
-so the windows are known without looking at tensors; their bases follow from the lengths in the window database. Costs some
-microseconds a window, when values are asked for.
+so the windows are known without looking at tensors (`train/totals.py`). Costs a fraction of a microsecond a window, when values
+are asked for.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
-
-import apsw
-import numpy as np
-from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, shown, warn
 from sharded_eden.format.commands import bench_command, index_command
-from sharded_eden.format.sqlite import READ_ERRORS, table_columns, unreadable
-from sharded_eden.load.encode.tag_table import TableTags
-from sharded_eden.load.encode.tags import ControlTags
 from sharded_eden.load.options import integer
 from sharded_eden.train.stream import Stream
+from sharded_eden.train.totals import Totals
 
 Batch = TypeVar("Batch")
 
@@ -30,86 +23,6 @@ WAITING_SHARE = 0.1
 """From this share of the time on, waiting for data is worth a warning."""
 LEAST_SECONDS = 5.0
 """Shorter intervals give no warning: workers start in the first seconds."""
-POSITIONS_AT_ONCE = 4096
-
-_PLACES = """
-SELECT {id}, w.window_in_seq_idx,
-(SELECT length FROM contig_lengths WHERE first_window_idx <= w.window_idx ORDER BY first_window_idx DESC LIMIT 1)
-FROM carray(?) AS c LEFT JOIN window_mappings AS w ON w.window_idx = c.value"""
-
-
-class Totals:
-    """Rows, windows, bases and useful tokens of positions of a stream.
-
-    Args:
-        stream: the stream; also a mixture.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        dataset: Any = stream.dataset
-        self._datasets: list[Any] = list(getattr(dataset, "datasets", [dataset]))
-        self._names: list[str] = list(getattr(dataset, "names", [])) if len(self._datasets) > 1 else []
-        self._has_lengths = [
-            {"first_window_idx", "length"} <= set(table_columns(each.window_db_conn, "contig_lengths"))
-            for each in self._datasets
-        ]
-        self.rows = self.windows = self.bases = self.tokens = 0
-        self.knows_bases = all(self._has_lengths)
-        """Whether the lengths of all contigs are known."""
-        self.knows_tokens = self.knows_bases and all(each.has_table for each in self._datasets)
-        """Whether a base is a token, so that lengths give the useful tokens."""
-        self.rows_of: dict[str, int] = dict.fromkeys(self._names, 0)
-
-    def add(self, first: int, end: int) -> None:
-        """Add the positions from `first` to `end` of the stream, which is not included.
-
-        Raises:
-            DatabaseError: a window database cannot be read.
-        """
-        for low in range(first, end, POSITIONS_AT_ONCE):
-            items = self._stream.windows_at(range(low, min(low + POSITIONS_AT_ONCE, end)))
-            self.rows += len(items)
-            by_source: dict[int, list[tuple[int, int]]] = {}
-            for item in items:
-                by_source.setdefault(item[0] if len(item) == 3 else 0, []).append(item[-2:])
-            for source, rows in by_source.items():
-                self._add_rows(source, rows)
-
-    def _add_rows(self, source: int, rows: Sequence[tuple[int, int]]) -> None:
-        """Add the (epoch, index) of rows of a source."""
-        dataset = self._datasets[source]
-        if self._names:
-            self.rows_of[self._names[source]] += len(rows)
-        packs = dataset._packs
-        if packs is not None:
-            of_packs = zip(rows, packs.windows([pack for _, pack in rows]), strict=True)
-            rows = [(epoch, window) for (epoch, _), windows in of_packs for window in windows]
-        windows = sorted(rows, key=itemgetter(1))  # in order, neighbours share a page
-        self.windows += len(windows)
-        if not self._has_lengths[source]:
-            return
-        tags = dataset._fetcher.tags
-        query = _PLACES.format(id="w.sequence_id" if isinstance(tags, ControlTags) else "NULL")
-        try:
-            wanted = apsw.carray(np.array([window for _, window in windows], dtype=np.int64))
-            found = dataset.window_db_conn.execute(query, (wanted,)).fetchall()
-        except READ_ERRORS as error:
-            raise unreadable(dataset.window_db_path, error) from error
-        ids, number, length = zip(*found, strict=True)
-        rooms: int | NDArray[np.int64]
-        headers: int
-        if tags is None:
-            header = dataset._format.header([])
-            rooms, headers = dataset._format.room(header), len(header) * len(windows)
-        else:
-            is_table = isinstance(tags, TableTags)  # dropout shortens tags by epoch and window
-            each = tags.of_windows(windows) if is_table else [tags.header(sequence_id) for sequence_id in ids]
-            rooms, headers = np.array([room for _, room in each]), sum(len(header) for header, _ in each)
-        left = np.array(length, dtype=np.int64) - np.array(number, dtype=np.int64) * dataset.stride
-        bases = int(np.minimum(left, rooms).sum())
-        self.bases += bases
-        self.tokens += bases + headers + len(windows) * int(dataset.options.include_eos)
 
 
 class LoaderCounter:

@@ -77,10 +77,10 @@ class TableTags:
 
     def of_windows(self, wanted: Sequence[tuple[int, int]]) -> list[tuple[NDArray[np.int64], int]]:
         """Return the header (H,) int64 of each (epoch, window index), and how many bases fit after it."""
-        rows = self._index.locate_many([window for _, window in wanted])
+        rows = self._index.names([window for _, window in wanted])
         keys: dict[int, int] = {}
         headers = []
-        for (epoch, window), (sequence_id, *_) in zip(wanted, rows, strict=True):
+        for (epoch, window), (sequence_id, _) in zip(wanted, rows, strict=True):
             values = self._values[self._number[self._key(sequence_id)]]
             if self._dropout:
                 if epoch not in keys:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import apsw
 import numpy as np
@@ -129,13 +130,10 @@ class WindowIndex:
         with_rows = self._has_lengths and self.total_windows < FEW_WINDOWS * self.metadata.get("distinct_sequences", 0)
         length = f"({_LENGTH.format('w.window_idx')})" if with_rows else "NULL"
         # The outer loop of a LEFT JOIN is its left side: rows are in the order of the array, missing ones are NULL.
-        self._lookup, self._lookup_many = (
-            f"SELECT sequence_id, window_in_seq_idx, {length} FROM {source}"
-            for source in (
-                "window_mappings AS w WHERE window_idx = ?",
-                "carray(?) AS wanted LEFT JOIN window_mappings AS w ON window_idx = wanted.value",
-            )
-        )
+        many = "carray(?) AS wanted LEFT JOIN window_mappings AS w ON window_idx = wanted.value"
+        self._lookup = f"SELECT sequence_id, window_in_seq_idx, {length} FROM window_mappings AS w WHERE window_idx = ?"
+        self._lookup_many = f"SELECT sequence_id, window_in_seq_idx, {length} FROM {many}"
+        self._lookup_names = f"SELECT sequence_id, window_in_seq_idx FROM {many}"
 
     def check_geometry(
         self, *, window_size: int, stride: int | None, min_length: int | None, called: str = "seq_length"
@@ -217,14 +215,7 @@ class WindowIndex:
         Raises:
             DatabaseError: the table lacks a row, or cannot be read.
         """
-        if not window_indices:
-            return []
-        wanted = apsw.carray(np.array(window_indices, dtype=np.int64))
-        try:
-            rows = self._connections.get().cursor.execute(self._lookup_many, (wanted,)).fetchall()
-        except READ_ERRORS as error:
-            raise unreadable(self.path, error) from error
-        self._unchanged.check([""])
+        rows = self._rows(self._lookup_many, window_indices)
         if len(rows) != len(window_indices) or any(
             type(row[0]) is not str or type(row[1]) is not int or not (row[2] is None or type(row[2]) is int)
             for row in rows
@@ -232,6 +223,31 @@ class WindowIndex:
             # One of them raises.
             return [self.locate(window_idx) for window_idx in window_indices]
         return cast("list[Row]", rows)
+
+    def names(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
+        """Return (sequence_id, window_in_seq_idx) of windows: `locate_many` without lengths, which cost as much again.
+
+        Raises:
+            DatabaseError: the table lacks a row, or cannot be read.
+        """
+        rows = self._rows(self._lookup_names, window_indices)
+        ids, numbers = (set(map(type, map(itemgetter(column), rows))) for column in range(2))
+        if len(rows) != len(window_indices) or not (ids <= {str} and numbers <= {int}):
+            # One of them raises.
+            return [self.locate(window_idx)[:2] for window_idx in window_indices]
+        return cast("list[tuple[str, int]]", rows)
+
+    def _rows(self, query: str, window_indices: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query that takes an array of windows."""
+        if not window_indices:
+            return []
+        wanted = apsw.carray(np.array(window_indices, dtype=np.int64))
+        try:
+            rows = self._connections.get().cursor.execute(query, (wanted,)).fetchall()
+        except READ_ERRORS as error:
+            raise unreadable(self.path, error) from error
+        self._unchanged.check([""])
+        return rows
 
     def sequence_ids_by_prefix(self, parts: int) -> Iterator[str]:
         """Yield one sequence ID, the first, for each distinct prefix of `parts` parts between double underscores.

@@ -114,7 +114,7 @@ def test_counting_is_by_columns_of_the_stream(clean_world: World):
             found = list(zip(*(column.tolist() for column in columns), strict=True))
             items = stream.windows_at(range(3, 200))
             assert found == [item if len(item) == 3 else (0, *item) for item in items]
-            assert not len(stream.columns(5, 5).index)
+            assert not len(stream.columns(5, 5).item)
             with pytest.raises(IndexError):
                 stream.columns(-1, 5)
 

@@ -8,7 +8,7 @@ passed to the operating system before the batch is used, so that even a killed p
 batch have one time. With `log_format="parquet"`, rows are collected and written thousands at once, and a full or closed CSV
 file is replaced by a Parquet file. A killed process then loses the rows that it has collected, and leaves its last file as CSV.
 
-A row costs about 1 µs: numbers come from the index, where there is one, and a sequence ID is read once for its contig.
+Numbers come from the index, where there is one, and a sequence ID is read once for its contig.
 
 A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula. Such an ID is written with a `'` before it, and so
 is an ID that begins with `'`: `sharded_eden.read_access_logs` removes exactly one. Parquet files hold IDs as they are.
@@ -190,10 +190,11 @@ class AccessLog:
         cells = self._cells
         index, addresses = self._windows  # type: ignore[misc]  # set by `write`
         if addresses is None:
-            ids, numbers = zip(*index.names(windows), strict=True)
-            for sequence_id in set(ids).difference(cells):
-                cells[sequence_id] = _cells(sequence_id, self._sample_of(sequence_id))
-            return ids, numbers
+            names = index.names(windows)
+            for sequence_id, _ in names:
+                if sequence_id not in cells:
+                    cells[sequence_id] = _cells(sequence_id, self._sample_of(sequence_id))
+            return [sequence_id for sequence_id, _ in names], [number for _, number in names]
         runs, numbers = addresses.contigs(windows)
         if new := {run: window_idx for run, window_idx in zip(runs, windows, strict=True) if run not in cells}:
             for run, (sequence_id, _) in zip(new, index.names(list(new.values())), strict=True):

@@ -31,8 +31,8 @@ class Columns(NamedTuple):
     source: NDArray[np.int64]
     """The number of the source of a mixture; 0 without one."""
     epoch: NDArray[np.int64]
-    index: NDArray[np.int64]
-    """The window, or the pack."""
+    item: NDArray[np.int64]
+    """The index of the window, or of the pack."""
 
 
 class ArrayStream:

@@ -56,6 +56,7 @@ def open_stream(job: dict) -> Stream:
     options = {"seq_length": job["seq_length"], "rc_aug": job["rc_aug"], "compact": job["compact"]}
     if mixture := job.get("mixture"):
         return mixture_config(mixture).open(tokenizer=None, sequence_db_dir=None, seed=42, packed=True, **options)
+    options |= job.get("options", {})
     return Stream(ShardedEdenDataset(None, job["sequences"], job["windows"], stride=job["stride"], **options))
 
 

@@ -66,7 +66,7 @@ NOT_DEFAULT = {
     "compact": True, "window_size": 64, "derive_windows": True, "packed": True,
     "log_windows": True, "log_dir": "log", "log_format": "parquet", "log_file_bytes": 5000, "skip_stats": False, "io": "read",
     "read_with": "substr", "read_ahead": False, "bos_id": 4, "eos_id": 5, "sep_id": 6, "pad_id": 7,
-    "requests_in_flight": 3, "request_seconds": 9.5, "cache_dir": "cache",
+    "requests_in_flight": 3, "request_seconds": 9.5, "cache_dir": "cache", "cache_bytes": 10**9,
     "objective": "mlm", "mlm_share": 0.3, "mlm_span": 3, "mask_id": 8,
 }  # fmt: skip
 
@@ -75,6 +75,7 @@ def test_the_data_module_passes_every_option_on(small, tmp_path):
     assert NOT_DEFAULT.keys() == OPTIONS.keys()
     both = {
         "tags": None,
+        "cache_bytes": None,
         "tag_template": None,
         "tag_dropout": 0.0,
         "packed": False,

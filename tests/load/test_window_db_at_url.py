@@ -68,6 +68,11 @@ def local_rows(folder: Path) -> torch.Tensor:
     return rows(ShardedEdenDataset.open(folder / "seqs", folder / NAME))
 
 
+def copies(cache: Path) -> list[str]:
+    """The files of a cache folder, without those that are locked."""
+    return [path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith((".lock", ".use"))]
+
+
 def window_requests(proxy: Proxy) -> list[str]:
     return [path for path, _ in proxy.requests if f"/{NAME}" in path]
 
@@ -79,8 +84,7 @@ def test_it_is_copied_once_and_gives_the_rows_of_local_files(folder, proxy):
     assert torch.equal(rows(dataset), local_rows(folder))
     assert len(window_requests(proxy)) == 2
     assert Path(dataset.window_db_path).is_relative_to(folder / "xdg/sharded-eden")
-    files = [path.name for path in (folder / "xdg").rglob("*") if path.is_file() and not path.name.endswith(".lock")]
-    assert sorted(files) == [NAME, f"{NAME}.index"]
+    assert sorted(copies(folder / "xdg")) == [NAME, f"{NAME}.index"]
 
 
 def test_sequence_databases_may_be_local(folder, proxy):
@@ -160,18 +164,66 @@ def test_after_a_kill_the_next_process_copies_the_whole_file(folder, proxy, whol
 def test_a_database_that_is_replaced_at_its_url_is_copied_again(folder, proxy):
     first = at_url(folder)
     old = rows(first)
-    worlds_db = folder / NAME
-    import apsw
-
-    with apsw.Connection(str(worlds_db)) as connection:
-        connection.execute("PRAGMA user_version = 7")  # other bytes, the same windows
-    index_window_database(f"s3://bucket/{folder.name}", worlds_db)
-    upload_windows(proxy, folder)
+    replace_at_url(folder, proxy, 7)
     second = at_url(folder)
     assert second.window_db_path != first.window_db_path
-    assert Path(second.window_db_path).read_bytes() == worlds_db.read_bytes()
+    assert Path(second.window_db_path).read_bytes() == (folder / NAME).read_bytes()
     assert torch.equal(rows(second), old)
     assert Path(first.window_db_path).is_file()
+
+
+def replace_at_url(folder: Path, proxy: Proxy, version: int) -> None:
+    """Upload other bytes of the same windows."""
+    worlds.execute(folder / NAME, f"PRAGMA user_version = {version}")
+    index_window_database(f"s3://bucket/{folder.name}", folder / NAME)
+    upload_windows(proxy, folder)
+
+
+OPEN = """
+import sys
+from sharded_eden import ShardedEdenDataset
+url, name, cache, method = sys.argv[1:]
+dataset = ShardedEdenDataset.open(url, f"{url}/{name}", cache_dir=cache, request_seconds=20.0)
+print(dataset.window_db_path, flush=True)
+sys.stdin.read()
+if method:  # a worker opens its connections after the newer version came
+    from torch.utils.data import DataLoader
+    batches = DataLoader(dataset, batch_size=len(dataset), num_workers=1, multiprocessing_context=method)
+    print(next(iter(batches))["tokens"].sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_older_versions_are_removed_when_no_process_uses_them(folder, proxy):
+    cache = folder / "cache"
+    command = [sys.executable, "-c", OPEN, f"s3://bucket/{folder.name}", NAME, str(cache), "fork"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as old:
+        first = Path(old.stdout.readline().strip())
+        replace_at_url(folder, proxy, 1)
+        newer = [
+            subprocess.run([*command[:-1], ""], input="", capture_output=True, text=True, check=True) for _ in "ab"
+        ]
+        assert {each.stdout for each in newer} == {newer[0].stdout}
+        second = Path(newer[0].stdout.strip())
+        assert first.is_file(), "it is in use"
+        assert second.is_file()
+        assert first != second
+        total, _ = old.communicate("")
+        assert int(total) == local_rows(folder).sum().item()
+    at_url(folder, cache_dir=cache).close()
+    assert not first.parent.exists()
+    assert second.is_file()
+    assert not [path for path in cache.iterdir() if first.parent.name in path.name]
+    replace_at_url(folder, proxy, 2)
+    old = subprocess.Popen(command, **pipes)
+    third = Path(old.stdout.readline().strip())
+    assert second.is_file(), "this process holds it"
+    old.kill()
+    old.communicate()
+    replace_at_url(folder, proxy, 3)
+    at_url(folder, cache_dir=cache).close()
+    assert not third.parent.exists(), "a killed process uses nothing"
 
 
 def test_one_replaced_while_it_is_copied_is_an_error_and_leaves_nothing(folder, proxy):
@@ -183,9 +235,7 @@ def test_one_replaced_while_it_is_copied_is_an_error_and_leaves_nothing(folder, 
     proxy.fault = fault
     with pytest.raises(DatabaseError, match=rf"{NAME}: bytes .*: the object was replaced"):
         at_url(folder)
-    assert [path.name for path in (folder / "xdg").rglob("*") if path.is_file()] == [
-        path.name for path in (folder / "xdg").rglob(".*.lock")
-    ]
+    assert copies(folder / "xdg") == []
 
 
 def test_the_index_of_another_window_database_is_refused(folder, proxy, tmp_path_factory):

@@ -113,7 +113,11 @@ class ExampleOptions:
     request_seconds: float = 120.0
     """How long a request to object storage is tried before an error is raised."""
     cache_dir: PathLike | None = None
-    """Where window databases given as URLs are copied to; None is `~/.cache/sharded-eden`, or that of XDG_CACHE_HOME."""
+    """Where window databases given as URLs are copied to, and sequence databases with `cache_bytes`; None is
+    `~/.cache/sharded-eden`, or that of XDG_CACHE_HOME."""
+    cache_bytes: int | None = None
+    """Copy whole sequence databases from object storage to `cache_dir` while the job reads, and read from those that are
+    complete; all copies in the folder together have at most so many bytes. None: no copies."""
 
     def __post_init__(self) -> None:
         """Refuse values of another type than declared: a string would count as True, or fail at the first row.
@@ -152,6 +156,8 @@ class ExampleOptions:
             raise UsageError(f"request_seconds must be above 0 and at most {MOST_SECONDS}, not {self.request_seconds}")
         if self.cache_dir is not None:
             absolute_path(self.cache_dir, "cache_dir")
+        if self.cache_bytes is not None and integer(self.cache_bytes, "cache_bytes") < 1:
+            raise UsageError(f"cache_bytes must be at least 1, not {shown(self.cache_bytes)}")
         check_log(self.log_format, integer(self.log_file_bytes, "log_file_bytes"))
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")

@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sharded_eden.errors import MissingDatabase
+from sharded_eden.errors import MissingDatabase, UsageError, printable
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.locate.addresses import WindowAddresses, open_addresses
+from sharded_eden.load.locate.cached import cache_folder
 from sharded_eden.load.locate.remote import RemoteAddresses, RemoteSequences
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.databases import SequenceReader
 from sharded_eden.storage.urls import is_url
+
+COPIES = "sequences"
+"""The folder in `cache_dir` that holds copies of sequence databases."""
 
 
 def open_sequences(sequence_db_dir: str, window_db: str | os.PathLike[str], options: ExampleOptions) -> SequenceReader:
@@ -25,11 +29,16 @@ def open_sequences(sequence_db_dir: str, window_db: str | os.PathLike[str], opti
     Raises:
         MissingDatabase: there are none, or a URL is given and the window database has no index.
         DatabaseError: the index names no objects at the URL.
-        UsageError: something else is at the path.
+        UsageError: something else is at the path, or `cache_bytes` is given for a folder.
     """
     if is_url(sequence_db_dir):
         WindowIndex(window_db, io=options.io).close()  # its errors are clearer than that its index is missing
         return RemoteSequences(sequence_db_dir, Path(window_db))
+    if options.cache_bytes is not None:
+        raise UsageError(
+            f"cache_bytes={options.cache_bytes} limits copies of sequence databases in object storage, but sequence_db_dir is "
+            f"the folder {printable(sequence_db_dir)}. Leave cache_bytes out"
+        )
     try:
         paths = discover_sample_databases(sequence_db_dir)
     except MissingDatabase:
@@ -50,7 +59,13 @@ def addresses_of(
     """
     if isinstance(reader, RemoteSequences):
         return RemoteAddresses(
-            index, reader, stride=stride, in_flight=options.requests_in_flight, seconds=options.request_seconds
+            index,
+            reader,
+            stride=stride,
+            in_flight=options.requests_in_flight,
+            seconds=options.request_seconds,
+            copies=None if options.cache_bytes is None else (cache_folder(options) / COPIES, options.cache_bytes),
+            read_ahead=options.read_ahead,
         )
     return open_addresses(
         index.path,

@@ -1,4 +1,4 @@
-"""Copies one object to a local file, in parts that are read at the same time.
+"""Copies one object to a local file, in parts that are read at the same time, or goes on with a copy that was stopped.
 
 Input: an object and its version. Output: a file of the same bytes. Cost: one request for each 8 MB.
 """
@@ -6,8 +6,9 @@ Input: an object and its version. Output: a file of the same bytes. Cost: one re
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import xxhash
@@ -39,10 +40,7 @@ def copy_object(
 
     def part(start: int) -> None:
         size_bytes = min(PART_BYTES, version.size_bytes - start)
-        body = objects.read(Range(name, start, size_bytes, version))
-        while len(body):
-            written = os.pwrite(descriptor, body, start)
-            body, start = body[written:], start + written
+        _write(descriptor, objects.read(Range(name, start, size_bytes, version)), start)
         add(size_bytes)
 
     try:
@@ -55,6 +53,58 @@ def copy_object(
                 raise
     finally:
         os.close(descriptor)
+
+
+def continue_copy(objects: Objects, name: str, version: Version, path: Path, *, at_once: int) -> bool:
+    """Copy an object to a file, from where an earlier call for the same version was stopped.
+
+    The bytes are written in their order: what is in the file after a kill is the beginning of the object.
+
+    Args:
+        objects: the folder of the object.
+        name: the object.
+        version: the version to copy: every part must be of it.
+        path: the file; made where it is missing.
+        at_once: requests at the same time.
+
+    Returns:
+        Whether bytes of an earlier call were kept.
+
+    Raises:
+        MissingDatabase: there is no such object.
+        DatabaseError: it was replaced, or cannot be read.
+        OSError: the file cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        at = kept_bytes = os.fstat(descriptor).st_size
+        if kept_bytes > version.size_bytes:
+            os.ftruncate(descriptor, 0)
+            at = kept_bytes = 0
+        with ThreadPoolExecutor(at_once) as pool:
+            asked: deque[Future[memoryview]] = deque()
+            try:
+                for start in range(at, version.size_bytes, PART_BYTES):
+                    size_bytes = min(PART_BYTES, version.size_bytes - start)
+                    asked.append(pool.submit(objects.read, Range(name, start, size_bytes, version)))
+                    if len(asked) > at_once:
+                        at = _write(descriptor, asked.popleft().result(), at)
+                while asked:
+                    at = _write(descriptor, asked.popleft().result(), at)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        os.close(descriptor)
+    return kept_bytes > 0
+
+
+def _write(descriptor: int, body: memoryview, start: int) -> int:
+    """Write bytes at a place; return where they end."""
+    while len(body):
+        written = os.pwrite(descriptor, body, start)
+        body, start = body[written:], start + written
+    return start
 
 
 def digest_of(path: Path) -> bytes:

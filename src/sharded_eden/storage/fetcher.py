@@ -136,7 +136,7 @@ def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -
 
 def serve(url: str, in_flight: int, seconds: float, parent: int) -> None:
     """Fetch what arrives on file descriptor 0, until it is closed or the parent ends."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     connection = Connection(os.dup(0))
     answers: queue.SimpleQueue[tuple[bytes, bytes | memoryview]] = queue.SimpleQueue()
     threading.Thread(target=_send, args=(connection, answers), daemon=True).start()
@@ -183,7 +183,8 @@ def _send(connection: Connection, answers: queue.SimpleQueue[tuple[bytes, bytes 
             os._exit(0)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
+    """End this process soon after its parent."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(0)

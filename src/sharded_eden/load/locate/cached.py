@@ -2,7 +2,8 @@
 
 Input: a URL. Output: a path. Cost: two HEAD requests each time; on first use, one request for each 8 MB. Each version of an
 object has a folder of its own in the cache, named by the URL, sizes and ETags. So a window database that is replaced at its URL
-is copied again, and jobs that use the older one keep it. Of several processes that ask at once, one copies, the others wait.
+is copied again. Older versions are removed when no process uses them. Of several processes that ask at once, one copies, the
+others wait.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from sharded_eden.format.publish import sync_folder, write_error, writing
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions, path_or_url
 from sharded_eden.storage.child import copy_in_child, versions_in_child
+from sharded_eden.storage.in_use import hold, locked_alone, opened
 from sharded_eden.storage.objects import Version, check_is_versioned
 from sharded_eden.storage.urls import is_url
 
@@ -60,14 +63,47 @@ def local_window_db(window_db: str | os.PathLike[str], sequence_db_dir: str, opt
     for each, version in versions.items():
         check_is_versioned(f"{url}/{each}", version)
     cache = cache_folder(options)
-    key = blake2b(repr((given, sorted(versions.items()))).encode(), digest_size=12).hexdigest()
+    of_url = _digest(given)
+    key = f"{of_url}-{_digest(repr(sorted(versions.items())))}"
     path = cache / key / name
+    with suppress(OSError):  # a cache that others have filled may be read-only
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        hold(_use_path(cache, key))
     if not _is_whole(path, versions[name], index in versions):
         with _lock(cache, key) as lock:
             if not _is_whole(path, versions[name], index in versions):
                 logger.info("copying %s to %s", given, path)
                 _copy(url, path, versions, seconds, lock)
+    _remove_unused(cache, of_url, key)
     return str(path)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _use_path(cache: Path, key: str) -> Path:
+    """Return the file that processes which use a version hold locked."""
+    return cache / f".{key}.use"
+
+
+def _remove_unused(cache: Path, of_url: str, but: str) -> None:
+    """Remove the other versions of a window database that no process uses or copies."""
+    for folder in cache.glob(f"{of_url}-*"):
+        if folder.name == but:
+            continue
+        use, copying = _use_path(cache, folder.name), _lock_path(cache, folder.name)
+        with suppress(OSError), locked_alone(use) as is_unused, locked_alone(copying) as is_idle:
+            if is_unused is not None and is_idle is not None:
+                shutil.rmtree(folder)
+                copying.unlink()
+                use.unlink()
+                logger.info("removed %s: there is a newer version of this window database", folder)
+
+
+def _lock_path(cache: Path, key: str) -> Path:
+    """Return the file that the process which copies a version holds locked."""
+    return cache / f".{key}.lock"
 
 
 def cache_folder(options: ExampleOptions) -> Path:
@@ -98,9 +134,9 @@ def _lock(cache: Path, key: str) -> Iterator[int]:
     """Let one process at a time copy; the others wait. The lock of a process that is killed is released."""
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = cache / f".{key}.lock"
+    path = _lock_path(cache, key)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = opened(path)
     except OSError as error:
         raise write_error(path, f"{error.strerror}; name another folder: cache_dir='FOLDER'") from error
     try:

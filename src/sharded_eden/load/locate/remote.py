@@ -1,7 +1,8 @@
 """window index -> where its bytes are in object storage, from an index to which `sharded-eden index --at` has added the URL.
 
-Input: the index. Output: addresses, read by `sharded_eden.load.read.remote`. Opening makes no request: names, sizes and ETags
-are in the index. Without such an index, or if a window has no address, opening is refused: SQLite reads local files only.
+Input: the index. Output: addresses, read by `sharded_eden.load.read.remote`; with `cache_bytes`, by
+`sharded_eden.load.read.copied` from local copies where they are complete. Opening makes no request: names, sizes and ETags are
+in the index. Without such an index, or if a window has no address, opening is refused: SQLite reads local files only.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Any, NoReturn, cast
 
 import apsw
 
-from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, printable, shown
+from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, printable, shown, warn
 from sharded_eden.format.commands import index_at_command, index_command
-from sharded_eden.format.index import FileIdentity, IndexFile, identity_of, index_path
+from sharded_eden.format.index import FileIdentity, IndexFile, index_path
 from sharded_eden.load.locate.addresses import StaleIndex, WindowAddresses
 from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.read.copied import CopyReader
 from sharded_eden.load.read.databases import SequenceReader
 from sharded_eden.load.read.positioned import PositionedReader
 from sharded_eden.load.read.remote import RangeReader
 from sharded_eden.load.read.sequences import SampleDatabase
-from sharded_eden.storage.objects import Version
+from sharded_eden.storage.copier import CopySettings, wanted_of
+from sharded_eden.storage.copy_folder import prepare
 from sharded_eden.storage.urls import ObjectPath, object_name
 
 AHEAD_PER_REQUEST = 8
@@ -126,14 +129,25 @@ class RemoteAddresses(WindowAddresses):
         stride: bases from one window to the next.
         in_flight: requests of a worker at the same time.
         seconds: how long a request is tried.
+        copies: the folder of local copies, and the most bytes of them; None for none.
+        read_ahead: announce windows of copies that are not in the page cache to the kernel.
 
     Raises:
         DatabaseError: the index describes another window database, or is damaged.
     """
 
     def __init__(
-        self, index: WindowIndex, sequences: RemoteSequences, *, stride: int, in_flight: int, seconds: float
+        self,
+        index: WindowIndex,
+        sequences: RemoteSequences,
+        *,
+        stride: int,
+        in_flight: int,
+        seconds: float,
+        copies: tuple[Path, int] | None,
+        read_ahead: bool,
     ) -> None:
+        self._copies: CopySettings | None = None
         self._url, self._in_flight, self._seconds = sequences.url, in_flight, seconds
         self._etags = sequences.etags
         self._fingerprint = index.fingerprint
@@ -146,13 +160,36 @@ class RemoteAddresses(WindowAddresses):
                 {},
                 stride=stride,
                 total_windows=index.total_windows,
-                read_ahead=True,
+                read_ahead=read_ahead,
             )
         except StaleIndex as error:
             raise DatabaseError(
                 f"{printable(index_path(index.path))}: {error}. Write it again: {index_command('SEQDB', index.path)}, then "
                 f"{index_at_command(self._url, index.path)}"
             ) from error
+        if copies is not None:
+            folder, limit_bytes = copies
+            self._copies = CopySettings(self._url, str(index.path), str(folder), limit_bytes, seconds)
+            self._check_copies(folder, limit_bytes)
+
+    def _check_copies(self, folder: Path, limit_bytes: int) -> None:
+        """Warn where no copy can be made."""
+        wanted = [each for each in wanted_of(self._file, self._url) if each is not None]
+        try:
+            prepare(folder, wanted)
+        except OSError as error:
+            self._copies = None
+            warn(
+                f"{printable(folder)}: sequence databases are not copied, windows are read by ranges: {error.strerror}. Name "
+                "another folder: cache_dir='FOLDER'"
+            )
+            return
+        smallest = min(wanted, key=lambda each: each.version.size_bytes, default=None)
+        if smallest and smallest.version.size_bytes > limit_bytes:
+            warn(
+                f"cache_bytes={limit_bytes} is less than the smallest sequence database, {printable(self._url)}/"
+                f"{smallest.name}, has: {smallest.version.size_bytes}. None is copied, windows are read by ranges"
+            )
 
     def _as_indexed(self, found: FileIdentity, path: Path) -> FileIdentity:
         """Return the identity of a window database that was copied with its modification time, as it was before."""
@@ -169,13 +206,15 @@ class RemoteAddresses(WindowAddresses):
         super()._open()
         if self.changed_samples:
             raise StaleIndex(f"it has no ETag of {self.changed_samples[0]}")
-        self._versions = [
-            Version(identity_of(sample).size_bytes, *self._etags[name]) if name in self._etags else None
-            for name, sample in zip(self.names, self._file.samples, strict=True)
-        ]
+        self._versions = [each and each.version for each in wanted_of(self._file, self._url)]
 
     def _make_reader(self) -> PositionedReader:
         reader = RangeReader(
             self._url, self.names, self._versions, self.page_bytes, in_flight=self._in_flight, seconds=self._seconds
         )
-        return cast("PositionedReader", reader)
+        if self._copies is None:
+            return cast("PositionedReader", reader)
+        copied = CopyReader(
+            reader, self._copies, wanted_of(self._file, self._url), self.page_bytes, read_ahead=self._read_ahead
+        )
+        return cast("PositionedReader", copied)

@@ -226,6 +226,13 @@ class PositionedReader:
             f"{verify_command(folder)}"
         )
 
+    def forget(self, sample: int) -> None:
+        """Close the file of a sequence database: another one may be at its path."""
+        with self._lock:
+            descriptor = self._files.pop(sample, None)
+            if descriptor is not None:
+                os.close(descriptor)
+
     def close(self) -> None:
         """Close all files, once no thread reads them: a number that is closed may be that of another file a moment later."""
         with self._lock:

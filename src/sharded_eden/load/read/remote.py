@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sharded_eden.errors import DatabaseError, EdenError
@@ -196,6 +196,12 @@ class RangeReader:
         if piece is not None:
             self._ahead_bytes -= piece.size_bytes
             self._release(piece)
+
+    def forget(self, samples: Collection[int]) -> None:
+        """Forget what was announced of sequence databases that are read from elsewhere from now on."""
+        with self._lock:
+            for key in [key for key in self._ahead if key[0] in samples]:
+                self._drop(key)
 
     def _release(self, piece: _Piece) -> None:
         number = piece.number

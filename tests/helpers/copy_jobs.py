@@ -18,7 +18,7 @@ from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.remote_index import add_remote
 
 ENOUGH = 10**9
-SECONDS = 15
+SECONDS = 120
 
 READS = """
 import json, resource, sys, time

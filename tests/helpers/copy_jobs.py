@@ -119,12 +119,17 @@ def assert_whole(folder: Path) -> None:
     assert not partials(folder)
 
 
-def reading(folder: Path, limit: int, seconds: int, file_bytes: int = 0) -> subprocess.Popen[str]:
+def started(folder: Path, limit: int, seconds: int, file_bytes: int = 0) -> subprocess.Popen[str]:
     """A process that reads windows."""
     arguments = [str(folder), str(limit), str(seconds), str(file_bytes)]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", READS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def reading(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+    """The same, after it has opened its dataset."""
+    process = started(*arguments, **options)
     assert process.stdout is not None
     assert process.stdout.readline() == "open\n", process.communicate()[1]
     return process

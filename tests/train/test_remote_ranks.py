@@ -41,7 +41,7 @@ def at(request, small, tmp_path, proxy, monkeypatch) -> dict[str, Any]:
         monkeypatch.setenv(name, value)
     windows = tmp_path / "windows.db"
     shutil.copy2(small.window_db, windows)
-    pack_window_database(windows)
+    pack_window_database(windows, sequences=small.sequence_db_dir)
     index_window_database(small.sequence_db_dir, windows)
     is_s3 = request.param == "s3"
     url = upload(proxy.endpoint, small.sequence_db_dir, "seqdb") if is_s3 else f"file://{small.sequence_db_dir}"

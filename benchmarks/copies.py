@@ -1,8 +1,9 @@
 """The second pass from complete copies of objects: its rate over that of local files.
 
 Run `python -m benchmarks.copies`. One process, batches of 32, windows of 8,192 bases, warm. Interleaved repeats, in turns one
-first and the other, and medians of the ratios of each repeat. Rates are per second of processor time, so that other processes disturb less. The storage is a file://
-URL, which is not read after the first pass: the batches of both are compared, bit for bit.
+first and the other; medians of the ratios of each repeat. Rates are per second of processor time, so that other processes
+disturb less. The storage is a file:// URL, which is not read after the first pass: the batches of both are compared, bit for
+bit.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def find_near_duplicates(
         findings.warning(
             "near-duplicate",
             other_path,
-            f"{second} of its contigs resemble {first} contigs of {path}, so an evaluation on one split measures in "
+            f"{second} of its contigs {'resembles' if second == 1 else 'resemble'} "
+            f"{first} contig{'' if first == 1 else 's'} of {path}, so an evaluation on one split measures in "
             f"part what was learned from the other. Pairs: {tally}",
             f"{split_command(folder, by_contig=by_contig, group_similar=True)}, then {window_dbs[other_path]} and the same for "
             "the others",

@@ -107,7 +107,7 @@ def _lines(result: VerifyResult) -> Iterator[str]:
     yield f"windows  {result.windows:>15,}  in {result.window_databases} {databases}"
     yield f"read     {result.windows_read:>15,}  of them, as training reads them"
     if result.addresses_compared:
-        yield f"addresses{result.addresses_compared:>14,}  compared with what SQLite reads"
+        yield f"addresses{result.addresses_compared:>15,}  compared with what SQLite reads"
     if result.full:
         yield f"contigs  {result.contigs:>15,}  read whole"
         yield f"bases    {result.bases:>15,}"

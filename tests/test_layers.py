@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "export": {"train", "load", "format", "root"},
     "doctor": {"doctor", "load", "format", "root"},
     "report": {"report", "describe", "format", "root"},
-    "describe": {"describe", "checks", "train", "load", "format", "root"},
+    "describe": {"describe", "checks", "windows", "train", "load", "format", "root"},
 }
 FRONT_DOORS = {
     "sharded_eden.__init__",

@@ -298,12 +298,58 @@ def test_contigs_too_short_for_a_window(tmp_path):
     assert part.total.lengths.contigs == 1
 
 
-def test_packed_tokens_are_those_of_the_packs(clean_world):
-    part = stats(clean_world.train).parts[0]
-    packed = sharded_eden.pack_window_database(clean_world.train)
-    assert part.useful_packed == packed.useful
+def test_packed_tokens_are_those_of_the_packs(tmp_path):
+    write_windows(tmp_path / "w.db", worlds.CONTIGS)
+    before = stats(tmp_path / "w.db").parts[0]
+    packed = sharded_eden.pack_window_database(tmp_path / "w.db")
+    part = stats(tmp_path / "w.db").parts[0]
+    assert part.useful_packed == packed.useful == before.if_packed.share
+    assert (part.if_packed, before.useful_packed, before.if_packed.is_exact) == (None, None, True)
     assert part.total.windows.useful_padded == packed.useful_padded
     assert part.total.windows.useful_tokens == packed.useful_tokens
+
+
+@given(geometries, st.lists(st.integers(0, 200), min_size=1, max_size=8), st.data())
+def test_row_lengths_are_those_of_sets_of_positions(geometry, lengths, data):
+    counts, merged = WindowCounts(geometry=geometry), WindowCounts(geometry=geometry)
+    bases = []
+    for length in lengths:
+        n = geometry.count(length)
+        windows = range(n)
+        if n and data.draw(st.booleans()):
+            windows = sorted(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=6)))
+            counts.add_listed(length, np.array(windows))
+        else:
+            counts.add(np.array([length]), np.array([n]))
+        bases += map(len, positions(geometry, length, windows))
+        merged.merge(counts)
+        counts = WindowCounts(geometry=geometry)
+    rows = merged.rows
+    short = dict(zip(rows.short.values.tolist(), rows.short.counts.tolist(), strict=True))
+    assert Counter(bases) == Counter(short) + Counter({geometry.usable: rows.full})
+
+
+@pytest.mark.parametrize("windows", [3_000, 6_000, 150_000])
+def test_the_share_if_packed_is_that_of_packs(tmp_path, windows):
+    """Log-normal lengths, as in metagenomes."""
+    lengths = np.maximum(np.random.default_rng(3).lognormal(np.log(300), 1.1, windows), 20).astype(int)
+    ids = [f"BCR__ECT-S0__CT1-{k}" for k in range(windows)]
+    pl.DataFrame({"contig_id": ids, "length": lengths}).write_parquet(tmp_path / "s.parquet")
+    sharded_eden.precompute_window_database(tmp_path / "s.parquet", tmp_path / "w.db", 1024, 1021)
+    found = stats(tmp_path / "w.db").parts[0].if_packed
+    packed = sharded_eden.pack_window_database(tmp_path / "w.db").useful
+    assert found.is_exact == (windows == 3_000)
+    assert found.share == (packed if found.is_exact else pytest.approx(packed, abs=5e-4))
+
+
+def test_packs_of_another_tokenizer_are_counted_in_its_tokens(world):
+    (packs,) = worlds.query(world.train, "SELECT value FROM metadata WHERE key = 'total_packs'")[0]
+    worlds.execute(
+        world.train,
+        "INSERT INTO metadata VALUES ('pack_row_tokens', 32), ('pack_tokenizer', 1)",
+        "UPDATE metadata SET value = 200 WHERE key = 'pack_useful_tokens'",
+    )
+    assert stats(world.train).parts[0].useful_packed == 200 / (packs * 32)
 
 
 # ---- what does not belong together is an error ----

@@ -12,7 +12,7 @@ from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
 from sharded_eden.cli.show import progress_bar
 from sharded_eden.describe.group import Group
-from sharded_eden.describe.stats import Part, StatsResult
+from sharded_eden.describe.part import Part, StatsResult
 from sharded_eden.describe.stats import stats as count
 from sharded_eden.errors import printable
 
@@ -103,6 +103,11 @@ def _windows(key: str, write: Callable[[float | None], str]) -> Callable[[Part],
     return lambda part: "" if part.total.windows is None else write(part.total.windows.as_dict()[key])
 
 
+def _if_packed(part: Part) -> str:
+    found = part.if_packed
+    return "" if found is None else _share(found.share) if found.is_exact else f"about {found.share:.2%}"
+
+
 _MEASURES: tuple[tuple[str, Callable[[Part], str]], ...] = (
     ("sequence databases", lambda part: _number(part.samples)),
     ("contigs", _length("contigs")),
@@ -127,6 +132,7 @@ _MEASURES: tuple[tuple[str, Callable[[Part], str]], ...] = (
     ("overlap of neighbours", lambda part: _number(part.overlap)),
     ("useful tokens, padded", _windows("useful_share_padded", _share)),
     ("useful tokens, packed", lambda part: _share(part.useful_packed)),
+    ("useful tokens, if packed", _if_packed),
 )
 
 
@@ -139,7 +145,7 @@ def _notes(part: Part) -> list[str]:
         options = part.options()
         lines += _aligned([[f"  {options[reason]}", f"{bases:,}"] for reason, bases in windows.unseen.items()])
     if part.split is not None and part.split.packs is None:
-        lines += ["", f"{printable(part.path.name)}: has no packs; pack fills rows with several windows"]
+        lines += ["", f"{printable(part.path.name)}: has no packs; pack would fill rows with several windows"]
     if part.unassigned_contigs:
         lines += [
             "",

@@ -13,17 +13,18 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import polars as pl
 
 from sharded_eden.checks.window_ranges import copy_with_index
-from sharded_eden.describe.group import By, Group, Groups
+from sharded_eden.describe.group import By, Groups
+from sharded_eden.describe.packing import share_if_packed
+from sharded_eden.describe.part import Part, StatsResult
 from sharded_eden.describe.sample import SampleCounts, SampleTask, count_sample
 from sharded_eden.describe.window_table import OpenSplit, Split
-from sharded_eden.describe.windows import KEEP_TAIL, LEFT_OUT, MIN_LENGTH, STRIDE
 from sharded_eden.errors import DatabaseError, EdenError, InputError, UsageError, printable, shown
 from sharded_eden.format.commands import precompute_command, split_command, stats_command, verify_command
 from sharded_eden.format.geometry import MOST
@@ -35,105 +36,6 @@ from sharded_eden.format.window_db import has_id_index
 from sharded_eden.jobs import Engine, Meter, Progress, run_tasks
 
 ROWS_PER_BATCH = 1 << 16
-
-
-@dataclass(kw_only=True, eq=False)
-class Part:
-    """The counts of one path: a folder of sequence databases, a window database, or a split file."""
-
-    path: Path
-    kind: str
-    """`sequence databases`, `window database` or `split file`."""
-    total: Group
-    groups: dict[str, Group] = field(default_factory=dict)
-    """By sample or tag, where that is requested."""
-    samples: int | None = None
-    """Sequence databases in the folder."""
-    split: Split | None = None
-    """The metadata of a window database."""
-    unassigned_contigs: int | None = None
-    """Contigs that have no window in any of the window databases; None where there are no window databases."""
-    unassigned_bases: int | None = None
-    too_short_bases: int | None = None
-    """Bases of those contigs whose lengths make no window in any of the window databases."""
-
-    @property
-    def useful_packed(self) -> float | None:
-        """The share of useful tokens in packed rows; None without packs."""
-        split = self.split
-        if split is None or not split.packs or self.total.windows is None:
-            return None
-        return self.total.windows.useful_tokens / (split.packs * split.geometry.window_size)
-
-    @property
-    def overlap(self) -> int | None:
-        """Bases that a full window shares with the next one; negative where bases lie between them, None without windows."""
-        return None if self.split is None else self.split.geometry.usable - self.split.geometry.stride
-
-    def options(self) -> dict[str, str]:
-        """Return the option that would show the bases in no window, by the reason in `WindowCounts.unseen`."""
-        if self.split is None:
-            return {}
-        geometry = self.split.geometry
-        threshold = f"--window-min-length-threshold below {geometry.min_length}"
-        ambiguous = self.split.max_ambiguous
-        return {
-            KEEP_TAIL: "--keep-tail",
-            MIN_LENGTH: threshold,
-            "keep_tail_and_threshold": f"--keep-tail and {threshold}",
-            STRIDE: f"--stride {geometry.usable} or less",
-            LEFT_OUT: f"--max-ambiguous above {ambiguous:g}"
-            if ambiguous is not None
-            else "precompute again: windows are missing",
-            "special_tokens": f"--window-size above {geometry.special_tokens}",
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        found: dict[str, Any] = {
-            "path": str(self.path),
-            "kind": self.kind,
-            "samples": self.samples,
-            **self.total.as_dict(),
-        }
-        if self.split is not None:
-            found["geometry"] = self.split.geometry.as_metadata()
-            found["overlap_of_neighbours"] = self.overlap
-            found["packs"] = self.split.packs
-            found["useful_share_packed"] = self.useful_packed
-            unseen = {} if self.total.windows is None else self.total.windows.unseen
-            found["options"] = {reason: option for reason, option in self.options().items() if reason in unseen}
-        if self.unassigned_contigs is not None:
-            found["contigs_without_a_window"] = self.unassigned_contigs
-            found["bases_without_a_window"] = self.unassigned_bases
-            found["bases_of_contigs_too_short_for_a_window"] = self.too_short_bases
-        found["groups"] = {name: group.as_dict() for name, group in sorted(self.groups.items())}
-        return found
-
-
-@dataclass(kw_only=True, eq=False)
-class StatsResult:
-    """What was counted."""
-
-    parts: list[Part]
-    """The folder of sequence databases first, then the others in their order."""
-    by: By | None
-    sampled: float | None
-    """The share of the contigs whose letters were counted; None where all were. Lengths and windows are always exact."""
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether all contigs were counted."""
-        return self.sampled is None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {
-            "is_exact": self.is_exact,
-            "sampled_share_of_contigs": self.sampled,
-            "by": self.by,
-            "parts": [part.as_dict() for part in self.parts],
-        }
 
 
 def stats(
@@ -286,8 +188,11 @@ def _with_sequences(
 
 def _part(split: Split, groups: Groups) -> Part:
     part = Part(path=split.path, kind="window database", total=groups.total, groups=groups.by_name, split=split)
-    useful = None if part.total.windows is None else part.total.windows.useful_tokens
-    if split.packs is not None and split.pack_useful_tokens not in {None, useful}:
+    if split.packs is None:
+        part.if_packed = share_if_packed(groups.total.all_windows.rows, split.geometry)
+        return part
+    useful = groups.total.all_windows.useful_tokens
+    if split.pack_row_tokens is None and split.pack_useful_tokens not in {None, useful}:
         again = precompute_command(split.path, geometry=split.geometry, pack=True, force=True)
         raise DatabaseError(
             f"{printable(split.path)}: its packs hold {split.pack_useful_tokens:,} useful tokens, its windows {useful:,}. "

@@ -54,6 +54,8 @@ class Split:
     max_ambiguous: float | None
     packs: int | None
     pack_useful_tokens: int | None
+    pack_row_tokens: int | None
+    """Tokens of a packed row, where another tokenizer counted them."""
 
     @classmethod
     def of(cls, path: Path) -> Split:
@@ -77,6 +79,7 @@ class Split:
             max_ambiguous=state.max_ambiguous,
             packs=state.metadata.get("total_packs"),
             pack_useful_tokens=state.metadata.get("pack_useful_tokens"),
+            pack_row_tokens=state.metadata.get("pack_row_tokens"),
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sharded_eden.describe.packing import RowLengths
 from sharded_eden.format.geometry import WindowGeometry
 
 KEEP_TAIL, MIN_LENGTH, BOTH, STRIDE, LEFT_OUT, ROOM = (
@@ -110,6 +111,7 @@ class WindowCounts:
     """Bases that are in at least one window."""
     unseen: dict[str, int] = field(default_factory=dict)
     """Bases of those contigs in no window, by the option that would show them: see `REASONS`."""
+    rows: RowLengths = field(default_factory=RowLengths)
 
     def add(self, lengths: NDArray[np.int64], windows: NDArray[np.int64]) -> None:
         """Add contigs with windows 0 to n - 1 each, as the geometry makes them, (C,) int64 each."""
@@ -118,6 +120,7 @@ class WindowCounts:
         self.bases += int(lengths.sum())
         self.bases_in_rows += int(rows_of_first(self.geometry, lengths, windows).sum())
         self.bases_shown += int(shown_by_first(self.geometry, lengths, windows).sum())
+        self.rows.add(self.geometry, lengths, windows)
         self._leave(unseen_by_reason(self.geometry, lengths, windows))
 
     def add_listed(self, length: int, windows: NDArray[np.int64]) -> None:
@@ -142,6 +145,7 @@ class WindowCounts:
         self.bases += length
         self.bases_in_rows += int(in_rows.sum())
         self.bases_shown += shown
+        self.rows.add_listed(geometry, in_rows)
         self._leave({**reasons, LEFT_OUT: left_out})
 
     def _leave(self, reasons: dict[str, int]) -> None:
@@ -153,6 +157,7 @@ class WindowCounts:
         """Add the windows of another."""
         for name in ("contigs", "windows", "bases", "bases_in_rows", "bases_shown"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.rows.merge(other.rows)
         self._leave(other.unseen)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sharded_eden.describe.group import Group
-from sharded_eden.describe.stats import Part
+from sharded_eden.describe.part import Part
 from sharded_eden.format.schema import SPLITS, WINDOWS_SUFFIX
 from sharded_eden.report.coverage import Coverage
 from sharded_eden.report.figure import Figure, graph_objects, label, number, percent, plot_of

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import sharded_eden
 from sharded_eden.describe.access_logs import access_log_files
-from sharded_eden.describe.stats import Part, stats
+from sharded_eden.describe.part import Part
+from sharded_eden.describe.stats import stats
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.commands import report_command
 from sharded_eden.format.publish import publishing

@@ -193,7 +193,7 @@ def write_packs(
             meter.reach(file.tell() // np.dtype(dtype).itemsize)
         file.flush()
         tokens = np.memmap(file, dtype=dtype, mode="r", shape=(total,)) if total else np.empty(0, dtype=dtype)
-        for windows in _buffers(total, seed):
+        for windows in buffers(total, seed):
             costs: NDArray[np.integer[Any]] = tokens[windows]
             useful_tokens += int(costs.sum(dtype=np.int64))
             rows = best_fit(costs, capacity)
@@ -257,7 +257,7 @@ def _checked(database: apsw.Connection, path: Path) -> WindowDatabase:
     return state
 
 
-def _buffers(total: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def buffers(total: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """Yield the indices of all windows in random order, (n,) int64, at most `BUFFER_WINDOWS` at once."""
     permutation = Permutation(total, "packs", seed)
     for first in range(0, total, PERMUTED_AT_ONCE):

@@ -1,18 +1,21 @@
 """`make screenshots`: the pictures of the documentation, from the genomes of the demo, in headless Chromium.
 
 Builds and splits the genomes, reads two passes of the training split with access logs, and once more with a wrong sampler,
-which shuffles blocks of 500 windows and the windows of each block, but not all windows. Writes `docs/screenshots/*.png`.
+which shuffles blocks of 500 windows and the windows of each block, but not all windows. Builds the site last, so that its
+pages show the other pictures. Writes `docs/screenshots/*.png`.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 import sys
 import tempfile
 from contextlib import chdir, redirect_stdout
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +30,8 @@ from sharded_eden import ShardedEdenDataset, Stream, cli  # noqa: E402
 OUT = HERE.parent / "docs" / "screenshots"
 SPLITS = ("train", "val", "test")
 BLOCK = 500
+SITE = (("start", "index.html"), ("tutorial", "tutorial.html"), ("packing", "packing.html"))
+SCREENS = (("light", 1280, 800), ("dark", 1280, 800), ("phone", 390, 800))
 TERMINAL = """<!DOCTYPE html><html lang="en" data-drawn="yes"><head><meta charset="utf-8"><title>terminal</title><style>
 body {{ margin: 0; background: #12161d; color: #e6eaf1; }}
 pre {{ display: inline-block; margin: 0; padding: 20px 24px; font: 13px/1.45 "DejaVu Sans Mono", monospace;
@@ -67,11 +72,29 @@ def main() -> None:
                 (folder / "terminal.html").write_text(TERMINAL.format(text=escape(command + text)))
                 opened = open_page(started, folder / "terminal.html")
                 opened.page.locator("pre").screenshot(path=OUT / f"{picture}.png")
+            site(started, folder / "site")
     for picture in sorted(OUT.iterdir()):
-        Image.open(picture).convert("RGB").quantize(96, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            picture, optimize=True
-        )
+        Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
         print(f"{picture}  {picture.stat().st_size / 1000:,.0f} kB")
+
+
+def site(started: Any, folder: Path) -> None:
+    """Build the site and take pictures of three of its pages."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    subprocess.run([*command, "--no-directory-urls"], cwd=HERE.parent, check=True)
+    for name, page in SITE:
+        for screen, width, height in SCREENS:
+            scheme = "dark" if screen == "dark" else "light"
+            opened = open_page(
+                started,
+                folder / page,
+                width=width,
+                height=height,
+                scheme=scheme,
+                ready="document.readyState === 'complete'",
+            )
+            opened.page.wait_for_timeout(1000)  # colours change slowly when the page becomes dark
+            opened.page.screenshot(path=OUT / f"site-{name}-{screen}.png")
 
 
 def prepare(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,15 +50,24 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-def open_page(started: Any, path: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> Opened:
-    """Open a local file, and wait until its figures are drawn."""
+def open_page(
+    started: Any,
+    path: Path,
+    *,
+    width: int = 1280,
+    height: int = 900,
+    scheme: str = "light",
+    ready: str = "document.documentElement.dataset.drawn === 'yes'",
+) -> Opened:
+    """Open a local file, and wait until its figures are drawn, or until `ready` is true. Other machines are not asked."""
     page = started.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.route(re.compile("^https?:"), lambda route: route.abort())
     opened = Opened(page)
     page.on("console", lambda message: opened.messages.append(message.text))
     page.on("pageerror", lambda error: opened.messages.append(str(error)))
     page.on("request", lambda request: opened.requests.append(request.url))
     page.goto(path.absolute().as_uri())
-    page.wait_for_function("document.documentElement.dataset.drawn === 'yes'")
+    page.wait_for_function(ready)
     page.wait_for_timeout(300)
     opened.requests = [url for url in opened.requests if url != path.absolute().as_uri()]
     return opened

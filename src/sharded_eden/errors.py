@@ -32,47 +32,142 @@ _BOUNDED = (list, tuple, dict, set, frozenset, int)
 
 
 class EdenError(Exception):
-    """The base class of all errors that this package raises."""
+    """The base class of all errors that this package raises.
+
+    Example:
+        >>> from sharded_eden import EdenError, extract_sample_id
+        >>> try:
+        ...     extract_sample_id("c1")
+        ... except EdenError as error:
+        ...     print(type(error).__name__)
+        InputError
+    """
 
 
 class UsageError(EdenError, ValueError):
-    """Invalid or contradictory arguments."""
+    """Invalid or contradictory arguments.
+
+    Example:
+        >>> from sharded_eden import WindowGeometry
+        >>> WindowGeometry(window_size=0, stride=1)
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.UsageError: window_size must be at least 1, not 0
+    """
 
 
 class UnknownArgument(UsageError, TypeError):
-    """A keyword argument that does not exist; the message names a similar one that does."""
+    """A keyword argument that does not exist; the message names a similar one that does.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset
+        >>> ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db", strid=824)
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.UnknownArgument: ShardedEdenDataset() got an unexpected keyword argument 'strid'...
+    """
 
 
 class WriteError(UsageError):
-    """A file or folder that cannot be written: no permission, a full disk, a link, or another process that writes."""
+    """A file or folder that cannot be written: no permission, a full disk, a link, or another process that writes.
+
+    Example:
+        >>> from sharded_eden import build_sequence_dbs
+        >>> build_sequence_dbs(["genomes/a.fna"], "genomes/b.fna")
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.WriteError: genomes/b.fna: cannot be written to (File exists)
+    """
 
 
 class InputError(EdenError, ValueError):
-    """An input file that is not accepted; the message names file, record and position."""
+    """An input file that is not accepted; the message names file, record and position.
+
+    Example:
+        >>> from sharded_eden import extract_sample_id
+        >>> extract_sample_id("c1")
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.InputError: sequence ID 'c1' names no sample...
+    """
 
 
 class DatabaseError(EdenError, ValueError):
-    """A database that cannot be read, or whose tables are not the specified ones."""
+    """A database that cannot be read, or whose tables are not the specified ones.
+
+    Example:
+        >>> from sharded_eden import pack_window_database
+        >>> pack_window_database("genomes/a.fna")
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.DatabaseError: genomes/a.fna: it is not an SQLite database (file is not a database)
+    """
 
 
 class MissingDatabase(DatabaseError, FileNotFoundError):
-    """A required database or folder does not exist."""
+    """A required database or folder does not exist.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset
+        >>> ShardedEdenDataset.open("no_folder", "windows/train_windows.db")
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.MissingDatabase: ...
+    """
 
 
 class GeometryMismatch(DatabaseError):
-    """A window database was built with another window size, stride or threshold than the requested one."""
+    """A window database was built with another window size, stride or threshold than the requested one.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset
+        >>> ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db", stride=1000)
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.GeometryMismatch: ...windows/train_windows.db: mismatch: it was built with strid...
+    """
 
 
 class MissingSequence(DatabaseError):
-    """A contig is absent from its sequence database, or too short for its window."""
+    """A contig is absent from its sequence database, or too short for its window.
+
+    Example:
+        >>> import polars as pl
+        >>> from sharded_eden import ShardedEdenDataset, precompute_window_database
+        >>> pl.DataFrame({"contig_id": ["BCR__ECT-a__CT1-9"], "length": [5000]}).write_parquet("wrong.parquet")
+        >>> done = precompute_window_database("wrong.parquet", "wrong.db", window_size=1024, stride=824)
+        >>> ShardedEdenDataset.open("sequence_db_dir", "wrong.db")[0]
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.MissingSequence: train split, window 0: contig 'BCR__ECT-a__CT1-9' must have at...
+    """
 
 
 class StateError(EdenError, ValueError):
-    """A saved position is invalid, or belongs to other data, another seed or another geometry."""
+    """A saved position is invalid, or belongs to other data, another seed or another geometry.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler
+        >>> dataset = ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db")
+        >>> first, second = (
+        ...     StreamBatchSampler(Stream(dataset, seed=seed), micro_batch_size=2, global_batch_size=4)
+        ...     for seed in (1, 2)
+        ... )
+        >>> second.load_state_dict(first.state_dict(consumed_samples=4))
+        Traceback (most recent call last):
+            ...
+        sharded_eden.errors.StateError: ...
+    """
 
 
 class MissingExtra(EdenError, ImportError):
-    """An optional dependency is missing; the message names the extra that installs it."""
+    """An optional dependency is missing; the message names the extra that installs it.
+
+    Example:
+        >>> from sharded_eden import MissingExtra
+        >>> print(MissingExtra("plotly", "report"))
+        plotly is not installed. Install it, in the clone of this package: pip install '.[report]'
+    """
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed. Install it, in the clone of this package: pip install '.[{extra}]'")
@@ -84,7 +179,13 @@ class MissingExtra(EdenError, ImportError):
 
 
 class EdenWarning(UserWarning):
-    """Something that is allowed but rarely intended."""
+    """Something that is allowed but rarely intended.
+
+    Example:
+        >>> import warnings
+        >>> from sharded_eden import EdenWarning
+        >>> warnings.simplefilter("error", EdenWarning)  # such warnings become errors
+    """
 
 
 def warn(message: str) -> None:

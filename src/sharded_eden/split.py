@@ -122,8 +122,9 @@ def write_splits(
         EdenWarning: a split in `out_dir` has contigs that are no longer in the sequence databases.
 
     Example:
-        >>> write_splits("seqdb", "splits", val=0.1, test=0.1).parts["val"].samples  # doctest: +SKIP
-        12
+        >>> from sharded_eden import write_splits
+        >>> write_splits("sequence_db_dir", "new_splits", val=0.25, test=0.25).parts["val"].samples
+        1
     """
     out, folder = Path(out_dir), Path(sequence_db_dir)
     shares = {"val": val, "test": test}

@@ -106,6 +106,12 @@ def bench(
     Raises:
         UsageError: a size below 1, an unknown start method, or a split without windows.
         DatabaseError: a database is missing or damaged.
+
+    Example:
+        >>> from sharded_eden import bench
+        >>> result = bench("sequence_db_dir", "windows/train_windows.db", max_workers=0, seconds=0.01)
+        >>> result.warm_windows_per_second > 0
+        True
     """
     methods = list(start_methods)
     known = torch.multiprocessing.get_all_start_methods()

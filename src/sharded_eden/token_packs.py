@@ -82,7 +82,16 @@ def pack_by_tokens(
     Warns:
         EdenWarning: windows have more tokens than a row, which cuts off more than 2% of all tokens.
 
-    Example: `pack_by_tokens("train_windows.db", "SEQDB", tokenizer=tokenizer, seq_length=1024).useful` is 0.99.
+    Example:
+        >>> from sharded_eden import NucleotideTokenizer, pack_by_tokens
+        >>> packs = pack_by_tokens(
+        ...     "unpacked_windows.db",
+        ...     "sequence_db_dir",
+        ...     tokenizer=NucleotideTokenizer(),
+        ...     seq_length=2048,
+        ... )
+        >>> packs.window_size
+        2048
     """
     path, folder = Path(window_db), Path(sequence_db_dir)
     expect(folder, "SEQDB", "a folder of sequence databases")

@@ -30,6 +30,8 @@ def write(folder: Path) -> None:
         windows = folder / f"windows/{name}_windows.db"
         precompute_window_database(part.path, windows, window_size=1024, stride=824, sequences=sequences)
         pack_window_database(windows)
+    train = splits.parts["train"].path
+    precompute_window_database(train, folder / "unpacked_windows.db", window_size=1024, stride=824)
     windows = folder / "windows/train_windows.db"
     options = {"log_windows": True, "log_dir": folder / "logs"}
     with ShardedEdenDataset.open(sequences, windows, **options) as dataset:

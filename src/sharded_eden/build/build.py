@@ -77,7 +77,9 @@ def create_sample_database(
         WriteError: the database cannot be written, or a link has the name of the sample's folder.
 
     Example:
-        >>> create_sample_database("S1", [("BCR__ECT-S1__CT1-1", "ACGT")], "seqdb")  # doctest: +SKIP
+        >>> from sharded_eden import create_sample_database
+        >>> create_sample_database("S1", [("BCR__ECT-S1__CT1-1", "ACGT")], "more_sequences").name
+        'glm_dataset_S1.sqlite'
     """
     _check_text(sample_id=sample_id)
     schema.check_sample_id(sample_id, "sample_id")
@@ -212,6 +214,11 @@ def build_sequence_dbs(
             samples are built; the message lists those that are not.
         WriteError: a file cannot be written: no permission, a full disk, a link in its place.
         MissingExtra: a format or an engine needs a package that is not installed.
+
+    Example:
+        >>> from sharded_eden import build_sequence_dbs
+        >>> build_sequence_dbs(["genomes"], "new_sequences").samples
+        4
     """
     _check_text(
         tag=tag,

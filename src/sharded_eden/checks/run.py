@@ -95,6 +95,11 @@ def verify(
         UsageError: a window database is given twice, a number is invalid, a path is of another kind than expected, or
             near-duplicates are requested with fewer than two window databases.
         MissingExtra: `near_duplicates` without sourmash.
+
+    Example:
+        >>> from sharded_eden import verify
+        >>> verify("sequence_db_dir", ["windows"]).is_clean
+        True
     """
     folder = sequence_folder(sequence_db_dir)
     window_dbs = list(window_dbs)

@@ -37,7 +37,10 @@ def read_access_logs(folder: str | os.PathLike[str]) -> pl.DataFrame:
         MissingDatabase: there is no such folder, or no log in it.
         InputError: a file is no access log, or is damaged.
 
-    Example: `read_access_logs("logs").group_by("window_idx").len()`.
+    Example:
+        >>> from sharded_eden import read_access_logs
+        >>> read_access_logs("logs")["window_idx"].to_list()
+        [0, 1]
     """
     frame = scan_access_logs(folder)
     try:

@@ -65,7 +65,11 @@ def stats(
         DatabaseError: a database is damaged, or windows and sequences do not belong together.
         InputError: a Parquet file is no split.
 
-    Example: `stats("seqdb", "windows/train_windows.db").parts[0].total.lengths.n50`.
+    Example:
+        >>> from sharded_eden import stats
+        >>> result = stats("sequence_db_dir", "windows/train_windows.db")
+        >>> result.parts[0].total.lengths.n50
+        20000
     """
     if by is not None and by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'tag', not {shown(by)}")

@@ -28,6 +28,12 @@ class WindowGeometry:
 
     Raises:
         UsageError: a size below 1, or no room for a base beside the special tokens.
+
+    Example:
+        >>> from sharded_eden import WindowGeometry
+        >>> geometry = WindowGeometry(window_size=8192, stride=7992)
+        >>> geometry.count(20_000)
+        2
     """
 
     window_size: int = 8192
@@ -139,5 +145,11 @@ def default_stride(window_size: int, special_tokens: int = 3) -> int:
 
 
 def compute_num_windows(seq_len: int, window_size: int = 8192, stride: int = 7992) -> int:
-    """Return the default number of windows of a contig of `seq_len` bases."""
+    """Return the default number of windows of a contig of `seq_len` bases.
+
+    Example:
+        >>> from sharded_eden import compute_num_windows
+        >>> compute_num_windows(20_000, 8192, 7992)
+        2
+    """
     return WindowGeometry(window_size=window_size, stride=stride).count(seq_len)

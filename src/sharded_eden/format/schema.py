@@ -104,6 +104,11 @@ def extract_sample_id(sequence_id: str) -> str:
 
     Raises:
         InputError: the ID has no second part between double underscores.
+
+    Example:
+        >>> from sharded_eden import extract_sample_id
+        >>> extract_sample_id("BCR__ECT-SAMPLE1__CT1-1")
+        'SAMPLE1'
     """
     parts = sequence_id.split("__", 2)
     if len(parts) < 2:

@@ -76,6 +76,12 @@ class ArrayDataset:
         GeometryMismatch: the window database was built for other windows.
         DatabaseError: a database is damaged or has other tables.
         UsageError: the tokenizer lacks an id, a row has no room for bases, or an argument has the wrong type.
+
+    Example:
+        >>> from sharded_eden import ArrayDataset
+        >>> with ArrayDataset.open("sequence_db_dir", "windows/train_windows.db") as dataset:
+        ...     print(dataset.seq_length, len(dataset))
+        1024 81
     """
 
     @takes_options

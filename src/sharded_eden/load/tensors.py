@@ -36,6 +36,13 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
     Workers may be forked, spawned or come from a fork server: connections are opened where they are used.
 
     Arguments and errors are those of `sharded_eden.load.dataset.ArrayDataset`.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset
+        >>> with ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db") as dataset:
+        ...     row = dataset[0]
+        >>> row["tokens"].shape, row["loss_mask"].sum()
+        (torch.Size([1024]), tensor(1021.))
     """
 
     def _prepare(self) -> None:

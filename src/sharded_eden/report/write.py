@@ -71,7 +71,10 @@ def write_report(
         DatabaseError: a database is damaged.
         InputError: an access log is none, or belongs to another window database.
 
-    Example: `write_report("report.html", "seqdb", "windows", logs="logs").faults`.
+    Example:
+        >>> from sharded_eden import write_report
+        >>> write_report("report.html", "sequence_db_dir", "windows", logs="logs").faults
+        []
     """
     graph_objects()
     out = Path(out)

@@ -48,8 +48,10 @@ class ArrayStream:
         UsageError: the dataset has no windows.
 
     Example:
-        stream = ArrayStream(ArrayDataset.open("seqdb", "windows/train.db"))
-        stream.arrays([0, 1])["tokens"]  # (2, seq_length) int64
+        >>> from sharded_eden import ArrayDataset, ArrayStream
+        >>> stream = ArrayStream(ArrayDataset.open("sequence_db_dir", "windows/train_windows.db"))
+        >>> stream.arrays([0, 1])["tokens"].shape
+        (2, 1024)
     """
 
     def __init__(

@@ -54,6 +54,13 @@ def to_hugging_face(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         UsageError: the batch lacks a part, is compact, or has fractional weights.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset, to_hugging_face
+        >>> with ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db") as dataset:
+        ...     batch = dataset.collate_fn([dataset[0], dataset[1]])
+        >>> sorted(to_hugging_face(batch))
+        ['attention_mask', 'input_ids', 'labels', 'position_ids']
     """
     parts, rest = _take_apart(batch)
     tokens = parts["tokens"]
@@ -130,6 +137,13 @@ def to_megatron(batch: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: the batch lacks a part, is compact, or is masked: those loops train causal models.
         MissingExtra: the batch is packed and Megatron is not installed.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset, to_megatron
+        >>> with ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db") as dataset:
+        ...     batch = dataset.collate_fn([dataset[0], dataset[1]])
+        >>> sorted(to_megatron(batch))
+        ['attention_mask', 'labels', 'loss_mask', 'position_ids', 'tokens']
     """
     parts, rest = _take_apart(batch)
     if "padding_mask" in rest:

@@ -24,6 +24,13 @@ def collate_for_hugging_face(rows: Any) -> dict[str, Any]:
 
     Raises:
         UsageError: the examples are compact, or have fractional weights.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset, collate_for_hugging_face
+        >>> with ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db") as dataset:
+        ...     batch = collate_for_hugging_face([dataset[0], dataset[1]])
+        >>> batch["input_ids"].shape
+        torch.Size([2, 1024])
     """
     return to_hugging_face(collate(rows))
 
@@ -43,6 +50,12 @@ def _position_class() -> type:
 
         Raises:
             StateError: training resumes from a checkpoint of another stream or another global batch size.
+
+        Example:
+            >>> from sharded_eden import Position, ShardedEdenDataset, Stream, StreamBatchSampler
+            >>> stream = Stream(ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db"))
+            >>> sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=4)
+            >>> callback = Position(sampler)  # transformers.Trainer(callbacks=[callback], ...)
         """
 
         def __init__(self, sampler: StreamBatchSampler) -> None:

@@ -48,7 +48,12 @@ class Mixture(Stream):
             cannot be in one batch: another `seq_length`, tokenizer or special ids, or only some packed or compact.
 
     Example:
-        Mixture({"genes": (genes, 0.7), "genomes": (genomes, 0.3)}, phases=[(1_000_000, {"genes": 0.2, "genomes": 0.8})])
+        >>> from sharded_eden import Mixture, ShardedEdenDataset
+        >>> train = ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db")
+        >>> val = ShardedEdenDataset.open("sequence_db_dir", "windows/val_windows.db")
+        >>> mixture = Mixture({"a": (train, 0.75), "b": (val, 0.25)}, phases=[(100, {"a": 0.5, "b": 0.5})])
+        >>> [source for source, epoch, window in mixture.windows_at(range(4))]
+        [0, 0, 0, 0]
     """
 
     dataset: MixedRows  # type: ignore[assignment]

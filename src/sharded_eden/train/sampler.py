@@ -180,6 +180,17 @@ class StreamBatchSampler(Sampler[list[int]]):
         drop_last: leave out an incomplete last global batch; otherwise, ranks with fewer rows repeat rows from the start.
         accept_other_data: True takes the position of a state that was saved for another stream or by the original loader;
             "restart" begins at 0 instead. A state of this stream is always resumed.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler
+        >>> stream = Stream(ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db"))
+        >>> sampler = StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=4)
+        >>> batch = next(iter(DataLoader(stream, batch_sampler=sampler, collate_fn=stream.collate_fn)))
+        >>> batch["tokens"].shape
+        torch.Size([2, 1024])
+        >>> sampler.state_dict(consumed_samples=4)["consumed_samples"]
+        4
     """
 
     def __init__(

@@ -39,6 +39,12 @@ class Stream(ArrayStream, Dataset[Example]):
 
     Raises:
         UsageError: the dataset has no windows.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset, Stream
+        >>> stream = Stream(ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db"), seed=1)
+        >>> stream[10**9]["tokens"].shape  # endless: any position
+        torch.Size([1024])
     """
 
     dataset: ShardedEdenDataset

@@ -111,6 +111,12 @@ def pack_window_database(
         MissingDatabase: there is no such window database.
         DatabaseError: it is not a window database, or the lengths of its windows are unknown.
         UsageError: it cannot be written, or has other packs, unless `overwrite`.
+
+    Example:
+        >>> from sharded_eden import pack_window_database
+        >>> result = pack_window_database("windows/train_windows.db")
+        >>> result.windows
+        81
     """
     path = Path(window_db)
     expect(path, "WINDOWS.db", "a window database")

@@ -116,6 +116,12 @@ def precompute_window_database(
 
     Warns:
         EdenWarning: no window is left, the stride leaves gaps, or contigs have no bases.
+
+    Example:
+        >>> from sharded_eden import precompute_window_database
+        >>> result = precompute_window_database("splits/train_split.parquet", "new_windows.db", window_size=2048)
+        >>> result.windows, result.unseen_bases
+        (33, 6834)
     """
     split, output = Path(split_parquet_file), Path(output_window_db)
     expect(split, "SPLIT.parquet", "a Parquet file")

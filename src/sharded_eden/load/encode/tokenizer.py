@@ -37,6 +37,11 @@ class NucleotideTokenizer:
     """The built-in tokenizer: one id per byte, as in Evo 2. PAD, BOS, EOS, SEP and MASK are 0 to 4.
 
     Source of the one-byte vocabulary: Brixi et al., "Genome modeling and design across all domains of life with Evo 2", 2025.
+
+    Example:
+        >>> from sharded_eden import NucleotideTokenizer
+        >>> NucleotideTokenizer().text_to_ids("ACGT")
+        [65, 67, 71, 84]
     """
 
     pad_id = 0

@@ -97,6 +97,13 @@ def flatten_rows(batch: Example) -> Example:
         `tokens`, `labels`, `loss_mask`, `position_ids`, perhaps `padding_mask` (1, B * T); `cu_seqlens` (segments + 1,) int32,
         strictly increasing from
         0 to B * T; `max_seqlen` () int32.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataset, flatten_rows
+        >>> with ShardedEdenDataset.open("sequence_db_dir", "windows/train_windows.db", packed=True) as dataset:
+        ...     batch = dataset.collate_fn([dataset[0], dataset[1]])
+        >>> flatten_rows(batch)["tokens"].shape
+        torch.Size([1, 2048])
     """
     import torch
 

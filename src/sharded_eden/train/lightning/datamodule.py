@@ -77,6 +77,17 @@ class ShardedEdenDataModule(pl.LightningDataModule):
 
     Raises:
         UsageError: sizes that do not fit, or `vocab_file` or `merges_file`.
+
+    Example:
+        >>> from sharded_eden import ShardedEdenDataModule
+        >>> data = ShardedEdenDataModule(
+        ...     "sequence_db_dir",
+        ...     "windows/train_windows.db",
+        ...     "windows/val_windows.db",
+        ...     seq_length=1024,
+        ...     micro_batch_size=2,
+        ...     global_batch_size=8,
+        ... )  # trainer.fit(model, data)
     """
 
     @takes_options

@@ -32,7 +32,9 @@ class LoaderStatistics(Callback):
     Raises:
         UsageError: `every_n_steps` is below 1; when training begins, the data module is not a `ShardedEdenDataModule`.
 
-    Example: `Trainer(callbacks=[LoaderStatistics()])`.
+    Example:
+        >>> from sharded_eden import LoaderStatistics
+        >>> callback = LoaderStatistics(every_n_steps=50)  # Trainer(callbacks=[callback])
     """
 
     def __init__(self, every_n_steps: int | None = None, *, prefix: str = "loader/") -> None:

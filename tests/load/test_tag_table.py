@@ -220,3 +220,47 @@ def test_counts_of_tagged_rows_are_those_of_the_rows(folder, packed, dropout):
         )
         tokens = sum(int((stream[position]["tokens"] != dataset.pad_id).sum()) for position in range(3, 90))
         assert (totals.bases, totals.tokens) == (bases, tokens)
+
+
+class Utf8:
+    pad_id, bos_id, eos_id, sep_id = 0, 1, 2, 3
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+class Words(Utf8):
+    """`None` is one token, as in a vocabulary of words; any other field has a token for each letter."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return list(text.replace("None", "\x7f").encode())
+
+
+@pytest.mark.parametrize("kind", [Utf8, Words])
+@pytest.mark.parametrize("tag", ["\u00e9\u00e9\u00e9", "ab", "\U0001f9ec", "None", "\u6c34\u6c34"])
+def test_with_dropout_the_room_is_that_of_the_longest_form_in_tokens(folder, kind, tag):
+    pl.DataFrame({"sample": list(LINEAGES), "a": tag, "b": "x"}).write_parquet(folder / "samples.parquet")
+    forms = [f"{a}{b}" for a in (tag, "None") for b in ("x", "None")]
+    longest = max(len(kind().text_to_ids(form)) for form in forms)
+    given = {"stride": 50, "tags": folder / "samples.parquet", "tag_template": "{a}{b}", "tag_dropout": 0.5}
+    with ShardedEdenDataset(kind(), folder / "seqs", folder / "windows.db", T, **given) as dataset:
+        assert dataset._fetcher.least_room == T - longest - 3
+        drawn = {tag_in(dataset[epoch, window]["tokens"]) for epoch in range(6) for window in range(len(dataset))}
+    assert drawn == {kind().text_to_ids(form) and bytes(kind().text_to_ids(form)).decode() for form in forms}
+
+
+def test_packs_without_room_for_a_dropped_tag_are_refused_when_they_are_opened(folder):
+    """The packs leave 45 tokens for a tag. This one has 43 as it is, and 46 where only its second field was dropped."""
+    pl.DataFrame({"sample": list(LINEAGES), "a": "\u00e9" * 3, "b": "x"}).write_parquet(folder / "samples.parquet")
+    options = {"stride": 50, "tags": folder / "samples.parquet", "packed": True, "tag_template": "{a}{b}" + "-" * 36}
+    ShardedEdenDataset(Utf8(), folder / "seqs", folder / "windows.db", T, **options).close()
+    options["tag_dropout"] = 0.5
+    with pytest.raises(UsageError, match="the tag .* has 46 tokens, which is too long"):
+        ShardedEdenDataset(Utf8(), folder / "seqs", folder / "windows.db", T, **options)
+
+
+def test_two_columns_of_one_name_are_refused(folder):
+    for header in ("sample,tag,tag", "sample,tag,sample"):
+        (folder / "twice.csv").write_text(f"{header}\n" + "".join(f"{sample},a,{sample}\n" for sample in LINEAGES))
+        with pytest.raises(InputError, match=f"has several columns '{header.split(',')[2]}'"):
+            open_split(folder, tags=folder / "twice.csv", tag_template="{tag}")

@@ -72,8 +72,10 @@ class TableTags:
         self.digest = self._digest_of(keys, values)
         """An integer that checkpoints record: the same for the same tags, template and dropout."""
         used = self._numbers_of_split()
+        self._tokens_of: dict[str, int] = {}
         self.least_room = min(map(self._least_room, sorted(used)), default=row_format.seq_length)
         """The smallest number of bases in a row, over all tags of the split."""
+        self._tokens_of.clear()
 
     def of_windows(self, wanted: Sequence[tuple[int, int]]) -> list[tuple[NDArray[np.int64], int]]:
         """Return the header (H,) int64 of each (epoch, window index), and how many bases fit after it."""
@@ -133,12 +135,26 @@ class TableTags:
         return known
 
     def _least_room(self, number: int) -> int:
-        """Return the fewest bases beside any form of a tag: with dropout, the longer of each field and `None`."""
+        """Return the fewest bases beside any form of a tag: with dropout, of each field or `None` what has more tokens.
+
+        It is exact where the tokens of a tag are those of its parts. A form that is longer is an error when it is drawn.
+        """
         values = self._values[number]
         room = self._header(values)[1]
         if self._dropout:
-            room = min(room, self._header(tuple(max(value, DROPPED, key=len) for value in values))[1])
+            longest = tuple(max(value, DROPPED, key=self._tokens) for value in values)
+            room = min(self._header(form)[1] for form in (values, longest, (DROPPED,) * len(values)))
         return room
+
+    def _tokens(self, text: str) -> int:
+        found = self._tokens_of.get(text)
+        if found is None:
+            try:
+                found = len(self._format.encoding.text_to_ids(text))
+            except Exception:  # part of a tag that can be encoded as a whole
+                found = len(text)
+            self._tokens_of[text] = found
+        return found
 
     def _numbers_of_split(self) -> set[int]:
         """Return the distinct tags of the split.
@@ -239,6 +255,8 @@ def _columns(table: pl.DataFrame, path: Path, fields: Sequence[str]) -> tuple[bo
             f"{printable(path)}: tag_template names columns that are not there: {', '.join(map(shown, absent))}; it has "
             f"{shown(table.columns, 300)}"
         )
+    if twice := [name for name in (key, *fields) if f"{name}_duplicated_0" in table.columns]:
+        raise InputError(f"{printable(path)}: has several columns {shown(twice[0])}. Give each its own name")
     try:
         names = [key, *(field for field in dict.fromkeys(fields) if field != key)]
         texts = table.select(pl.col(names).cast(pl.String))

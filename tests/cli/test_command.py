@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import worlds
 
 from sharded_eden import cli
 from sharded_eden.cli.reference import EXAMPLES
@@ -100,6 +101,19 @@ def test_what_is_mistyped_gets_a_suggestion(
     monkeypatch.chdir(folder)
     assert cli.main(shlex.split(line)) != 0
     assert suggestion in capsys.readouterr().err
+
+
+def test_only_what_is_missing_gets_a_suggestion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A contig is missing, not the file that a word of the command line resembles."""
+    monkeypatch.chdir(worlds.write(tmp_path))
+    worlds.execute(worlds.sample_db(tmp_path, "S1"), "DELETE FROM sequences")
+    (tmp_path / "ex.parquet").touch()
+    assert cli.main(["export", "windows.db", "out", "--sequences", "seqs", "--to", "parquet"]) == 1
+    error = capsys.readouterr().err
+    assert "no such contig" in error
+    assert "Did you mean" not in error
 
 
 def test_paths_without_a_similar_name_get_no_suggestion(

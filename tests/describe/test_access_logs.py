@@ -333,3 +333,18 @@ def test_a_csv_log_that_was_removed_is_an_error_of_its_own(folder):
     path.unlink()
     with pytest.raises(WriteError, match="cannot be made a Parquet file"):
         dataset.close()
+
+
+@pytest.mark.parametrize("split", ["human/chr1", "..", "a\nb", "50%", "%2F", "\u00fc", "", "a_rank3_x"])
+def test_a_split_of_any_name_has_its_log(folder, split):
+    with worlds.dataset(folder, log_windows=True, log_dir=folder / "log", split=split) as dataset:
+        dataset[3]
+    assert read_access_logs(folder / "log").select("window_idx", "split").rows() == [(3, split)]
+
+
+def test_what_is_no_file_is_no_log(folder):
+    with worlds.dataset(folder, log_windows=True, log_dir=folder / "log") as dataset:
+        dataset[3]
+    (folder / "log" / "window_access_train_rank0_00000000.csv").mkdir()
+    os.mkfifo(folder / "log" / "window_access_train_rank0_00000001.csv")
+    assert read_access_logs(folder / "log")["window_idx"].to_list() == [3]

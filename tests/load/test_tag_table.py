@@ -255,7 +255,7 @@ def test_packs_without_room_for_a_dropped_tag_are_refused_when_they_are_opened(f
     options = {"stride": 50, "tags": folder / "samples.parquet", "packed": True, "tag_template": "{a}{b}" + "-" * 36}
     ShardedEdenDataset(Utf8(), folder / "seqs", folder / "windows.db", T, **options).close()
     options["tag_dropout"] = 0.5
-    with pytest.raises(UsageError, match="the tag .* has 46 tokens, which is too long"):
+    with pytest.raises(UsageError, match=r"the tag .* has 46 tokens, which is too long"):
         ShardedEdenDataset(Utf8(), folder / "seqs", folder / "windows.db", T, **options)
 
 

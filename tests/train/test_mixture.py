@@ -373,3 +373,11 @@ def test_a_batch_without_loss_warns_once_whatever_the_layouts(tmp_path, options,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mixed.__getitems__(range(32))  # rows of one layout have no loss, those of the other do
+
+
+def test_positions_beyond_those_of_a_checkpoint_are_refused(folders):
+    mixture = mixture_of(folders)
+    assert mixture.windows_at([(1 << 62) - 1])
+    for position in (1 << 62, 1 << 63, 1 << 80):
+        with pytest.raises(IndexError, match=f"position {position} of a mixture is not below"):
+            mixture.windows_at([0, position])

@@ -124,6 +124,8 @@ def test_what_is_no_weight_is_refused(weight):
 def test_weights_that_cannot_be_kept_are_refused():
     with pytest.raises(UsageError, match="all 2 weights are 0"):
         integer_weights([0, 0.0])
+    with pytest.raises(UsageError, match=r"weight 1\.0 is less than 1/1048576 of more than 1e308"):
+        integer_weights([10**400, 1])
     with pytest.raises(UsageError, match=r"weight 1e-09 is less than 1/1048576 of 1\.0"):
         integer_weights([1e-9, 1 - 1e-9])
     assert block_of(integer_weights([1, (1 << 20) - 1])) == 1 << 20

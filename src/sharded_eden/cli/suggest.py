@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,16 @@ def similar_paths(words: Sequence[str], message: str) -> list[str]:
     for word in words:
         text = word.partition("=")[2] if word.startswith("--") else word
         try:
-            if text and text in message and (path := _similar(Path(text))) is not None:
+            if text and _is_missing(text, message) and (path := _similar(Path(text))) is not None:
                 found.append(str(path))
         except (OSError, ValueError):
             continue
     return found
+
+
+def _is_missing(path: str, message: str) -> bool:
+    """Return whether a message calls this path missing, and not a contig, or a file with a longer name."""
+    return re.search(rf"{re.escape(path)}:? (is )?no such (\w|,| )*(file|folder|database)", message) is not None
 
 
 def _similar(path: Path) -> Path | None:

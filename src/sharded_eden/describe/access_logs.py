@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from sharded_eden.errors import InputError, MissingDatabase, printable, shown, warn
-from sharded_eden.load.access_log import COLUMNS, TEXT_COLUMNS
+from sharded_eden.load.access_log import COLUMNS, TEXT_COLUMNS, split_in
 
 _NAME = re.compile(r"window_access_(.*)_rank(\d+)_[0-9a-f]{8}\.(csv|parquet)")
 
@@ -67,7 +67,9 @@ def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
     """
     folder = Path(folder)
     found = (
-        sorted(path for path in folder.glob("window_access_*") if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+        sorted(path for path in folder.glob("window_access_*") if _NAME.fullmatch(path.name) and path.is_file())
+        if folder.is_dir()
+        else []
     )
     if not found:
         what = (
@@ -85,7 +87,7 @@ def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
 def split_of(path: Path) -> str:
     """Return the split that the name of an access log states; empty where the name is no such name."""
     match = _NAME.fullmatch(path.name)
-    return match[1] if match else ""
+    return split_in(match[1]) if match else ""
 
 
 def scan_access_log(path: Path) -> pl.LazyFrame:

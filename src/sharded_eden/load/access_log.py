@@ -8,7 +8,8 @@ passed to the operating system before the batch is used, so that even a killed p
 batch have one time. With `log_format="parquet"`, rows are collected and written thousands at once, and a full or closed CSV
 file is replaced by a Parquet file. A killed process then loses the rows that it has collected, and leaves its last file as CSV.
 
-Numbers come from the index, where there is one, and a sequence ID is read once for its contig.
+In the name of a file, `/`, `%` and characters that are not printable are percent-encoded. Numbers come from the index,
+where there is one, and a sequence ID is read once for its contig.
 
 A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula. Such an ID is written with a `'` before it, and so
 is an ID that begins with `'`: `sharded_eden.read_access_logs` removes exactly one. Parquet files hold IDs as they are.
@@ -30,6 +31,7 @@ from contextlib import suppress
 from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import quote, unquote
 
 from sharded_eden.errors import EdenError, MissingExtra, UsageError, WriteError, printable, shown
 from sharded_eden.format.publish import publishing
@@ -62,6 +64,16 @@ _PLAIN = re.compile(r"[A-Za-z0-9][\w.|:/-]*", re.ASCII)
 def as_cell(text: str) -> str:
     """Return an ID for a CSV file: one that a spreadsheet could run as a formula gets a `'`. `as_cell("=A1")` is `"'=A1"`."""
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def name_of(split: str) -> str:
+    """Return a split for the name of a file: `name_of("human/chr1")` is `"human%2Fchr1"`, see `split_in`."""
+    return "".join(c if c.isprintable() and c not in "/%" else quote(c, safe="", errors="surrogatepass") for c in split)
+
+
+def split_in(name: str) -> str:
+    """Return the split that `name_of` was called with."""
+    return unquote(name)
 
 
 class AccessLog:
@@ -205,7 +217,7 @@ class AccessLog:
         return UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})")
 
     def _open(self) -> None:
-        self._path = self.folder / f"window_access_{self.split}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
+        self._path = self.folder / f"window_access_{name_of(self.split)}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)

@@ -21,7 +21,7 @@ from sharded_eden.train.array_stream import KEPT_ORDERS, Columns, by_epoch
 from sharded_eden.train.mixture_state import Past, make_mixture_state, position_of_mixture
 from sharded_eden.train.order import Order
 from sharded_eden.train.schedule import Phase, Schedule, Skips, Weights, integer_weights
-from sharded_eden.train.state import AcceptOtherData
+from sharded_eden.train.state import MAX_POSITION, AcceptOtherData
 from sharded_eden.train.stream import Stream
 
 Sources = Sequence[tuple[ShardedEdenDataset, Any]] | Mapping[str, tuple[ShardedEdenDataset, Any]]
@@ -129,6 +129,8 @@ class Mixture(Stream):
         """Return (source, epoch, index) at each position of the endless stream."""
         if not positions:
             return []
+        if max(positions) >= MAX_POSITION:
+            raise IndexError(f"position {shown(max(positions))} of a mixture is not below 2**62")
         source, nth = self.schedule.locate(self.skips.place(positions))
         epoch, place = np.divmod(nth, self._lengths[source])
         visits = list(zip(source.tolist(), epoch.tolist(), strict=True))

@@ -78,13 +78,20 @@ def integer_weights(weights: Sequence[Any]) -> tuple[int, ...]:
     least = min(weight for weight in exact if weight)
     if least * MOST_BLOCK < total:
         raise UsageError(
-            f"weight {shown(float(least))} is less than 1/{MOST_BLOCK} of {shown(float(total))}, the sum of the weights: "
-            "raise it, or set it to 0"
+            f"weight {_rounded(least)} is less than 1/{MOST_BLOCK} of {_rounded(total)}, the sum of the weights: raise it, or "
+            "set it to 0"
         )
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
     divisor = math.gcd(*whole)
     return tuple(weight // divisor for weight in whole)
+
+
+def _rounded(value: Fraction | int) -> str:
+    try:
+        return str(float(value))
+    except OverflowError:
+        return "more than 1e308"
 
 
 def _fraction(weight: Any) -> Fraction:

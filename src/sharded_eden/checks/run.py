@@ -34,7 +34,7 @@ from sharded_eden.checks.reading import read_windows
 from sharded_eden.checks.result import VerifyResult
 from sharded_eden.checks.sample import SampleReport, SampleTask, WindowsOfSample, verify_sample
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
-from sharded_eden.errors import DatabaseError, EdenError, UsageError
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
 from sharded_eden.format.commands import build_command, quoted, split_command, verify_command
 from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
 from sharded_eden.format.parquet import parquet_source
@@ -161,8 +161,13 @@ class _Run:
     def __post_init__(self) -> None:
         self._findings = Findings()
         self._paths: dict[str, Path] = {}
-        with self._findings.checking("file", self.folder, build_command(self.folder, force=True)):
+        try:
             self._paths = discover_sample_databases(self.folder)
+        except (DatabaseError, OSError) as error:
+            is_missing = isinstance(error, MissingDatabase)
+            fix = build_command(self.folder, force=True) if is_missing else f"ls -la {quoted(self.folder)}"
+            with self._findings.checking("file", self.folder, fix):
+                raise
         self._done = 0
         self._meter = Meter(self.progress, sum(map(_size, [*self.splits, *self._paths.values()])))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from sharded_eden.describe.packing import share_if_packed
 from sharded_eden.describe.part import Part, StatsResult
 from sharded_eden.describe.sample import SampleCounts, SampleTask, count_sample
 from sharded_eden.describe.window_table import OpenSplit, Split
-from sharded_eden.errors import DatabaseError, EdenError, InputError, UsageError, printable, shown
+from sharded_eden.errors import DatabaseError, EdenError, InputError, MissingDatabase, UsageError, printable, shown
 from sharded_eden.format.commands import precompute_command, split_command, stats_command, verify_command
 from sharded_eden.format.geometry import MOST
 from sharded_eden.format.kinds import kinds_of, named, refuse_url
@@ -111,6 +111,9 @@ def _sorted_by_kind(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Path]
         elif "a Parquet file" in kinds:
             splits.append(path)
         else:
+            if not kinds and path.is_dir():
+                with suppress(MissingDatabase):
+                    discover_sample_databases(path)  # raises what cannot be read
             found = f"is {kinds[0]}" if kinds else "is no such file or folder" if not path.exists() else "is neither"
             raise UsageError(
                 f"{printable(path)} {found}; expected a folder of sequence databases, a window database, or a split file"

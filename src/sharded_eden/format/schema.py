@@ -9,10 +9,12 @@ Input: names. Output: names, paths and SQL. No function opens a file; `discover_
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
-from sharded_eden.errors import InputError, MissingDatabase, UsageError, printable, shown
+from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, UsageError, printable, shown
 from sharded_eden.format.commands import build_command
 
 CONTIG_ID = "contig_id"
@@ -82,6 +84,7 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
 
     Raises:
         MissingDatabase: the folder does not exist, or holds no sequence database.
+        DatabaseError: a folder in it cannot be read: its sample would be left out.
     """
     folder = Path(sequence_db_dir)
     if not folder.is_dir():
@@ -90,13 +93,23 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
         )
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    found = {name: path for name in names if (path := sample_database_path(folder, name)).is_file()}
+    found = {name: path for name in names if _is_file(path := sample_database_path(folder, name))}
     if not found:
         raise MissingDatabase(
             f"No SQLite sequence databases found in {printable(folder)}: looked for <sample>/glm_dataset_<sample>.sqlite "
             f"in {len(names)} folders. Make them: {build_command(folder)}"
         )
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file, as `Path.is_file` of Python 3.13; that of 3.14 hides errors of permission."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
+            return False
+        raise DatabaseError(f"{printable(path)}: cannot be read ({error.strerror})") from error
 
 
 def extract_sample_id(sequence_id: str) -> str:

@@ -33,6 +33,7 @@ from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.job import Job
 from sharded_eden.build.plan import build
 from sharded_eden.build.sample import LARGE_PAGE, page_size_for
+from sharded_eden.build.skipped import skipped_table
 from sharded_eden.build.source import BLOCK_BYTES, MAX_CONTIG_BASES, STANDARD_INPUT
 from sharded_eden.build.staging import Place, workplace
 from sharded_eden.errors import InputError, UsageError, printable, shown
@@ -55,6 +56,10 @@ class BuildResult:
     grown: tuple[str, ...]
     """Existing samples that were built again because new inputs have records of them."""
     contigs_parquet: Path
+    skipped: dict[str, int]
+    """The number of records that `skipped.parquet` in the output folder lists, by reason: those of earlier builds too."""
+    skipped_parquet: Path | None
+    """The table of these records; None where there are none."""
 
 
 def create_sample_database(
@@ -164,6 +169,7 @@ def build_sequence_dbs(
     text_field: str | None = None,
     id_field: str | None = None,
     phylo_tags: str = "refuse",
+    skip_bad: bool = False,
     force: bool = False,
     page_size: int | None = None,
     jobs: int | None = 1,
@@ -192,6 +198,8 @@ def build_sequence_dbs(
         id_field: the JSON field or column with the record's name; "" for none.
         phylo_tags: lineage tags inside sequences, such as `|d__Bacteria;p__Bacillota|`, are an error (`refuse`), are removed
             (`strip`), or are removed and kept in the column `phylo_tag` of `contigs.parquet` (`keep`).
+        skip_bad: leave out records that are invalid by themselves, and list them in `skipped.parquet` in the output folder. A
+            damaged file, or one all of whose records are bad, is still an error.
         force: build everything again, including existing samples.
         page_size: of the databases, in bytes, a power of two in [512, 65536]; None: the size of each sample decides.
         jobs: number of tasks that run at the same time; more than 1 start processes, and a script then needs
@@ -249,8 +257,9 @@ def build_sequence_dbs(
         jobs = min(8, usable_processors()) if total >= WORTH_PROCESSES_BYTES else 1
     where = Engine(engine, jobs, address)
     by_folder = {"sample_from": sample_from} if sample_from != "file" else {}  # not in manifests of earlier versions
-    settings = json.dumps(
-        {"tag": tag, "sample_regex": sample_regex, **by_folder, **options.as_settings}, sort_keys=True
+    strict = {"tag": tag, "sample_regex": sample_regex, **by_folder, **options.as_settings}
+    accepted = tuple(
+        json.dumps(each, sort_keys=True) for each in ([{**strict, "skip_bad": True}] if skip_bad else []) + [strict]
     )
     with workplace(out, scratch) as place:
         check_contig_table(out)
@@ -261,7 +270,9 @@ def build_sequence_dbs(
             engine=where,
             options=options,
             tag=tag,
-            settings=settings,
+            settings=accepted[0],
+            accepted=accepted,
+            skip_bad=bool(skip_bad),
             sample=sample,
             sample_regex=sample_regex,
             force=force,
@@ -270,6 +281,7 @@ def build_sequence_dbs(
         )
         build(job, numbered)
         tally.finish()
+    skipped = skipped_table(out)
     return BuildResult(
         samples=len(job.built),
         contigs=sum(result.contigs for result in job.built.values()),
@@ -278,6 +290,8 @@ def build_sequence_dbs(
         unchanged=len(job.unchanged),
         grown=tuple(sorted(job.grown)),
         contigs_parquet=out / schema.CONTIGS_FILE,
+        skipped=dict(skipped.group_by("reason").len().sort("reason").rows()),
+        skipped_parquet=out / schema.SKIPPED_FILE if skipped.height else None,
     )
 
 

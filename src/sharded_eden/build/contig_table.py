@@ -16,9 +16,10 @@ from pathlib import Path
 
 import polars as pl
 
+from sharded_eden.build.contig_rows import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.build.manifest import Receipt
 from sharded_eden.build.records import PHYLO_SEPARATOR
-from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
+from sharded_eden.build.skipped import contigs_only
 from sharded_eden.errors import DatabaseError, EdenError, printable, shown, warn
 from sharded_eden.format import schema
 from sharded_eden.format.lengths import contigs_of_database
@@ -145,7 +146,7 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
             for number in layer[start : start + FILES_AT_ONCE]:
                 path, receipt = receipts[number]
                 wanted = [b.result.sample for b in receipt.built if latest[b.result.sample] == number]
-                rows.append(_with(scan_rows(path), wanted).select(list(CONTIG_COLUMNS)))
+                rows.append(_with(contigs_only(scan_rows(path)), wanted).select(list(CONTIG_COLUMNS)))
             of_layer.append(pl.concat(rows))
             if len(layer) > FILES_AT_ONCE:
                 parts.append(folder / f"rows{len(parts):08}.parquet")

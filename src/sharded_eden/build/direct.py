@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from sharded_eden.build.contig_rows import ContigRows
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.manifest import Built, Receipt
 from sharded_eden.build.records import Record, default_sample_id, read_records
-from sharded_eden.build.sample import ContigRows, SampleResult, write_sample
+from sharded_eden.build.sample import SampleResult, write_sample
+from sharded_eden.build.skipped import Skip, SkippedRows, with_skipped
 from sharded_eden.build.source import STANDARD_INPUT, FileState, Source, file_state
-from sharded_eden.build.staging import Place
+from sharded_eden.build.staging import DIRECT, Place
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format import schema
 from sharded_eden.jobs import Say, Ticker
@@ -57,6 +59,7 @@ class DirectTask:
     tag: str
     settings: str
     page_size: int
+    skip_bad: bool
     is_asked_for: bool
     """The user named the sample: a record that names another is then an error."""
     recorded: tuple[FileState, ...] | None
@@ -96,8 +99,13 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
         if [state.hash for state in now] == [state.hash for state in task.recorded]:
             return DirectOutcome(states=now)
         check_only_grown(task.sample, task.recorded, now)
-    files = _Files(task, Ticker(say, task.sample))
     with task.place.desk() as desk:
+        skipped = None
+        if task.skip_bad:
+            skipped = SkippedRows(desk, {each.called: printable(path_of(each)) for each in task.inputs})
+            skipped.sample = task.sample
+        skip = skipped.add if skipped is not None else None
+        files = _Files(task, Ticker(say, task.sample), skip)
         rows = ContigRows(desk, "contigs")
         database = desk / "sample.sqlite"
         try:
@@ -110,13 +118,14 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
                 page_size=task.page_size,
                 tell=files.tell,
                 other=files.other,
+                skip=skip,
             )
         except _NamesAnotherSample:
             return DirectOutcome(is_mixed=True)
         states = tuple(files.states)
         built = Built(result=result, staged=task.place.make_ready(database), inputs=tuple(range(len(states))))
         receipt = Receipt(settings=task.settings, inputs=states, built=(built,))
-        task.place.publish(f"0-{key_of(task.sample)}", receipt, rows.table())
+        task.place.publish(f"{DIRECT}{key_of(task.sample)}", receipt, with_skipped(rows.table(), skipped))
     return DirectOutcome(built=result, states=states)
 
 
@@ -174,8 +183,8 @@ def _states(task: DirectTask) -> tuple[FileState, ...]:
 class _Files:
     """The files of a task, one after another, and the number of bytes read."""
 
-    def __init__(self, task: DirectTask, ticker: Ticker) -> None:
-        self._task, self._ticker = task, ticker
+    def __init__(self, task: DirectTask, ticker: Ticker, skip: Skip | None) -> None:
+        self._task, self._ticker, self._skip = task, ticker, skip
         self.states: list[FileState] = []
         self._before = 0
         self._source: Source | None = None
@@ -183,7 +192,7 @@ class _Files:
     def __iter__(self) -> Iterator[tuple[str, Iterator[Record]]]:
         for each in self._task.inputs:
             with Source(each.path, each.called) as self._source:
-                yield each.called, self._first_free(read_records(self._source, self._task.options))
+                yield each.called, self._first_free(read_records(self._source, self._task.options, skip=self._skip))
                 self.states.append(self._source.finish())
             self._before += each.size_bytes
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
+from sharded_eden.build.skipped import BadRecord
 from sharded_eden.build.source import MAX_CONTIG_BASES, check_text, describe
 from sharded_eden.errors import InputError, shown
 from sharded_eden.format.schema import NUCLEOTIDES
@@ -28,8 +29,8 @@ as all other work on a short record.
 """
 
 
-def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
-    """Yield the entries of a FASTA file.
+def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry | BadRecord]:
+    """Yield the entries of a FASTA file; the error of a record that cannot be stored, in its place.
 
     LF, CR LF and CR end a line. White space around lines, empty lines and lines that begin with `#` are left out.
 
@@ -38,47 +39,57 @@ def fasta_entries(stream: BinaryIO, called: str) -> Iterator[Entry]:
         called: the file's name in messages.
 
     Raises:
-        InputError: it does not begin with a header, or a sequence is longer than SQLite can hold.
+        InputError: it does not begin with a header, or has a line without end that is not of bases.
         UnicodeDecodeError: a header or a line of bases is not UTF-8.
     """
     header: bytes | None = None
     parts: list[str] = []
     checked = True
+    is_dropped = False
     line = 1
     ordinal = bases = 0
     for block, goes_on in _blocks(stream, called):
-        if goes_on and block[0] not in _SOUND and block.partition(b"\n")[0].strip():
-            raise InputError(
-                f"{describe(called, ordinal, _name(header)[0] if header else '')}: position {bases + 1} holds "
-                f"{block[:4].decode(errors='replace')[0]!r}, which is not an IUPAC nucleotide letter ({NUCLEOTIDES}, "
-                "either case)"
-            )
+        if goes_on and block[0] not in _SOUND and (rest := block.partition(b"\n"))[0].strip():
+            if not is_dropped:
+                yield _bad_letter(called, ordinal, header, bases, block)
+            is_dropped, block = True, rest[2]  # noqa: PLW2901
+            if not block:
+                continue
         sound, before, records = _records(block)
         if before:
             if header is None:
                 raise _no_header(called, block, line)
-            parts.append(before)
-            checked = checked and sound
-            bases += len(before)
-            if bases > MAX_CONTIG_BASES:
-                raise InputError(
-                    f"{describe(called, ordinal, _name(header)[0])}: has more bases than SQLite holds in one value "
-                    f"({MAX_CONTIG_BASES:,})"
-                )
+            if not is_dropped:
+                parts.append(before)
+                checked = checked and sound
+                bases += len(before)
+                if bases > MAX_CONTIG_BASES:
+                    name = _name(header)[0]
+                    held = f"has more bases than SQLite holds in one value ({MAX_CONTIG_BASES:,})"
+                    yield BadRecord(f"{describe(called, ordinal, name)}: {held}", "long", name)
+                    is_dropped, parts = True, []
         if records:
-            if header is not None:
+            if header is not None and not is_dropped:
                 parts = ["".join(parts)]  # frees the first copy
                 yield (*_name(header), parts.pop(), checked, "")
             ordinal += len(records)
             header, last = records.pop()
             for head, sequence in records:
                 yield (*_name(head), sequence, sound, "")
-            parts, checked, bases = [last], sound, len(last)
+            parts, checked, bases, is_dropped = [last], sound, len(last), False
         elif header is None:
             line += block.count(b"\n")
-    if header is not None:
+    if header is not None and not is_dropped:
         parts = ["".join(parts)]
         yield (*_name(header), parts.pop(), checked, "")
+
+
+def _bad_letter(called: str, ordinal: int, header: bytes | None, bases: int, block: bytes) -> BadRecord:
+    """Return the error for a block that begins inside a line with a character that is no base."""
+    name = _name(header)[0] if header else ""
+    held = f"position {bases + 1} holds {block[:4].decode(errors='replace')[0]!r}"
+    letters = f"which is not an IUPAC nucleotide letter ({NUCLEOTIDES}, either case)"
+    return BadRecord(f"{describe(called, ordinal, name)}: {held}, {letters}", "letters", name)
 
 
 def _name(header: bytes) -> tuple[str, str]:

@@ -1,5 +1,8 @@
 """Input formats: FASTA, JSON lines, Parquet, Arrow, GenBank, Megatron. Each is one function: a source -> entries.
 
+A record that is bad by itself is yielded as its error, `BadRecord`: the reader raises it, or leaves it out (`--skip-bad`). What
+is wrong with the file, such as compressed data that end early, is raised.
+
 To add a format, write a function here, and add its name to `FORMATS` and its file endings to `ENDINGS`. Packages that a
 format needs are imported when a file of it is read; a missing one is an error that names the extra.
 """
@@ -15,8 +18,9 @@ from itertools import chain
 from typing import Any, cast
 
 from sharded_eden.build.fasta import Entry, fasta_entries
-from sharded_eden.build.fields import JSON, Pairs, choose, entries_of_rows, entry, sample_at, sample_column
+from sharded_eden.build.fields import JSON, Pairs, choose, entries_of_rows, entry_of_object, sample_column
 from sharded_eden.build.indexed import indexed_entries
+from sharded_eden.build.skipped import BadRecord
 from sharded_eden.build.source import MAX_LINE, Source, check_text, describe, text_lines
 from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError, printable, shown
 from sharded_eden.format.parquet_batches import BATCH_BYTES, batch_limit
@@ -55,7 +59,7 @@ PHYLO_TAGS = ("refuse", "strip", "keep")
 """Lineage tags are an error; are removed; are removed and kept in the column `phylo_tag` of `contigs.parquet`."""
 
 
-def fasta(source: Source, options: ReadOptions) -> Iterator[Entry]:
+def fasta(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield the records of a FASTA file."""
     with source.stream() as stream:
         try:
@@ -79,7 +83,7 @@ def _find_line_that_is_not_text(source: Source) -> None:
         reader.detach()
 
 
-def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
+def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield one entry for each line of JSON; empty lines are skipped."""
     with source.stream() as stream:
         for number, line in enumerate(text_lines(stream, source.called), start=1):
@@ -93,13 +97,16 @@ def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry]:
             del line
             if not isinstance(pairs, Pairs):
                 raise InputError(f"{where}: is not a JSON object, but {type(pairs).__name__}")
-            text, name = choose([key for key, _ in pairs], options, where)
-            fields = dict(pairs)
-            sample = "" if options.sample_field is None else sample_at(pairs, options.sample_field, where)
-            yield entry(fields[name] if name is not None else None, fields[text], where, text, name, sample)
+            made: Entry | BadRecord
+            try:
+                made = entry_of_object(pairs, options, where)
+            except BadRecord as error:
+                made = error
+            yield made
+            del pairs, made
 
 
-def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
+def parquet(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield one entry for each row of a Parquet file, some 32 MB at a time."""
     try:
         import pyarrow.parquet as pq
@@ -127,7 +134,7 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Entry]:
             )
 
 
-def arrow(source: Source, options: ReadOptions) -> Iterator[Entry]:
+def arrow(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield one entry for each row of an Arrow IPC file (Feather, version 2) or stream, a record batch at a time."""
     try:
         import pyarrow as pa
@@ -162,7 +169,7 @@ def _reading(source: Source, what: str) -> Iterator[None]:
         raise InputError(f"{source.called}: cannot be read as {what} ({printable(str(error), 300)})") from error
 
 
-def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
+def genbank(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield the records of a GenBank file, by Biopython."""
     try:
         from Bio import SeqIO
@@ -183,10 +190,10 @@ def genbank(source: Source, options: ReadOptions) -> Iterator[Entry]:
             except EdenError:
                 raise
             except UndefinedSequenceError:
-                raise InputError(
-                    f"{describe(source.called, ordinal, str(record.id))}: has no bases after ORIGIN; download it with them "
-                    "(gbwithparts)"
-                ) from None
+                where = describe(source.called, ordinal, str(record.id))
+                what = "has no bases after ORIGIN; download it with them (gbwithparts)"
+                yield BadRecord(f"{where}: {what}", "empty", str(record.id))
+                continue
             except Exception as error:  # Biopython raises many kinds of exceptions for damaged files
                 raise InputError(
                     f"{source.called}: is not GenBank, or damaged, after record {ordinal} ({printable(str(error), 300)})"
@@ -269,12 +276,12 @@ class _GenBankLines:
 _LOCUS_LENGTH = re.compile(r"\s(\d+)\s+bp\b", re.ASCII)
 
 
-def indexed(source: Source, options: ReadOptions) -> Iterator[Entry]:
+def indexed(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield the documents of Megatron's indexed dataset of byte tokens: `NAME.bin`, with `NAME.idx` beside it."""
     yield from indexed_entries(source)
 
 
-FORMATS: dict[str, Callable[[Source, ReadOptions], Iterator[Entry]]] = {
+FORMATS: dict[str, Callable[[Source, ReadOptions], Iterator[Entry | BadRecord]]] = {
     "fasta": fasta,
     "jsonl": json_lines,
     "parquet": parquet,

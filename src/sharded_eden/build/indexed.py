@@ -10,6 +10,7 @@ out.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.build.fasta import Entry
+from sharded_eden.build.skipped import BadRecord
 from sharded_eden.build.source import MAX_LINE, MEGATRON_MAGIC, Source
 from sharded_eden.errors import InputError, printable
 
@@ -30,11 +32,11 @@ FIRST_LETTER = 32
 """Ids below are special tokens."""
 
 
-def indexed_entries(source: Source) -> Iterator[Entry]:
-    """Yield one entry, without a name, for each document of `NAME.bin`.
+def indexed_entries(source: Source) -> Iterator[Entry | BadRecord]:
+    """Yield one entry, without a name, for each document of `NAME.bin`, or its error.
 
     Raises:
-        InputError: `NAME.idx` is missing or damaged, belongs to another `NAME.bin`, or the tokens are not bytes of text.
+        InputError: `NAME.idx` is missing or damaged, or belongs to another `NAME.bin`.
     """
     path = source.path.with_suffix(".idx")
     dtype, lengths, offsets, boundaries = _read_index(path, source.called)
@@ -52,9 +54,16 @@ def indexed_entries(source: Source) -> Iterator[Entry]:
         ):
             where = f"{source.called}: document {number}"
             if int(lengths[first:end].sum()) > MAX_LINE:
-                raise InputError(f"{where}: is longer than {MAX_LINE:,} tokens")
-            parts = [_letters(file.read(length * itemsize), dtype, where) for length in lengths[first:end].tolist()]
-            yield "", "", b"".join(parts).decode("ascii"), False, ""
+                yield BadRecord(f"{where}: is longer than {MAX_LINE:,} tokens", "long")
+                file.seek(int(lengths[first:end].sum()) * itemsize, os.SEEK_CUR)
+                continue
+            tokens = [file.read(length * itemsize) for length in lengths[first:end].tolist()]
+            made: Entry | BadRecord
+            try:
+                made = "", "", b"".join(_letters(data, dtype, where) for data in tokens).decode("ascii"), False, ""
+            except BadRecord as error:
+                made = error
+            yield made
 
 
 def _letters(data: bytes, dtype: np.dtype[Any], where: str) -> bytes:
@@ -71,7 +80,9 @@ def _letters(data: bytes, dtype: np.dtype[Any], where: str) -> bytes:
             if len(wrong)
             else f"the special token {int(kept[kept < FIRST_LETTER][0])} between letters"
         )
-        raise InputError(f"{where}: holds {what}: only datasets whose tokens are the bytes of letters can be read")
+        raise BadRecord(
+            f"{where}: holds {what}: only datasets whose tokens are the bytes of letters can be read", "letters"
+        )
     return kept.astype(np.uint8).tobytes()
 
 

@@ -14,8 +14,9 @@ from sharded_eden.build.contig_table import update_contig_table
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.manifest import Manifest, Receipt, Recorded, update_manifest
 from sharded_eden.build.sample import SampleResult
+from sharded_eden.build.skipped import update_skipped_table
 from sharded_eden.build.source import FileState
-from sharded_eden.build.staging import Place
+from sharded_eden.build.staging import DIRECT, Place
 from sharded_eden.errors import EdenError, InputError, UsageError, WriteError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.jobs import Ended, Engine, Totals
@@ -41,6 +42,10 @@ class Job:
     force: bool
     page_size: int | None
     """Page size in bytes; None: the size of each sample decides."""
+    accepted: tuple[str, ...]
+    """`settings`, and those of earlier builds that give the same rows: without `--skip-bad` a sample has no bad record."""
+    skip_bad: bool
+    """Leave bad records out, and list them."""
     tally: Totals
 
     built: dict[str, SampleResult] = field(default_factory=dict)
@@ -48,6 +53,8 @@ class Job:
     grown: set[str] = field(default_factory=set)
     complete: list[FileState] = field(default_factory=list)
     """Inputs all of whose samples are published, not yet in the manifest."""
+    scattered: list[tuple[Path | None, list[str]]] = field(default_factory=list)
+    """The bad records and the paths of the inputs of each run that samples are gathered from, not yet in `skipped.parquet`."""
     _failures: list[tuple[int, EdenError]] = field(default_factory=list)
 
     def settle(self) -> list[EdenError]:
@@ -57,7 +64,7 @@ class Job:
             An error for each database that could not be published; it is removed when the build ends.
         """
         found = self.place.read_receipts()
-        if not found and not self.complete:
+        if not found and not self.complete and not self.scattered:
             return []
         receipts: list[tuple[Path, Receipt]] = []
         errors: list[EdenError] = []
@@ -68,11 +75,23 @@ class Job:
                 receipts.append((path, in_place))
         if receipts:
             update_contig_table(self.place.out, receipts, self.place.staging)
+        self._list_skipped(receipts)
         update_manifest(self.place.out, [receipt for _, receipt in receipts], self.complete, self.settings)
         self.complete.clear()
         for path, _ in found:
             path.unlink()
         return errors
+
+    def _list_skipped(self, receipts: list[tuple[Path, Receipt]]) -> None:
+        """Add the bad records of some receipts and of all runs to `skipped.parquet`."""
+        latest = {built.result.sample: path for path, receipt in receipts for built in receipt.built}
+        rows = []
+        for path, receipt in receipts:
+            samples = [built.result.sample for built in receipt.built if latest[built.result.sample] == path]
+            was_read = path.name.startswith(DIRECT)
+            rows.append((path, samples, [printable(state.path) for state in receipt.inputs] if was_read else []))
+        update_skipped_table(self.place.out, rows, self.scattered)
+        self.scattered = []
 
     def outcome(self, ended: Ended[Task, Result], number: int) -> Result | None:
         """Return the result of a task. An error that concerns its inputs alone is kept; any other is raised.
@@ -121,7 +140,7 @@ class Job:
         if recorded is None:
             return False
         path = self.database(sample)
-        if recorded.settings != self.settings:
+        if recorded.settings not in self.accepted:
             raise UsageError(
                 f"{printable(path)} was built with other settings ({shown(recorded.settings, 300)}, now "
                 f"{shown(self.settings, 300)}). --force builds it again"

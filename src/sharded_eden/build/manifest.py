@@ -170,13 +170,10 @@ class Manifest:
             inputs=tuple(_state(*row) for row in inputs),
         )
 
-    def complete(self, path: str, settings: str) -> FileState | None:
-        """Return the state of an input all of whose samples were built with these settings, if it looks unchanged."""
-        found = self._query(
-            "SELECT path, size_bytes, mtime_ns, hash FROM inputs WHERE path = ? AND complete_with = ?",
-            _stored(path),
-            settings,
-        )
+    def complete(self, path: str, settings: Sequence[str]) -> FileState | None:
+        """Return the state of an input all of whose samples were built with one of these settings, if it looks unchanged."""
+        query = "SELECT path, size_bytes, mtime_ns, hash FROM inputs WHERE path = ? AND complete_with = ?"
+        found = [row for each in settings for row in self._query(query, _stored(path), each)]
         return next((state for state in (_state(*row) for row in found) if state.looks_unchanged()), None)
 
     def samples_of(self, state: FileState) -> Iterator[str]:

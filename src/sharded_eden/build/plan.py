@@ -67,7 +67,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
         recorded = None if job.force else manifest.sample(sample)
         paths = [path_of(each) for each in files]
         if not job.force:
-            states = [manifest.complete(path_of(each), job.settings) for each in files]
+            states = [manifest.complete(path_of(each), job.accepted) for each in files]
             samples = {name for state in states if state is not None for name in manifest.samples_of(state)}
             known = recorded is not None and [state.path for state in recorded.inputs] == paths
             if all(states) and samples == {sample} and known and job.is_whole(sample, recorded):
@@ -88,6 +88,7 @@ def _plan(job: Job, inputs: Sequence[Input], manifest: Manifest) -> tuple[list[D
                 tag=job.tag,
                 settings=job.settings,
                 page_size=job.page_size or page_size_for(sum(map(_about_bases, files))),
+                skip_bad=job.skip_bad,
                 is_asked_for=job.sample is not None,
                 recorded=recorded.inputs if job.is_whole(sample, recorded) and recorded else None,
                 is_taken=recorded is None and not job.force and job.database(sample).exists(),

@@ -14,7 +14,7 @@ from sharded_eden.build.job import Job
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.build.scatter import Run, Share
 from sharded_eden.build.source import FileState
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, printable
 from sharded_eden.jobs import run_tasks
 
 
@@ -57,7 +57,7 @@ class _Pool:
 
     def is_done(self, each: Input) -> bool:
         """Return whether all samples of an input exist and were built from its current state."""
-        job, state = self._job, self._manifest.complete(path_of(each), self._job.settings)
+        job, state = self._job, self._manifest.complete(path_of(each), self._job.accepted)
         if job.force or state is None:
             return False
         samples = list(self._manifest.samples_of(state))
@@ -72,7 +72,9 @@ class _Pool:
         job = self._job
         self._folder.mkdir(parents=True, exist_ok=True)
         with_defaults = [(each, self._default_of(each)) for each in files]
-        tasks = scatter.scatter_tasks(job.place, self._folder, with_defaults, job.options, job.sample_regex)
+        tasks = scatter.scatter_tasks(
+            job.place, self._folder, with_defaults, job.options, job.sample_regex, skip_bad=job.skip_bad
+        )
         for ended in run_tasks(scatter.scatter, tasks, job.engine, heard=job.tally.hear):
             first = ended.task.inputs[0].number
             run = job.outcome(ended, first)
@@ -151,10 +153,13 @@ class _Pool:
     def gather(self) -> None:
         """Build the samples that are to be built."""
         job = self._job
+        job.scattered = [(run.skipped, [printable(state.path) for state in run.states.values()]) for run in self._runs]
         inputs = {number: (self._inputs[number].called, state) for number, state in self.states.items()}
         bases = max(1, sum(run.bases for run in self._runs))
         rest = sum(self._inputs[number].size_bytes for number in self.states) / 2
-        tasks = scatter.gather_tasks(self._wanted(), job.place, inputs, job.tag, job.settings, job.page_size)
+        tasks = scatter.gather_tasks(
+            self._wanted(), job.place, inputs, job.tag, job.settings, job.page_size, skip_bad=job.skip_bad
+        )
         for ended in run_tasks(scatter.gather, tasks, job.engine, heard=job.tally.hear):
             done = int(rest * sum(share.bases for share in ended.task.shares) / bases)
             job.tally.end(ended.task.shares[0].sample, done, 0, 0)

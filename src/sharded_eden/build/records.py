@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sharded_eden.build.formats import ENDINGS, FORMATS, TABLES, WITH_FIELDS, ReadOptions
+from sharded_eden.build.skipped import BadRecord, Skip
 from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
 from sharded_eden.errors import InputError, UsageError, printable, shown, warn
 from sharded_eden.format.schema import NUCLEOTIDES, check_sample_id
@@ -210,6 +211,7 @@ def read_records(
     options: ReadOptions | None = None,
     *,
     position: Callable[[int], object] | None = None,
+    skip: Skip | None = None,
 ) -> Iterator[Record]:
     """Yield the records of a file, each one checked.
 
@@ -217,15 +219,16 @@ def read_records(
         source: the file, or its path; its ending, or else its content, tells how it is compressed.
         options: how it is read.
         position: called after each record with the number of bytes read from disk so far.
+        skip: called with each bad record, which is then left out; None: the first one is an error.
 
     Raises:
         InputError: the file is not of its format, is cut short or damaged, holds no record, or a record has no name, no
-            sequence or a character that is not an IUPAC nucleotide letter.
+            sequence or a character that is not an IUPAC nucleotide letter. With `skip`: all of its records are bad.
         MissingExtra: its format needs a package that is not installed.
     """
     if not isinstance(source, Source):
         with Source(Path(source)) as opened:
-            yield from read_records(opened, options, position=position)
+            yield from read_records(opened, options, position=position, skip=skip)
         return
     options = options or ReadOptions()
     name_of_format = options.format or _split_name(source.path.name)[1] or "fasta"
@@ -236,38 +239,68 @@ def read_records(
             f"have; this file is read as {name_of_format}"
         )
     ordinal = 0
+    skipped: list[BadRecord] = []  # the first one
+    bad = 0
     make = Record._make
-    for name, description, sequence, checked, sample in FORMATS[name_of_format](source, options):
+    for entry in FORMATS[name_of_format](source, options):
         ordinal += 1
-        if not checked and options.phylo_tags != "refuse" and "|" in sequence:
-            sequence, phylo_tag = _without_tags(sequence, describe(source.called, ordinal, name))  # noqa: PLW2901
-        else:
-            phylo_tag = ""
-        if not checked or not sequence or not name or not name.isprintable() or not description.isprintable():
-            where = describe(source.called, ordinal, name)
-            if name or needs_names:
-                check_name(name, where)
-            check_text(description, f"{where}: its description")
-            check_residues(sequence, where)
-        if phylo_tag and options.phylo_tags == "keep":
-            description = f"{phylo_tag}{PHYLO_SEPARATOR}{description}"  # noqa: PLW2901
+        try:
+            if isinstance(entry, BadRecord):
+                raise entry
+            name, description, sequence, checked, sample = entry
+            del entry
+            if not checked or not sequence or not name or not name.isprintable() or not description.isprintable():
+                where = describe(source.called, ordinal, name)
+                description, sequence = _checked(name, description, sequence, where, options, name or needs_names)
+        except BadRecord as error:
+            if skip is None:
+                raise
+            skip(source.called, ordinal, error)
+            skipped, bad = skipped or [error], bad + 1
+            continue
         yield make((name, description, sequence, ordinal, sample))
         del sequence  # frees this record before the next one is read
         if position is not None:
             position(source.position())
     if ordinal == 0:
         raise InputError(f"{source.called}: holds no record (read as {name_of_format})")
+    if bad == ordinal:
+        raise InputError(f"{source.called}: all of its {bad:,} records are bad. The first: {skipped[0]}")
 
 
-def _without_tags(sequence: str, where: str) -> tuple[str, str]:
+def _checked(
+    name: str, description: str, sequence: str, where: str, options: ReadOptions, needs_name: object
+) -> tuple[str, str]:
+    """Return the description and the sequence of a record, without lineage tags.
+
+    Raises:
+        BadRecord: its name, its description or its sequence is invalid.
+    """
+    phylo_tag = ""
+    if options.phylo_tags != "refuse" and "|" in sequence:
+        sequence, phylo_tag = _without_tags(sequence, where, name)
+    if needs_name:
+        check_name(name, where)
+    try:
+        check_text(description, f"{where}: its description")
+    except InputError as error:
+        raise BadRecord(str(error), "name", name) from None
+    check_residues(sequence, where, name)
+    if phylo_tag and options.phylo_tags == "keep":
+        description = f"{phylo_tag}{PHYLO_SEPARATOR}{description}"
+    return description, sequence
+
+
+def _without_tags(sequence: str, where: str, name: str) -> tuple[str, str]:
     """Return a sequence without its lineage tags, and the tag; "" where it has none.
 
     Raises:
-        InputError: it has different ones.
+        BadRecord: it has different ones.
     """
     tags = sorted(set(_PHYLO_TAG.findall(sequence)))
     if len(tags) > 1:
-        raise InputError(f"{where}: holds {len(tags)} different phylogenetic tags: {shown(tags[0])}, {shown(tags[1])}")
+        what = f"holds {len(tags)} different phylogenetic tags: {shown(tags[0])}, {shown(tags[1])}"
+        raise BadRecord(f"{where}: {what}", "tag", name)
     return _PHYLO_TAG.sub("", sequence), tags[0] if tags else ""
 
 
@@ -275,29 +308,31 @@ def check_name(name: str, where: str) -> None:
     """Raise an error for an invalid record name.
 
     Raises:
-        InputError: it is empty, or holds white space or control characters.
+        BadRecord: it is empty, or holds white space or control characters.
     """
     if not name:
-        raise InputError(f"{where}: has no name (nothing follows its '>')")
+        raise BadRecord(f"{where}: has no name (nothing follows its '>')", "name")
     if not name.isprintable() or " " in name:
-        raise InputError(f"{where}: its name {shown(name)} holds white space or control characters")
+        raise BadRecord(f"{where}: its name {shown(name)} holds white space or control characters", "name", name)
 
 
-def check_residues(sequence: str, where: str) -> None:
+def check_residues(sequence: str, where: str, name: str = "") -> None:
     """Refuse a sequence that is empty or holds anything but IUPAC nucleotide letters.
 
     Raises:
-        InputError: with the first such character and its 1-based position.
+        BadRecord: with the first such character and its 1-based position.
     """
     if not sequence:
-        raise InputError(f"{where}: has no sequence")
+        raise BadRecord(f"{where}: has no sequence", "empty", name)
     if sequence.encode("utf-8", "surrogatepass").translate(None, _RESIDUES) and (found := _NO_RESIDUE.search(sequence)):
         tag = (
             " It looks like a phylogenetic tag: --phylo-tags strip removes such tags, keep lists them."
             if found.group() == "|"
             else ""
         )
-        raise InputError(
+        raise BadRecord(
             f"{where}: position {found.start() + 1} holds {found.group()!r}, which is not an IUPAC nucleotide letter "
-            f"({NUCLEOTIDES}, either case).{tag}"
+            f"({NUCLEOTIDES}, either case).{tag}",
+            "letters",
+            name,
         )

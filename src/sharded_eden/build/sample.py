@@ -12,35 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import apsw
 import numpy as np
 import polars as pl
 import xxhash
 
+from sharded_eden.build.contig_rows import ORDINAL, ROWS_IN_MEMORY, ContigRows
 from sharded_eden.build.records import Record
+from sharded_eden.build.skipped import BadRecord, Skip
 from sharded_eden.build.source import MAX_CONTIG_BASES, describe
 from sharded_eden.errors import InputError, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, writing
-
-CONTIG_COLUMNS: dict[str, type[pl.DataType]] = {
-    "contig_id": pl.String,
-    "original_id": pl.String,
-    "description": pl.String,
-    "sample": pl.String,
-    "length": pl.Int64,
-    "source_file": pl.String,
-}
-"""The columns of `contigs.parquet`."""
-
-ORDINAL = "ordinal"
-"""A column of an unfinished build only: a record's place in its file."""
-
-ROW_COLUMNS: dict[str, type[pl.DataType]] = {**CONTIG_COLUMNS, ORDINAL: pl.Int64}
-
-ROWS_IN_MEMORY = 100_000
 
 SMALL_PAGE = 4096
 LARGE_PAGE = 65_536
@@ -74,51 +58,6 @@ class SampleResult:
     """XXH3 (128 bits) over every (contig ID, length, sequence) in their order, hexadecimal."""
 
 
-def polars_path(path: Path) -> str:
-    """Return a path that Polars reads literally: `~` at its beginning would otherwise mean the home folder."""
-    return os.path.join(".", path)
-
-
-def scan_rows(path: Path) -> pl.LazyFrame:
-    """Return the rows of one Parquet file; its name is never a pattern."""
-    return pl.scan_parquet(polars_path(path), glob=False)
-
-
-class ContigRows:
-    """Rows of the contig table: some in memory, by column, the others in files of a folder."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._parts: list[Path] = []
-        self._in_parts = 0
-        self._columns: dict[str, list[Any]] = {column: [] for column in ROW_COLUMNS}
-
-    def __len__(self) -> int:
-        return self._in_parts + len(self._columns[ORDINAL])
-
-    def appends(self) -> list[Callable[[Any], None]]:
-        """Return the method that appends to each column, in their order."""
-        return [column.append for column in self._columns.values()]
-
-    def flush(self) -> None:
-        """Write the rows in memory to a file if there are many."""
-        if len(self._columns[ORDINAL]) >= ROWS_IN_MEMORY:
-            self._parts.append(self._folder / f"{self._name}.rows{len(self._parts)}.parquet")
-            frame = self._frame()
-            with writing(self._parts[-1]):
-                frame.write_parquet(polars_path(self._parts[-1]))
-            self._in_parts += frame.height
-            for column in self._columns.values():
-                column.clear()
-
-    def table(self) -> pl.LazyFrame:
-        """Return all rows, in their order."""
-        return pl.concat([*(scan_rows(part) for part in self._parts), self._frame().lazy()])
-
-    def _frame(self) -> pl.DataFrame:
-        return pl.DataFrame(self._columns, schema=ROW_COLUMNS)
-
-
 def write_sample(
     path: Path,
     sample: str,
@@ -129,6 +68,7 @@ def write_sample(
     page_size: int = SMALL_PAGE,
     tell: Callable[[int, int], object] = lambda records, bases: None,
     other: Callable[[str, str], Exception] | None = None,
+    skip: Skip | None = None,
 ) -> SampleResult:
     """Write the database of one sample.
 
@@ -142,30 +82,29 @@ def write_sample(
         tell: called regularly with the number of records and bases since its last call.
         other: called with a description of a record that names another sample, and that sample; returns the error to raise.
             None: all records are known to belong to this sample.
+        skip: called with each record that is too long, or whose name or ID an earlier one has; such records are left out.
+            None: they are errors. Needs the memory of all names and IDs.
 
     Raises:
         InputError: two records share a name or an ID, or one is longer than SQLite can hold.
         WriteError: the database cannot be written.
     """
     first_row = len(rows)
-    digest = xxhash.xxh3_128()
-    names = array("q")  # hashes of names that are not IDs
+    digest, names = xxhash.xxh3_128(), array("q")  # names: hashes of those that are not IDs
     bases = count = 0
+    seen: set[str] = set()
 
     def contigs() -> Iterator[tuple[str, str]]:
         nonlocal bases, count
         update, add_hash = digest.update, names.append
         add_id, add_name, add_description, add_sample, add_length, add_file, add_ordinal = rows.appends()
-        given = schema.make_sequence_id(tag, sample, 0)[:-1]
-        told_records = told_bases = 0
+        given, told_records, told_bases = schema.make_sequence_id(tag, sample, 0)[:-1], 0, 0
         for file, records in files:
-            for name, description, sequence, ordinal, _ in records:
+            for record in records:
+                name, description, sequence, ordinal, _ = record
                 length = len(sequence)
-                if length > MAX_CONTIG_BASES:
-                    raise InputError(
-                        f"{describe(file, ordinal, name)}: {length:,} bases are more than SQLite holds in one value "
-                        f"({MAX_CONTIG_BASES:,})"
-                    )
+                if (length > MAX_CONTIG_BASES or name in seen) and _is_skipped(file, record, sample, skip):
+                    continue
                 count += 1
                 if "__" in name and schema.has_sequence_id_form(name):
                     contig_id = name
@@ -175,6 +114,8 @@ def write_sample(
                     contig_id = f"{given}{count}"
                     if name:
                         add_hash(hash(name))
+                if skip is not None:
+                    seen.update((name or contig_id, contig_id))
                 bases += length
                 add_id(contig_id)
                 add_name(name)
@@ -187,10 +128,9 @@ def write_sample(
                 if length <= HASHED_AT_ONCE:
                     update(sequence.encode())
                 else:
-                    for start in range(0, length, HASHED_AT_ONCE):
-                        update(sequence[start : start + HASHED_AT_ONCE].encode())
+                    _hash_parts(update, sequence)
                 yield contig_id, sequence
-                del sequence  # frees this record before the next one is read
+                del record, sequence  # frees this record before the next one is read
                 if bases - told_bases > TOLD_BASES:
                     tell(count - told_records, bases - told_bases)
                     told_records, told_bases = count, bases
@@ -209,6 +149,30 @@ def write_sample(
         bytes_on_disk=path.stat().st_size,
         rows_hash=digest.hexdigest(),
     )
+
+
+def _hash_parts(update: Callable[[bytes], object], sequence: str) -> None:
+    for start in range(0, len(sequence), HASHED_AT_ONCE):
+        update(sequence[start : start + HASHED_AT_ONCE].encode())
+
+
+def _is_skipped(file: str, record: Record, sample: str, skip: Skip | None) -> bool:
+    """Leave a record out that is too long, or whose name or ID an earlier record has.
+
+    Raises:
+        BadRecord: bad records are errors.
+    """
+    where, length = describe(file, record.ordinal, record.name), len(record.sequence)
+    if length > MAX_CONTIG_BASES:
+        held = f"{length:,} bases are more than SQLite holds in one value ({MAX_CONTIG_BASES:,})"
+        bad = BadRecord(f"{where}: {held}", "long", record.name)
+    else:
+        taken = f"{shown(record.name)} is taken within sample {sample!r} by an earlier record"
+        bad = BadRecord(f"{where}: {taken}", "duplicate", record.name)
+    if skip is None:
+        raise bad
+    skip(file, record.ordinal, bad)
+    return True
 
 
 def _insert(

@@ -23,14 +23,16 @@ from uuid import uuid4
 
 import apsw
 
-from sharded_eden.build.direct import Input, key_of
+from sharded_eden.build.contig_rows import ContigRows, polars_path
+from sharded_eden.build.direct import Input, key_of, path_of
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.manifest import Built, Receipt
 from sharded_eden.build.records import Record, read_records
-from sharded_eden.build.sample import LARGE_PAGE, ContigRows, SampleResult, page_size_for, write_sample
+from sharded_eden.build.sample import LARGE_PAGE, SampleResult, page_size_for, write_sample
+from sharded_eden.build.skipped import BadRecord, SkippedRows, with_skipped
 from sharded_eden.build.source import FileState, Source, describe
-from sharded_eden.build.staging import Place
-from sharded_eden.errors import InputError, UsageError, shown
+from sharded_eden.build.staging import GATHERED, Place
+from sharded_eden.errors import UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, writing
 from sharded_eden.format.sqlite import open_read_only
@@ -67,6 +69,7 @@ class ScatterTask:
     """The default sample of each input, for records that name none; None if there is none."""
     options: ReadOptions
     sample_regex: str | None
+    skip_bad: bool
 
     @property
     def size_bytes(self) -> int:
@@ -85,6 +88,8 @@ class Run:
     """The inputs with records that name no sample."""
     records: int
     bases: int
+    skipped: Path | None
+    """The rows of its bad records, None where there are none."""
 
 
 def scatter(task: ScatterTask, say: Say) -> Run:
@@ -100,13 +105,20 @@ def scatter(task: ScatterTask, say: Say) -> Run:
     pattern = re.compile(task.sample_regex) if task.sample_regex is not None else None
     path = task.folder / f"{uuid4().hex}.run"
     checked: set[str] = set()
+    skipped: SkippedRows | None = None
 
     def rows() -> Iterator[tuple[str, int, int, int, str, str, str]]:
         before = 0
         for each, default in zip(task.inputs, task.defaults, strict=True):
             with Source(each.path, each.called) as source:
-                for record in read_records(source, task.options):
-                    sample = _sample_of(record, each, pattern)
+                for record in read_records(source, task.options, skip=None if skipped is None else skipped.add):
+                    try:
+                        sample = _sample_of(record, each, pattern)
+                    except BadRecord as error:
+                        if skipped is None:
+                            raise
+                        skipped.add(each.called, record.ordinal, error)
+                        continue
                     if sample is None:
                         unnamed.add(each.number)
                         sample = default
@@ -125,6 +137,8 @@ def scatter(task: ScatterTask, say: Say) -> Run:
             before += each.size_bytes
 
     with task.place.desk() as desk:
+        if task.skip_bad:
+            skipped = SkippedRows(desk, {each.called: printable(path_of(each)) for each in task.inputs})
         unfinished = desk / "run"
         with writing(unfinished), closing(create_database(unfinished, page_size=LARGE_PAGE)) as database:
             database.execute(f"BEGIN; {_CREATE_RUN}")
@@ -133,7 +147,18 @@ def scatter(task: ScatterTask, say: Say) -> Run:
             database.execute("COMMIT")
         with writing(path):
             shutil.move(unfinished, path)
-    return Run(path=path, states=states, unnamed=frozenset(unnamed), records=ticker.records, bases=ticker.bases)
+        listed = path.with_suffix(".skipped.parquet") if skipped else None
+        if skipped and listed:
+            with writing(listed):
+                skipped.table().sink_parquet(polars_path(listed))
+    return Run(
+        path=path,
+        states=states,
+        unnamed=frozenset(unnamed),
+        records=ticker.records,
+        bases=ticker.bases,
+        skipped=listed,
+    )
 
 
 def _sample_of(record: Record, file: Input, pattern: re.Pattern[str] | None) -> str | None:
@@ -147,7 +172,9 @@ def _sample_of(record: Record, file: Input, pattern: re.Pattern[str] | None) -> 
     else:
         match = pattern.search(record.name)
         if match is None or match["sample"] is None:
-            raise InputError(f"{where}: --sample-regex {pattern.pattern!r} finds no sample in its name")
+            raise BadRecord(
+                f"{where}: --sample-regex {pattern.pattern!r} finds no sample in its name", "sample", record.name
+            )
         option, sample = "--sample-regex", match["sample"]
     if by_id is not None and by_id != sample:
         raise UsageError(f"{where}: its ID names sample {by_id!r}, {option} gives {shown(sample)}")
@@ -161,6 +188,8 @@ def scatter_tasks(
     inputs: Sequence[tuple[Input, str | None]],
     options: ReadOptions,
     sample_regex: str | None,
+    *,
+    skip_bad: bool,
 ) -> Iterator[ScatterTask]:
     """Yield tasks that together scatter some inputs, each with its default sample, in groups of about the same size."""
     whole = sum(each.size_bytes for each, _ in inputs) + len(inputs)
@@ -172,7 +201,13 @@ def scatter_tasks(
     for group in groups.values():
         files, defaults = zip(*group, strict=True)
         yield ScatterTask(
-            place=place, folder=folder, inputs=files, defaults=defaults, options=options, sample_regex=sample_regex
+            place=place,
+            folder=folder,
+            inputs=files,
+            defaults=defaults,
+            options=options,
+            sample_regex=sample_regex,
+            skip_bad=skip_bad,
         )
 
 
@@ -217,6 +252,7 @@ class GatherTask:
     settings: str
     page_size: int | None
     """Page size in bytes; None: the size of each sample decides."""
+    skip_bad: bool
 
 
 def gather_tasks(
@@ -226,6 +262,8 @@ def gather_tasks(
     tag: str,
     settings: str,
     page_size: int | None,
+    *,
+    skip_bad: bool,
 ) -> Iterator[GatherTask]:
     """Yield tasks that together build some samples."""
     some: list[Share] = []
@@ -239,6 +277,7 @@ def gather_tasks(
             tag=tag,
             settings=settings,
             page_size=page_size,
+            skip_bad=skip_bad,
         )
 
     for share in wanted:
@@ -260,6 +299,9 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
     results = []
     with task.place.desk() as desk, ExitStack() as stack:
         rows = ContigRows(desk, "contigs")
+        skipped = None
+        if task.skip_bad:
+            skipped = SkippedRows(desk, {called: printable(state.path) for called, state in task.inputs.values()})
         opened: dict[Path, apsw.Connection] = {}
         built = []
         for place_in_task, share in enumerate(task.shares):
@@ -269,14 +311,24 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
             database = desk / f"{place_in_task}.sqlite"
             say(Tick(task.shares[0].sample, 0, 0, 0, share.sample))
             page_size = task.page_size or page_size_for(share.bases)
+            if skipped is not None:
+                skipped.sample = share.sample
             results.append(
-                write_sample(database, share.sample, task.tag, _files(task, share, opened), rows, page_size=page_size)
+                write_sample(
+                    database,
+                    share.sample,
+                    task.tag,
+                    _files(task, share, opened),
+                    rows,
+                    page_size=page_size,
+                    skip=None if skipped is None else skipped.add,
+                )
             )
             inputs = tuple(numbers.index(number) for number, _ in share.inputs)
             built.append(Built(result=results[-1], staged=task.place.make_ready(database), inputs=inputs))
         states = tuple(state for _, state in task.inputs.values())
         receipt = Receipt(settings=task.settings, inputs=states, built=tuple(built))
-        task.place.publish(f"1-{key_of(task.shares[0].sample)}", receipt, rows.table())
+        task.place.publish(f"{GATHERED}{key_of(task.shares[0].sample)}", receipt, with_skipped(rows.table(), skipped))
     return results
 
 

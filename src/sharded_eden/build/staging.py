@@ -28,8 +28,8 @@ from uuid import uuid4
 
 import polars as pl
 
+from sharded_eden.build.contig_rows import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.build.manifest import Built, Receipt
-from sharded_eden.build.sample import CONTIG_COLUMNS, polars_path, scan_rows
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.pages.recorded import move_record, record_addresses, record_path
@@ -38,6 +38,9 @@ from sharded_eden.format.sqlite import is_mutable_now
 
 STAGING = ".partial-build"
 """The folder inside the output folder in which everything is built; it is removed when the build ends."""
+
+DIRECT, GATHERED = "0-", "1-"
+"""The beginnings of the keys of receipts: of a sample built from its own inputs, and of samples gathered from runs."""
 
 _RECEIPT = "sharded-eden receipt"
 

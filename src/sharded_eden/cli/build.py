@@ -11,11 +11,16 @@ from typing import Annotated, Literal
 import typer
 
 from sharded_eden.build.build import BuildResult, build_sequence_dbs
+from sharded_eden.build.skipped import skipped_table
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
 from sharded_eden.cli.show import progress_bar, rate, size
+from sharded_eden.errors import printable
 from sharded_eden.format import schema
 from sharded_eden.format.commands import split_command
+
+SKIPPED_SHOWN = 10
+"""Bad records that are shown; the table lists all."""
 
 
 def build(
@@ -93,6 +98,14 @@ def build(
             "kept in the column phylo_tag of OUT/contigs.parquet.",
         ),
     ] = "refuse",
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out records that are invalid by themselves (letters, names, fields, duplicates), show the first ones, "
+            "and list all in OUT/skipped.parquet. The exit status is 0. Damaged files are still errors.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Build everything again, also samples that are there.")
     ] = False,
@@ -152,6 +165,7 @@ def build(
             text_field=text_field,
             id_field=id_field,
             phylo_tags=phylo_tags,
+            skip_bad=skip_bad,
             force=force,
             page_size=page_size,
             jobs=jobs,
@@ -185,3 +199,8 @@ def _lines(result: BuildResult, out: Path, seconds: float) -> Iterator[str]:
         yield f"{result.unchanged:,} samples were there already, built from the same inputs"
     if result.grown:
         yield f"{len(result.grown):,} samples have gained records and were built again: earlier splits lack them"
+    if result.skipped_parquet is not None:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.skipped.items())
+        yield f"skipped  {sum(result.skipped.values()):>15,}  records ({reasons}), listed in {result.skipped_parquet}"
+        for problem in skipped_table(out)["problem"].head(SKIPPED_SHOWN):
+            yield f"  {printable(problem, 300)}"

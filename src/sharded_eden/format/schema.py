@@ -21,6 +21,8 @@ CONTIG_ID = "contig_id"
 LENGTH = "length"
 CONTIGS_FILE = "contigs.parquet"
 """The table of all contigs, which `build` writes beside the sample folders."""
+SKIPPED_FILE = "skipped.parquet"
+"""The table of records that `build --skip-bad` left out."""
 MANIFEST_FILE = "manifest.sqlite"
 """What each sample was built from; `build` writes it beside the sample folders."""
 
@@ -200,6 +202,8 @@ def check_folder_name(sample_id: str, source: str) -> None:
         if sample_id == CONTIGS_FILE
         else "the manifest has this name"
         if sample_id == MANIFEST_FILE
+        else "the table of skipped records has this name"
+        if sample_id == SKIPPED_FILE
         else ""
     )
     if reason:

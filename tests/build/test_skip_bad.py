@@ -46,7 +46,7 @@ FASTA = ">a\nACGT\n>b\nACXT\n>c\n>d\x07 d\nAC\n>a\nGG\n>f\nTT\n> \nA\n>e\nGGG\n"
 
 def test_each_reason_in_fasta(tmp_path, capsys):
     (tmp_path / "S.fa").write_text(FASTA)
-    assert cli.main(["build", str(tmp_path / "S.fa"), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["build", str(tmp_path / "S.fa"), "--out", str(tmp_path / "out")]) == 1
     capsys.readouterr()
     assert cli.main(["build", str(tmp_path / "S.fa"), "--out", str(tmp_path / "out"), "--skip-bad"]) == 0
     shown = capsys.readouterr().out

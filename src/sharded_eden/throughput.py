@@ -1,4 +1,4 @@
-"""`bench`: measures how fast a split loads from its disk, which stage takes the time, and what to change.
+"""`bench`: measures how fast a split loads from its disk or storage, which stage takes the time, and what to change.
 
 Takes some seconds for each line of the result. Windows are visited in the order in which training would visit them.
 """
@@ -20,14 +20,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from sharded_eden.errors import UsageError
-from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
+from sharded_eden.format.commands import fetch_command
 from sharded_eden.format.schema import WINDOWS_SUFFIX
 from sharded_eden.jobs import Progress, usable_processors
 from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.source import named_sequences, named_window_dbs
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.storage.urls import is_url
 from sharded_eden.train.mixture import Mixture
 from sharded_eden.train.mixture_file import is_mixture_file, mixture_config
 from sharded_eden.train.stream import Stream
+from sharded_eden.train.traffic import StorageRate, TrafficCounter, datasets_of
 
 STAGES = ("locate", "read", "encode", "collate", "transfer")
 REPEATS = 3
@@ -52,13 +55,15 @@ class BenchResult:
     seq_length: int
     batch_size: int
     cold_windows_per_second: float | None
-    """With the databases removed from the page cache; None where the system cannot remove them."""
+    """With the databases removed from the page cache; None where the system cannot remove them, and at a URL."""
     warm_windows_per_second: float
-    """The same windows again, in one process."""
+    """The same windows again, in one process. At a URL they are requested again."""
     mean_bases: float
     """Mean number of bases in a window."""
     stage_microseconds: dict[str, float]
     """Time a window spends in each stage, one process, warm; no `transfer` without a GPU."""
+    storage: StorageRate | None = None
+    """None for local files."""
     loaders: list[LoaderRate] = field(default_factory=list)
     verdict: str = ""
 
@@ -92,9 +97,9 @@ def bench(
     """Measure how fast a split loads.
 
     Args:
-        sequence_db_dir: the folder of per-sample sequence databases.
-        window_db_path: the window database of a split, the folder that `precompute` wrote (then its training split), or the
-            TOML or YAML file of a mixture. The stages are then those of the source with the largest weight.
+        sequence_db_dir: the folder of per-sample sequence databases, or its URL.
+        window_db_path: the window database of a split or its URL, the folder that `precompute` wrote (then its training split),
+            or the TOML or YAML file of a mixture. The stages are then those of the source with the largest weight.
         batch_size: windows of a batch.
         max_workers: the largest number of `DataLoader` workers to try; None for the number of processors of this
             process, at most 8.
@@ -121,23 +126,30 @@ def bench(
         raise UsageError(f"{unknown[0]!r} is not a start method here: use {', '.join(known)}")
     most = min(8, usable_processors()) if max_workers is None else max_workers
     workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
-    sequence_db_dir = sequence_folder(sequence_db_dir)
+    sequence_db_dir = named_sequences(sequence_db_dir)
     opener = (
         _MixtureOpener(sequence_db_dir, window_db_path, tokenizer)
         if is_mixture_file(window_db_path)
-        else _Opener(sequence_db_dir, _window_database(window_db_path), tokenizer)
+        else _Opener(sequence_db_dir, _window_database(window_db_path, sequence_db_dir), tokenizer)
     )
     steps = 2 + 2 * (1 + len(methods) * (len(workers) - 1))
     report: Callable[[int], object] = lambda done: progress(done, steps) if progress else None  # noqa: E731
 
-    kept = [path for path in opener.files() if not _drop_from_cache(path)]
+    with opener(compact=False) as stream:
+        files = [
+            path for each in datasets_of(stream) for path in (each.window_db_path, *each.sample_db_mapping.values())
+        ]
+    can_drop = not any(map(is_url, files)) and not [path for path in files if not _drop_from_cache(Path(path))]
     with opener(compact=False) as stream:
         dataset = stream.dataset
-        cold = _windows_per_second(_batches(stream, batch_size), batch_size, seconds) if not kept else None
+        cold = _windows_per_second(_batches(stream, batch_size), batch_size, seconds) if can_drop else None
         report(1)
+        counter = TrafficCounter(stream)
         warm = statistics.median(
-            _windows_per_second(_batches(stream, batch_size), batch_size, seconds / REPEATS) for _ in range(REPEATS)
+            _windows_per_second(counter.watch(_batches(stream, batch_size)), batch_size, seconds / REPEATS)
+            for _ in range(REPEATS)
         )
+        storage = counter.rate(batch_size)
         stages, mean_bases = _time_stages(opener.largest(stream), batch_size, seconds)
         report(2)
         result = BenchResult(
@@ -148,6 +160,7 @@ def bench(
             warm_windows_per_second=warm,
             mean_bases=mean_bases,
             stage_microseconds=stages,
+            storage=storage,
         )
         is_table = dataset.has_table
     for compact in (False, True) if is_table and opener.can_be_compact else (False,):
@@ -161,9 +174,9 @@ def bench(
     return BenchResult(**{**result.__dict__, "verdict": _verdict(result, is_table)})
 
 
-def _window_database(path: str | os.PathLike[str]) -> Path:
+def _window_database(path: str | os.PathLike[str], sequence_db_dir: str | os.PathLike[str]) -> Path:
     """Return a window database; of a folder that `precompute` wrote, that of the training split."""
-    found = window_database_or_folder(path)
+    found = named_window_dbs(path, sequence_db_dir)
     return next((each for each in found if each.name == f"train{WINDOWS_SUFFIX}"), found[0])
 
 
@@ -192,11 +205,6 @@ class _Opener:
         ) as dataset:
             yield Stream(dataset)
 
-    def files(self) -> list[Path]:
-        """Return the files that are read."""
-        with self(compact=False) as stream:
-            return [Path(self._paths[1]), *map(Path, stream.dataset.sample_db_mapping.values())]
-
     @staticmethod
     def largest(stream: Stream) -> Stream:
         """Return the stream whose stages are timed."""
@@ -222,12 +230,6 @@ class _MixtureOpener:
             yield mixture
         finally:
             mixture.dataset.close()
-
-    def files(self) -> list[Path]:
-        """Return the files that are read."""
-        with self(compact=False) as stream:
-            datasets = stream.dataset.datasets  # type: ignore[attr-defined]
-            return [Path(path) for each in datasets for path in (each.window_db_path, *each.sample_db_mapping.values())]
 
     @staticmethod
     def largest(stream: Stream) -> Stream:
@@ -353,6 +355,12 @@ def _verdict(result: BenchResult, is_table: bool) -> str:
         return (
             "The tokenizer bounds it: it is called once for each window, since it is not one id per letter. A per-character "
             f"tokenizer becomes a table. Best: {advice}."
+        )
+    if result.storage is not None and result.storage.waiting_share > 0.5:
+        return (
+            f"The storage bounds it: one process waits for it {result.storage.waiting_share:.0%} of the time. Workers and a "
+            f"larger requests_in_flight make more requests at once. Best: {advice}. Or copy the data: "
+            f"{fetch_command('URL')}."
         )
     if cold is not None and cold < warm / 3:
         return (

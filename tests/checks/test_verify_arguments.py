@@ -48,8 +48,8 @@ def test_swapped_arguments_name_both_kinds(world):
         ),
         (world.seqs, sample, f"WINDOWS.db: {sample} is a sequence database"),
         (world.seqs, world.train.with_suffix(".parquet"), "is a Parquet file; expected a window database"),
-        ("s3://bucket/seqs", world.train, "SEQDB: 's3://bucket/seqs' is a URL"),
-        (world.seqs, "s3://bucket/w.db", "is a URL"),
+        ("ftp://bucket/seqs", world.train, "SEQDB: 'ftp://bucket/seqs' is a URL"),
+        (world.seqs, "ftp://bucket/w.db", "is a URL"),
     ):
         with pytest.raises(UsageError, match=re.escape(words)):
             verify(sequences, [windows])

@@ -50,10 +50,19 @@ def s3_server() -> Iterator[str]:
 
 def put(endpoint: str, key: str, body: bytes) -> None:
     """Write an object into the bucket; an empty key makes the bucket."""
+    _change("PUT", endpoint, key, body)
+
+
+def delete(endpoint: str, key: str) -> None:
+    """Remove an object from the bucket."""
+    _change("DELETE", endpoint, key, None)
+
+
+def _change(method: str, endpoint: str, key: str, body: bytes | None) -> None:
     signature = f"AWS4-HMAC-SHA256 Credential={CREDENTIALS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request"
     url = f"{endpoint}/{BUCKET}" + (f"/{key}" if key else "")
     headers = {"Authorization": signature, "Content-Type": "application/octet-stream"}
-    request = urllib.request.Request(url, data=body, method="PUT", headers=headers)
+    request = urllib.request.Request(url, data=body, method=method, headers=headers)
     urllib.request.urlopen(request, timeout=30).close()
 
 
@@ -114,7 +123,7 @@ class Proxy:
             def do_GET(self) -> None:
                 proxy._handle(self, host)
 
-            do_HEAD = do_PUT = do_POST = do_GET
+            do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sharded_eden import cli
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.index import IndexFile, index_path, write_index
 from sharded_eden.storage import copies
+from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.windows.fetch import fetch_sequence_databases
 from sharded_eden.windows.index import index_window_database
 
@@ -52,6 +54,34 @@ def same(folder: Path, samples: list[str] = SAMPLES) -> bool:
         == (folder / f"copy/{sample}/glm_dataset_{sample}.sqlite").read_bytes()
         for sample in samples
     )
+
+
+def test_a_limit_is_kept_and_the_copies_are_whole(folder, url, proxy):
+    total = sum(worlds.sample_db(folder, sample).stat().st_size for sample in SAMPLES)
+    began = time.monotonic()
+    done = fetch_sequence_databases(url, folder / "copy", max_bandwidth=total / 1e6)
+    assert time.monotonic() - began >= 1.0
+    assert (done.copied_files, done.copied_bytes) == (3, total)
+    assert same(folder)
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="max_bandwidth must be at least"):
+            fetch_sequence_databases(url, folder / "copy", max_bandwidth=wrong)
+
+
+def test_an_error_ends_copies_that_wait_for_the_limit(folder, url, proxy, monkeypatch):
+    """One part is read at once and refused; the others would wait for hours."""
+    asked = []
+
+    def due(self, size_bytes):
+        asked.append(size_bytes)
+        return 0.0 if len(asked) == 1 else 10_000.0
+
+    monkeypatch.setattr(Bandwidth, "due", due)
+    proxy.fault = lambda number, path, headers, forward: Answer(403, {}, b"<Code>AccessDenied</Code>")
+    with pytest.raises(DatabaseError, match="access is denied"):
+        fetch_sequence_databases(url, folder / "copy", max_bandwidth=1.0)
+    assert len(asked) > 1
+    assert not list((folder / "copy").glob("*/*.sqlite"))
 
 
 def test_all_are_copied_once(folder, url, proxy, capsys):

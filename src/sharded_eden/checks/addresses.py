@@ -145,7 +145,7 @@ def compare_addresses(task: AddressesTask, say: Say) -> AddressesReport:
             closing(WindowIndex(task.window_db, io="read")) as index,
             closing(SequenceReader(task.paths, io="read")) as reader,
         ):
-            _Comparison(task, report, addresses, index, reader).run(say)
+            Comparison(task, report, addresses, index, reader).run(say)
     except IndexError:
         report.error = "it names a sample that it does not list"
     except UNREADABLE as error:
@@ -170,7 +170,7 @@ def _text(error: BaseException, path: Path) -> str:
 
 
 @dataclass
-class _Span:
+class Span:
     """Consecutive windows of one contig, whose bases are compared together."""
 
     first: int
@@ -183,7 +183,7 @@ class _Span:
     windows: int = 1
 
 
-class _Comparison:
+class Comparison:
     """The windows of one task."""
 
     def __init__(
@@ -201,15 +201,23 @@ class _Comparison:
         self._by_sqlite = np.empty(PIECE_BASES, dtype=np.uint8)
 
     def run(self, say: Say) -> None:
-        for span in self._spans(say):
+        """Compare all windows; `say` is called with the share that is done."""
+        for span in self.spans(say):
             try:
                 self._compare(span)
             except UNREADABLE as error:
-                sample = self._addresses.names[span.address[0]]
-                self._broken.add(sample)  # the next window would fail in the same way
-                self._wrong(span, f"cannot be read: {_text(error, self._addresses.path)}")
+                self.failed(span, error)
 
-    def _spans(self, say: Say) -> Iterator[_Span]:
+    def failed(self, span: Span, error: BaseException) -> None:
+        """Add that windows cannot be read; the others of their sample would fail in the same way and are left out."""
+        self._broken.add(self._addresses.names[span.address[0]])
+        self.wrong(span, f"cannot be read: {_text(error, self._addresses.path)}")
+
+    def is_broken(self, span: Span) -> bool:
+        """Whether windows of the same sample could not be read."""
+        return self._addresses.names[span.address[0]] in self._broken
+
+    def spans(self, say: Say) -> Iterator[Span]:
         """Check where windows lie in their contigs, and yield those that have addresses."""
         windows, last = self._task.windows, None
         for start in range(0, len(windows), WINDOWS_AT_ONCE):
@@ -217,7 +225,7 @@ class _Comparison:
             found = self._addresses.find(some)
             for window, row, address in zip(some, self._index.locate_many(some), found, strict=True):
                 contig_id, in_contig = row[0], row[1]
-                if not self._is_in_place(_Span(window, contig_id, address, in_contig)):
+                if not self._is_in_place(Span(window, contig_id, address, in_contig)):
                     continue
                 if (
                     last is not None
@@ -230,12 +238,12 @@ class _Comparison:
                     continue
                 if last is not None:
                     yield last
-                last = _Span(window, contig_id, address, in_contig)
+                last = Span(window, contig_id, address, in_contig)
             say((start + len(some)) / len(windows))
         if last is not None:
             yield last
 
-    def _is_in_place(self, span: _Span) -> bool:
+    def _is_in_place(self, span: Span) -> bool:
         """Compare what is known of a window without reading its bases; return whether to read them."""
         sample, _, _, _, start, _, tag = span.address
         names, tags = self._addresses.names, self._addresses.tags
@@ -253,22 +261,21 @@ class _Comparison:
         elif sample >= 0 and names[sample] != belongs_to:
             what = f"is of sample {belongs_to!r}, here of {names[sample]!r}"
         if what:
-            self._wrong(span, what)
+            self.wrong(span, what)
         return not what and sample >= 0 and belongs_to not in self._broken
 
-    def _compare(self, span: _Span) -> None:
+    def _compare(self, span: Span) -> None:
         sample, at, local, overflow, start, length, _ = span.address
-        name = self._addresses.names[sample]
-        if name in self._broken:
+        if self.is_broken(span):
             return
         contig = self._reader.contig(span.contig_id)
         if contig is None:
             return  # reported by the checks of samples
         if contig.length != length:
-            self._wrong(span, f"is of a contig of {contig.length:,} bases, here of {length:,}")
+            self.wrong(span, f"is of a contig of {contig.length:,} bases, here of {length:,}")
             return
         end = min(length, span.in_contig * self._task.stride + self._task.window_size)
-        substr = self._reader.connection(name).cursor() if length <= PIECE_BASES else None
+        substr = self._reader.connection(self._addresses.names[sample]).cursor() if length <= PIECE_BASES else None
         for first in range(start, end, PIECE_BASES):
             bases = min(PIECE_BASES, end - first)
             request = (sample, at, local, overflow, first, length, bases, 0)
@@ -282,11 +289,12 @@ class _Comparison:
             if not np.array_equal(self._by_address[:bases], by_sqlite):
                 other = np.flatnonzero(self._by_address[: len(by_sqlite)] != by_sqlite)
                 base = first + (int(other[0]) if len(other) else len(by_sqlite))
-                self._wrong(span, f"has another base {base:,} at its address than SQLite reads")
+                self.wrong(span, f"has another base {base:,} at its address than SQLite reads")
                 return
         self._report.compared += span.windows
 
-    def _wrong(self, span: _Span, what: str) -> None:
+    def wrong(self, span: Span, what: str) -> None:
+        """Add what is wrong with windows."""
         contig = f"window {span.in_contig - span.windows + 1} of {shown(span.contig_id)}"
         self._report.wrong.add(f"window {span.first:,}, which is {contig}, {what}")
 

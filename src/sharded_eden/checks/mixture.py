@@ -13,18 +13,17 @@ from typing import Any
 from sharded_eden.checks.findings import Finding
 from sharded_eden.checks.result import VerifyResult
 from sharded_eden.errors import EdenError
-from sharded_eden.format.window_db import window_geometry
 from sharded_eden.train.mixture_file import mixture_config
 
 
 def verify_mixture(
-    path: Path, sequence_db_dir: Path, verify: Callable[..., VerifyResult], **options: Any
+    path: Path, sequence_db_dir: Path | str, verify: Callable[..., VerifyResult], **options: Any
 ) -> VerifyResult:
     """Check the sources of a mixture.
 
     Args:
         path: its file.
-        sequence_db_dir: the folder for sources without one of their own.
+        sequence_db_dir: the folder or URL for sources without one of their own.
         verify: checks one window database, see `sharded_eden.checks.run.verify`.
         options: passed on to it.
 
@@ -45,9 +44,8 @@ def verify_mixture(
                 setattr(whole, field.name, own + its)
     if whole.is_clean:
         try:
-            geometry = window_geometry(Path(next(iter(config.sources.values())).window_db_path))
             config.open(
-                tokenizer=None, sequence_db_dir=str(sequence_db_dir), seed=42, seq_length=geometry.window_size
+                tokenizer=None, sequence_db_dir=str(sequence_db_dir), seed=42, seq_length=config.window_size()
             ).dataset.close()
         except EdenError as error:
             fix = "change the mixture, or precompute its sources with the same window size"

@@ -31,15 +31,17 @@ from sharded_eden.checks.mixture import verify_mixture
 from sharded_eden.checks.near_duplicates import NearDuplicates as Near
 from sharded_eden.checks.near_duplicates import check_request, find_near_duplicates
 from sharded_eden.checks.reading import read_windows
+from sharded_eden.checks.remote import refuse_what_needs_files, verify_remote, with_urls
 from sharded_eden.checks.result import VerifyResult
 from sharded_eden.checks.sample import SampleReport, SampleTask, WindowsOfSample, verify_sample
+from sharded_eden.checks.splits import shared_samples
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
-from sharded_eden.format.commands import build_command, quoted, split_command, verify_command
-from sharded_eden.format.kinds import sequence_folder, window_database_or_folder
+from sharded_eden.format.commands import build_command, quoted, split_command
 from sharded_eden.format.parquet import parquet_source
 from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
 from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+from sharded_eden.load.source import named_sequences, named_window_dbs
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.similar.groups import THRESHOLD
 from sharded_eden.train.mixture_file import is_mixture_file
@@ -72,10 +74,11 @@ def verify(
     """Check sequence databases, and the window databases of their splits.
 
     Args:
-        sequence_db_dir: the folder of sequence databases.
-        window_dbs: the window databases, one for each split; a folder, for all `*_windows.db` in it; or the TOML or YAML file
-            of a mixture, whose sources may have folders of their own.
-        full: check every window and every base, not only a sample of them.
+        sequence_db_dir: the folder of sequence databases, or its URL in object storage. Window databases must then have an
+            index; the objects are compared with it, and random windows are read by their addresses, all by this process.
+        window_dbs: the window databases or their URLs, one for each split; a folder, for all `*_windows.db` in it; or the TOML
+            or YAML file of a mixture, whose sources may have folders of their own.
+        full: check every window and every base, not only a sample of them; not at a URL.
         by: what the splits divide: `sample` finds samples that are in two of them; `contig` accepts those. Where there is just
             one sequence database they are accepted anyway.
         jobs: number of tasks that run at the same time; None with Ray: one for each processor of the cluster.
@@ -92,8 +95,8 @@ def verify(
         progress: called with the bytes of databases that are done and their total.
 
     Raises:
-        UsageError: a window database is given twice, a number is invalid, a path is of another kind than expected, or
-            near-duplicates are requested with fewer than two window databases.
+        UsageError: a window database is given twice, a number is invalid, a path is of another kind than expected,
+            near-duplicates are requested with fewer than two window databases, or a URL with `full` or `near_duplicates`.
         MissingExtra: `near_duplicates` without sourmash.
 
     Example:
@@ -101,7 +104,7 @@ def verify(
         >>> verify("sequence_db_dir", ["windows"]).is_clean
         True
     """
-    folder = sequence_folder(sequence_db_dir)
+    folder = named_sequences(sequence_db_dir)
     window_dbs = list(window_dbs)
     if mixtures := [each for each in window_dbs if is_mixture_file(each)]:
         if len(window_dbs) > 1 or near_duplicates:
@@ -110,7 +113,10 @@ def verify(
             Path(mixtures[0]), folder, verify, full=full, by=by, jobs=jobs, engine=engine, address=address,
             windows_read=windows_read, seed=seed, scratch=scratch, progress=progress,
         )  # fmt: skip
-    splits = [path for given in window_dbs for path in window_database_or_folder(given)]
+    if isinstance(folder, str):
+        refuse_what_needs_files(folder, window_dbs, full=full, near_duplicates=near_duplicates)
+    given = [(path, each) for each in window_dbs for path in named_window_dbs(each, folder)]
+    splits = [path for path, _ in given]
     if by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
     where = Engine(engine, jobs, address)
@@ -126,7 +132,12 @@ def verify(
     if near_duplicates:
         check_request(len(splits), threshold)
     with tempfile.TemporaryDirectory(prefix="sharded-eden-verify-", dir=scratch) as temporary:
-        return _Run(
+        if isinstance(folder, str):
+            found = verify_remote(
+                folder, splits, Path(temporary), by=by, windows_read=windows_read, seed=seed, progress=progress
+            )
+            return with_urls(found, given)
+        found = _Run(
             folder=folder,
             splits=splits,
             scratch=Path(temporary),
@@ -139,6 +150,7 @@ def verify(
             pairs=None if pairs is None else Path(pairs),
             progress=progress,
         ).result()
+        return with_urls(found, given)
 
 
 @dataclass(kw_only=True)
@@ -184,7 +196,7 @@ class _Run:
         compared = self._check_addresses(windows, broken)
         self._open_splits(windows)
         if self.by == "sample" and len(self._paths) > 1:
-            self._shared_samples(windows)
+            shared_samples(self._findings, windows, self.folder)
         if self.full and len(windows) > 1:
             with self._findings.checking("copied-contig", self.folder, "give --scratch a folder with room"):
                 self._copied_contigs(windows, samples)
@@ -330,20 +342,6 @@ class _Run:
                     self._findings.error("opening", report.path, what, report.fix)
 
     # ---- comparing splits ----
-
-    def _shared_samples(self, windows: Sequence[WindowsReport]) -> None:
-        for one, other in combinations(windows, 2):
-            shared = Tally()
-            for sample in sorted(one.ranges.keys() & other.ranges.keys()):
-                shared.add(repr(sample))
-            if shared.count:
-                self._findings.error(
-                    "shared-sample",
-                    other.path,
-                    f"{shared.count} samples are in {one.path} as well: {shared}",
-                    f"{split_command(self.folder)}, then {other.fix} and the same for the others; where contigs were divided "
-                    f"on purpose (split --by contig): {verify_command(self.folder, *self.splits)} --by contig",
-                )
 
     def _near_duplicates(self, windows: Sequence[WindowsReport], broken: Collection[str], threshold: float) -> Near:
         usable = {report.path: report.fix for report in windows if report.is_open}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,13 +15,22 @@ from sharded_eden.cli.show import progress_bar
 if TYPE_CHECKING:
     from sharded_eden.throughput import BenchResult
 
+SequenceDbs = Annotated[
+    str,
+    typer.Argument(
+        metavar="SEQDB", help="The folder of sequence databases, or its URL: s3://, gs://, az://, http(s)://, file://."
+    ),
+]
+
 BAR = 30
 """The letters of the longest bar."""
 
 
 def bench(
-    sequence_dbs: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder of sequence databases.")],
-    windows_db: Annotated[Path, typer.Argument(metavar="WINDOWS.db", help="The window database of a split.")],
+    sequence_dbs: SequenceDbs,
+    windows_db: Annotated[
+        str, typer.Argument(metavar="WINDOWS.db", help="The window database of a split, or its URL.")
+    ],
     batch_size: Annotated[int, typer.Option(help="Windows of a batch.")] = 32,
     max_workers: Annotated[
         int | None,
@@ -36,7 +44,7 @@ def bench(
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each line is measured.")] = 2.0,
 ) -> Output:
-    """Measure how fast your data loads from your disk, where the time goes, and what to change."""
+    """Measure how fast your data loads from your disk or storage, where the time goes, and what to change."""
     with progress_bar("measuring") as progress:
         result = sharded_eden.bench(
             sequence_dbs,
@@ -56,16 +64,21 @@ def _lines(result: BenchResult) -> Iterator[str]:
     yield f"{result.mean_bases:,.0f} bases in a window, on average"
     yield ""
     yield "one process, without a DataLoader"
+    storage = result.storage
     rates = {"cold": cold, "warm": result.warm_windows_per_second}
+    if storage is not None:
+        rates = {"storage": result.warm_windows_per_second}
     for name, value in rates.items():
         shown = "unknown" if value is None else f"{value:,.0f}"
         yield f"  {name:18}{shown:>12} windows/s  {bar(value or 0.0, rates.values())}".rstrip()
-    yield (
-        f"  warm is {result.tokens_per_second / 1e6:,.1f} million tokens/s, {result.megabytes_per_second:,.1f} MB of bases/s"
-    )
+    if storage is not None:
+        yield f"  {storage.waiting_share:.0%} of the time is spent waiting for data from the storage"
+        yield f"  a window costs {storage.requests_per_window:.2f} requests and {storage.bytes_per_window:,.0f} bytes"
+    tokens, megabytes = result.tokens_per_second / 1e6, result.megabytes_per_second
+    yield f"  {next(reversed(rates))} is {tokens:,.1f} million tokens/s, {megabytes:,.1f} MB of bases/s"
     yield ""
     total = sum(result.stage_microseconds.values())
-    yield f"where the time of a warm window goes ({total:,.1f} us)"
+    yield f"where the time of a {'warm ' if storage is None else ''}window goes ({total:,.1f} us)"
     for stage, microseconds in result.stage_microseconds.items():
         yield f"  {stage:18}{microseconds:>12,.1f} us         {bar(microseconds, result.stage_microseconds.values())}".rstrip()
     yield ""

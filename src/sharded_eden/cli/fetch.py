@@ -23,6 +23,9 @@ def fetch(
         list[Path] | None,
         typer.Option(metavar="WINDOWS.db", help="Copy only the samples of this window database; needs its index."),
     ] = None,
+    max_bandwidth: Annotated[
+        float | None, typer.Option(metavar="MB/S", help="The most megabytes per second; unless given, no limit.")
+    ] = None,
 ) -> Output:
     """Copy sequence databases from object storage to a local folder.
 
@@ -30,7 +33,9 @@ def fetch(
     one) are kept.
     """
     with progress_bar("copying") as progress:
-        done = fetch_sequence_databases(url, folder, window_dbs=windows or (), progress=progress)
+        done = fetch_sequence_databases(
+            url, folder, window_dbs=windows or (), max_bandwidth=max_bandwidth, progress=progress
+        )
     return Output(
         lines=[
             f"copied {done.copied_files:,} of {done.files:,} sequence databases, {size(done.copied_bytes)}, to {folder}"

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import sharded_eden
+from sharded_eden.cli.bench import SequenceDbs
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE, SIMILAR
 from sharded_eden.cli.show import progress_bar
 from sharded_eden.errors import printable
+from sharded_eden.format.commands import fetch_command
 from sharded_eden.similar.groups import THRESHOLD
+from sharded_eden.storage.urls import is_url
 
 if TYPE_CHECKING:
     from sharded_eden.checks.result import VerifyResult
 
 
 def verify(
-    sequence_dbs: Annotated[Path, typer.Argument(metavar="SEQDB", help="The folder of sequence databases.")],
+    sequence_dbs: SequenceDbs,
     windows_dbs: Annotated[
-        list[Path] | None, typer.Argument(metavar="WINDOWS.db", help="The window databases of the splits.")
+        list[str] | None,
+        typer.Argument(metavar="WINDOWS.db", help="The window databases of the splits, or their URLs."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Check every window and every base.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Check every window and every base; not at a URL.")] = False,
     by: Annotated[
         Literal["sample", "contig"],
         typer.Option(help="What the splits divide. With 'contig' a sample may be in two of them."),
@@ -98,10 +102,10 @@ def verify(
             pairs=pairs,
             progress=progress,
         )
-    return Output(lines=_lines(result), data=result.as_dict, status=0 if result.is_clean else 1)
+    return Output(lines=_lines(result, is_url(sequence_dbs)), data=result.as_dict, status=0 if result.is_clean else 1)
 
 
-def _lines(result: VerifyResult) -> Iterator[str]:
+def _lines(result: VerifyResult, is_remote: bool) -> Iterator[str]:
     yield f"samples  {result.samples:>15,}"
     databases = "window database" if result.window_databases == 1 else "window databases"
     yield f"windows  {result.windows:>15,}  in {result.window_databases} {databases}"
@@ -118,5 +122,7 @@ def _lines(result: VerifyResult) -> Iterator[str]:
         yield f"\n{finding.severity} ({finding.check}) in {printable(finding.file)}"
         yield f"  {printable(finding.what)}\n  fix: {finding.fix}"
     looked = "everything was checked" if result.full else "a quick look; --full checks everything"
+    if is_remote:
+        looked = f"a quick look; copies made by {fetch_command('URL')} can be checked with --full"
     count = len(result.findings)
     yield f"\n{'clean' if result.is_clean else f'{count} finding' + 's' * (count > 1)} ({looked})"

@@ -1,4 +1,4 @@
-"""Opens the sequence databases of a dataset, and the addresses of its windows: in a folder, or in object storage.
+"""Finds and opens the databases that a user names, and the addresses of windows: in a folder, or in object storage.
 
 Input: a folder or URL, and the window database. Output: readers. Costs one `stat` a database in a folder, no request for a URL.
 """
@@ -9,15 +9,43 @@ import os
 from pathlib import Path
 
 from sharded_eden.errors import MissingDatabase, UsageError, printable
-from sharded_eden.format.kinds import expect
+from sharded_eden.format.kinds import expect, sequence_folder, window_database_or_folder
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.locate.addresses import WindowAddresses, open_addresses
-from sharded_eden.load.locate.cached import cache_folder
+from sharded_eden.load.locate.cached import cache_folder, local_window_db
 from sharded_eden.load.locate.remote import RemoteAddresses, RemoteSequences
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.databases import SequenceReader
-from sharded_eden.storage.urls import is_url
+from sharded_eden.storage.urls import folder_url, is_url
+
+PathLike = str | os.PathLike[str]
+
+
+def named_sequences(path: PathLike) -> Path | str:
+    """Return the folder of sequence databases that a user names, or its URL.
+
+    Raises:
+        UsageError: it is something else, or a URL of a scheme that is not read.
+    """
+    return folder_url(path, "SEQDB") if isinstance(path, str) and is_url(path) else sequence_folder(path)
+
+
+def named_window_dbs(path: PathLike, sequence_db_dir: PathLike) -> list[Path]:
+    """Return the window database that a user names, those of a folder, or the local copy of one at a URL.
+
+    Args:
+        path: the window database.
+        sequence_db_dir: its sequence databases; where they are at a URL, it must have an index.
+
+    Raises:
+        MissingDatabase: there is no such object.
+        UsageError: it is something else.
+    """
+    if is_url(path):
+        return [Path(local_window_db(path, os.fspath(sequence_db_dir), ExampleOptions()))]
+    return window_database_or_folder(path)
+
 
 COPIES = "sequences"
 """The folder in `cache_dir` that holds copies of sequence databases."""

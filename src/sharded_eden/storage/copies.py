@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xxhash
 
+from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.storage.objects import Objects, Range, Version
 
 PART_BYTES = 8 << 20
@@ -20,7 +21,13 @@ PARTS_AT_ONCE = 4
 
 
 def copy_object(
-    objects: Objects, name: str, version: Version, path: Path, *, add: Callable[[int], object] = lambda size_bytes: None
+    objects: Objects,
+    name: str,
+    version: Version,
+    path: Path,
+    *,
+    add: Callable[[int], object] = lambda size_bytes: None,
+    bandwidth: Bandwidth | None = None,
 ) -> None:
     """Copy an object to an existing empty file.
 
@@ -30,23 +37,31 @@ def copy_object(
         version: the version to copy: every part must be of it.
         path: the file.
         add: called with the bytes of each part, from several threads.
+        bandwidth: the limit that the parts share with other copies. An error of one ends all.
 
     Raises:
         MissingDatabase: there is no such object.
         DatabaseError: it was replaced, or cannot be read.
         OSError: the file cannot be written.
     """
+    limit = bandwidth or Bandwidth(None)
+    part_bytes = limit.part_bytes(PART_BYTES)
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def part(start: int) -> None:
-        size_bytes = min(PART_BYTES, version.size_bytes - start)
-        _write(descriptor, objects.read(Range(name, start, size_bytes, version)), start)
+        size_bytes = min(part_bytes, version.size_bytes - start)
+        try:
+            limit.take(size_bytes)
+            _write(descriptor, objects.read(Range(name, start, size_bytes, version)), start)
+        except BaseException as error:
+            limit.close(error)  # others may wait for long
+            raise
         add(size_bytes)
 
     try:
         with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
             try:
-                for _ in pool.map(part, range(0, version.size_bytes, PART_BYTES)):
+                for _ in pool.map(part, range(0, version.size_bytes, part_bytes)):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)

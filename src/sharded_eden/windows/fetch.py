@@ -6,6 +6,7 @@ request for each 8 MB. A file appears when it is whole: a stopped command is run
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from sharded_eden.format.index import IndexFile, index_path
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import sample_database_path
 from sharded_eden.jobs import Meter, Progress
+from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.storage.copies import copy_object, digest_of
 from sharded_eden.storage.objects import Objects, Version
 from sharded_eden.storage.urls import folder_url, object_name
@@ -27,6 +29,8 @@ FILES_AT_ONCE = 4
 REQUEST_SECONDS = 300.0
 """How long a part is tried."""
 NO_DIGEST = bytes(16)
+LEAST_BANDWIDTH = 0.01
+"""MB per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ def fetch_sequence_databases(
     folder: str | os.PathLike[str],
     *,
     window_dbs: Iterable[str | os.PathLike[str]] = (),
+    max_bandwidth: float | None = None,
     seconds: float = REQUEST_SECONDS,
     progress: Progress | None = None,
 ) -> FetchResult:
@@ -61,17 +66,22 @@ def fetch_sequence_databases(
         url: the folder of sequence databases in object storage.
         folder: where they are copied to.
         window_dbs: copy only the samples that these have windows of, by their indexes; none: copy all.
+        max_bandwidth: the most MB (1,000,000 bytes) per second, on average since the start; None for no limit.
         seconds: how long a request is tried.
         progress: called with the bytes done and their total.
 
     Raises:
         MissingDatabase: an object or an index is missing.
         DatabaseError: an object is not the one that was indexed, or cannot be read.
-        UsageError: the URL is not valid, or http(s) without window databases: such servers have no listing.
+        UsageError: `max_bandwidth` is below 0.01, the URL is not valid, or http(s) without window databases: such servers have
+            no listing.
     """
     url = folder_url(url, "URL")
+    if max_bandwidth is not None and not LEAST_BANDWIDTH <= max_bandwidth < math.inf:  # NaN is refused, too
+        raise UsageError(f"max_bandwidth must be at least {LEAST_BANDWIDTH} MB per second, not {max_bandwidth}")
     objects = Objects(url, seconds)
     files = _wanted(objects, Path(folder), [Path(each) for each in window_dbs])
+    bandwidth = Bandwidth(None if max_bandwidth is None else max_bandwidth * 1e6)
     meter, lock, done = Meter(progress, sum(file.version.size_bytes for file in files)), threading.Lock(), 0
 
     def add(size_bytes: int) -> None:
@@ -85,14 +95,15 @@ def fetch_sequence_databases(
             add(file.version.size_bytes)
             return 0
         with publishing(file.path) as unfinished:
-            copy_object(objects, file.name, file.version, unfinished, add=add)
+            copy_object(objects, file.name, file.version, unfinished, add=add, bandwidth=bandwidth)
             _check_digest(file, unfinished, url)
         return file.version.size_bytes
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         try:
             copied = list(pool.map(fetch, files))
-        except BaseException:
+        except BaseException as error:
+            bandwidth.close(error)
             pool.shutdown(cancel_futures=True)
             raise
     meter.finish()

@@ -22,10 +22,11 @@ from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.copied import CopyReader
 from sharded_eden.load.read.databases import SequenceReader
 from sharded_eden.load.read.positioned import PositionedReader
-from sharded_eden.load.read.remote import RangeReader
+from sharded_eden.load.read.remote import RangeReader, Traffic
 from sharded_eden.load.read.sequences import SampleDatabase
 from sharded_eden.storage.copier import CopySettings, wanted_of
 from sharded_eden.storage.copy_folder import prepare
+from sharded_eden.storage.objects import Version
 from sharded_eden.storage.urls import ObjectPath, object_name
 
 AHEAD_PER_REQUEST = 8
@@ -207,6 +208,16 @@ class RemoteAddresses(WindowAddresses):
         if self.changed_samples:
             raise StaleIndex(f"it has no ETag of {self.changed_samples[0]}")
         self._versions = [each and each.version for each in wanted_of(self._file, self._url)]
+
+    @property
+    def versions(self) -> dict[str, Version]:
+        """The version that each sequence database had when it was indexed: {sample: version}."""
+        return {name: version for name, version in zip(self.names, self._versions, strict=True) if version is not None}
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this thread has read from the storage by ranges."""
+        return cast("RangeReader | CopyReader", self._readers.get()).traffic
 
     def _make_reader(self) -> PositionedReader:
         reader = RangeReader(

@@ -16,7 +16,7 @@ from sharded_eden.errors import DatabaseError, printable, warn
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.load.read.plan import Request
 from sharded_eden.load.read.positioned import PositionedReader
-from sharded_eden.load.read.remote import RangeReader
+from sharded_eden.load.read.remote import RangeReader, Traffic
 from sharded_eden.storage.copier import Copier, CopySettings
 from sharded_eden.storage.copy_folder import Wanted, complete_copies, prepare
 
@@ -69,6 +69,11 @@ class CopyReader:
     def cold_batches(self) -> int:
         """Above 0 if batches wait: for storage, or lately for the disk."""
         return 1 if self._missing else self._files.cold_batches
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was read by ranges so far."""
+        return self._ranges.traffic
 
     def announce(self, requests: Sequence[Request]) -> None:
         """Fetch what later batches read, or tell the kernel. An error is raised when it is read."""

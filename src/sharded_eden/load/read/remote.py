@@ -10,6 +10,7 @@ index. So an object that was replaced is an error.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -38,6 +39,17 @@ class _Piece(NamedTuple):
     offset: int
     """Where they begin in its answer."""
     size_bytes: int
+
+
+class Traffic(NamedTuple):
+    """What was read from the storage."""
+
+    requests: int
+    """Requests whose bytes were read, or are no longer wanted."""
+    size_bytes: int
+    """The bytes of their answers."""
+    waited_seconds: float
+    """Time spent waiting for answers."""
 
 
 class RangeReader:
@@ -70,6 +82,8 @@ class RangeReader:
         self._fetcher = Fetcher(url, in_flight=in_flight, seconds=seconds)
         self._numbers = {number: number for number in range(len(names))}  # in place of file descriptors
         self._lock = threading.Lock()
+        self._requests = self._bytes = 0
+        self._waited_seconds = 0.0
         self._forget()
 
     def _forget(self) -> None:
@@ -77,8 +91,14 @@ class RangeReader:
         self._ahead: OrderedDict[Key, _Piece] = OrderedDict()
         self._ahead_bytes = 0
         self._uses: dict[int, int] = {}  # of each request: pieces that are not read yet
+        self._sizes: dict[int, int] = {}  # of each request, in bytes
         self._answers: dict[int, memoryview] = {}
         self._errors: dict[int, EdenError] = {}
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was read so far. Announced requests count when they are read."""
+        return Traffic(self._requests, self._bytes, self._waited_seconds)
 
     def announce(self, requests: Sequence[Request]) -> None:
         """Fetch what later batches read. An error is raised when it is read.
@@ -163,7 +183,9 @@ class RangeReader:
         while number not in self._answers:
             if number in self._errors:
                 raise self._errors[number]
+            began = time.perf_counter()
             answer = self._fetcher.next_answer()
+            self._waited_seconds += time.perf_counter() - began
             if answer.number not in self._uses:
                 continue  # its announcement was forgotten
             if answer.body is None:
@@ -183,7 +205,7 @@ class RangeReader:
             assert version is not None  # noqa: S101 - a sample with an address has a version
             number, self._next_number = self._next_number, self._next_number + 1
             asked.append((number, Range(object_name(self._names[sample]), begin, end - begin, version)))
-            self._uses[number] = len(group)
+            self._uses[number], self._sizes[number] = len(group), end - begin
             for _, offset, size_bytes in group:
                 pieces[sample, offset] = _Piece(number, offset - begin, size_bytes)
         if asked:
@@ -208,6 +230,8 @@ class RangeReader:
         self._uses[number] -= 1
         if not self._uses[number]:
             del self._uses[number]
+            self._requests += 1
+            self._bytes += self._sizes.pop(number)
             self._answers.pop(number, None)
             self._errors.pop(number, None)
 

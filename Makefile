@@ -69,8 +69,9 @@ bench: $(VENV)/.dev ## speed, as ratios of interleaved runs
 bench-cold: $(VENV)/.dev ## reads from the disk with an empty page cache (root; 90 minutes, 25 GB at once)
 	$(BIN)/python -m benchmarks.cold --remove
 
-bench-cloud: $(VENV)/.dev ## windows over HTTP from a server that delays each request by 30 ms (5 minutes)
+bench-cloud: $(VENV)/.dev ## windows from a server that delays each request by 30 ms, with other loaders, and training (30 minutes, 4 GB)
 	$(BIN)/python -m benchmarks.cloud
+	$(BIN)/python -m benchmarks.cloud_training
 
 bench-prepare: $(VENV)/.dev ## speed of build and precompute
 	$(BIN)/python -m benchmarks --only prepare,precompute

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.range_server FOLDER DELAY_SECONDS`: serves byte ranges of files over HTTP, each after a delay.
+"""`python -m benchmarks.range_server FOLDER DELAY_SECONDS`: serves files over HTTP and as S3 does, each request after a delay.
 
-Prints its port. `GET /-/counts` returns {requests, bytes, in_flight}: of ranges since the last call, and how many were
-served at the same time. One event loop: requests that wait cost nothing.
+Prints its port. `/FOLDER/...` are files; S3 clients take the first part of a path for the bucket, and `GET /BUCKET?list-type=2`
+lists one. Signatures are not checked. `GET /-/counts` returns {requests, bytes, in_flight}: since the last call, and how many
+were served at the same time. One event loop: requests that wait cost nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import escape
+
+MODIFIED, MODIFIED_ISO = "Thu, 01 Jan 2026 00:00:00 GMT", "2026-01-01T00:00:00.000Z"
 
 
 class Server:
@@ -30,7 +34,7 @@ class Server:
         if path not in self._files:
             descriptor = os.open(self._folder / unquote(path).lstrip("/"), os.O_RDONLY)
             found = os.fstat(descriptor)
-            self._files[path] = descriptor, found.st_size, f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"'
+            self._files[path] = descriptor, found.st_size, _etag(found)
         return self._files[path]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -45,7 +49,8 @@ class Server:
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         first, *lines = head.split("\r\n")
-        method, path, _ = first.split(" ")
+        method, target, _ = first.split(" ")
+        path, _, query = target.partition("?")
         headers = dict(line.lower().split(": ", 1) for line in lines if line)
         if path == "/-/counts":
             body = json.dumps({"requests": self._requests, "bytes": self._bytes, "in_flight": self._most}).encode()
@@ -56,6 +61,12 @@ class Server:
         self._most = max(self._most, self._now)
         await asyncio.sleep(self._delay_seconds)
         self._now -= 1
+        self._requests += 1
+        if "list-type=2" in query:
+            body = self._listing(unquote(path).strip("/"), parse_qs(query).get("prefix", [""])[0])
+            self._bytes += len(body)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            return
         try:
             descriptor, size_bytes, etag = self._file(path)
         except OSError:
@@ -64,18 +75,36 @@ class Server:
         start, end, status = 0, size_bytes, "200 OK"
         if "range" in headers:
             begin, last = headers["range"].removeprefix("bytes=").split("-")
-            start, end, status = int(begin), min(int(last) + 1, size_bytes), "206 Partial Content"
-        answer = (
-            f"HTTP/1.1 {status}\r\nContent-Length: {end - start}\r\nETag: {etag}\r\n"
-            "Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
-        )
+            start, status = int(begin), "206 Partial Content"
+            end = min(int(last) + 1, size_bytes) if last else size_bytes
+        answer = f"HTTP/1.1 {status}\r\nContent-Length: {end - start}\r\nETag: {etag}\r\nLast-Modified: {MODIFIED}\r\n"
         if status.startswith("206"):
             answer += f"Content-Range: bytes {start}-{end - 1}/{size_bytes}\r\n"
-            self._requests += 1
-            self._bytes += end - start
         body = b"" if method == "HEAD" else os.pread(descriptor, end - start, start)
+        self._bytes += len(body)
         writer.write(answer.encode() + b"\r\n" + body)
         await writer.drain()
+
+    def _listing(self, bucket: str, prefix: str) -> bytes:
+        """Return all objects of a bucket below a prefix, in one page."""
+        root = self._folder / bucket
+        entries = []
+        for path in sorted(each for each in root.rglob("*") if each.is_file()):
+            key = path.relative_to(root).as_posix()
+            if key.startswith(prefix):
+                found = path.stat()
+                entries.append(
+                    f"<Contents><Key>{escape(key)}</Key><LastModified>{MODIFIED_ISO}</LastModified>"
+                    f"<ETag>{escape(_etag(found))}</ETag><Size>{found.st_size}</Size></Contents>"
+                )
+        return (
+            f"<ListBucketResult><Name>{escape(bucket)}</Name><IsTruncated>false</IsTruncated>"
+            f"<KeyCount>{len(entries)}</KeyCount>{''.join(entries)}</ListBucketResult>"
+        ).encode()
+
+
+def _etag(found: os.stat_result) -> str:
+    return f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"'
 
 
 async def main(folder: Path, delay_seconds: float) -> None:

@@ -102,8 +102,10 @@ class Objects:
             "connect_timeout": timedelta(seconds=min(attempt, 10)),
         }
         endpoints = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"))
-        if url.startswith("http://") or (
-            url.startswith("s3://") and any(each.startswith("http://") for each in endpoints)
+        if (
+            url.startswith("http://")
+            or (url.startswith("s3://") and any(each.startswith("http://") for each in endpoints))
+            or (url.startswith("gs://") and os.environ.get("GOOGLE_ALLOW_HTTP", "").lower() == "true")
         ):
             options["allow_http"] = True
         once = {"max_retries": 0, "retry_timeout": timedelta(seconds=seconds)}

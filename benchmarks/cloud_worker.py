@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -52,8 +52,13 @@ def ours(cache: str) -> Iterator[list[int]]:
         yield [int(samples[window]) for _, window in windows]
 
 
+@cache
+def _input(folder: Path) -> list[Any]:
+    return [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("windows", "samples")]
+
+
 def _row(folder: Path, k: int) -> dict[str, Any]:
-    windows, samples = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("windows", "samples"))
+    windows, samples = _input(folder)
     return {"bases": np.array(windows[k]), "sample": int(samples[k])}
 
 

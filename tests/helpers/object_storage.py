@@ -48,28 +48,28 @@ def s3_server() -> Iterator[str]:
         process.wait()
 
 
-def put(endpoint: str, key: str, body: bytes) -> None:
-    """Write an object into the bucket; an empty key makes the bucket."""
-    _change("PUT", endpoint, key, body)
+def put(endpoint: str, key: str, body: bytes, *, public: bool = False) -> None:
+    """Write an object into the bucket, and let anybody read it if it is public; an empty key makes the bucket."""
+    _change("PUT", endpoint, key, body, {"x-amz-acl": "public-read"} if public else {})
 
 
 def delete(endpoint: str, key: str) -> None:
     """Remove an object from the bucket."""
-    _change("DELETE", endpoint, key, None)
+    _change("DELETE", endpoint, key, None, {})
 
 
-def _change(method: str, endpoint: str, key: str, body: bytes | None) -> None:
+def _change(method: str, endpoint: str, key: str, body: bytes | None, headers: dict[str, str]) -> None:
     signature = f"AWS4-HMAC-SHA256 Credential={CREDENTIALS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request"
     url = f"{endpoint}/{BUCKET}" + (f"/{key}" if key else "")
-    headers = {"Authorization": signature, "Content-Type": "application/octet-stream"}
+    headers = {"Authorization": signature, "Content-Type": "application/octet-stream", **headers}
     request = urllib.request.Request(url, data=body, method=method, headers=headers)
     urllib.request.urlopen(request, timeout=30).close()
 
 
-def upload(endpoint: str, folder: Path, prefix: str) -> str:
+def upload(endpoint: str, folder: Path, prefix: str, *, public: bool = False) -> str:
     """Write the sequence databases of a folder into the bucket; return their URL."""
     for path in folder.glob("*/*.sqlite"):
-        put(endpoint, f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        put(endpoint, f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes(), public=public)
     return f"s3://{BUCKET}/{prefix}"
 
 

@@ -84,13 +84,13 @@ def test_what_is_not_there(url, server, tmp_path):
 
 
 def test_plain_http(tmp_path):
-    """moto answers requests without a signature, too."""
+    """moto answers requests for public objects without a signature."""
     pytest.importorskip("moto")
     worlds.write(tmp_path)
     window_db = tmp_path / "windows.db"
     index_window_database(tmp_path / "seqs", window_db)
     with s3_server() as endpoint:
-        upload(endpoint, tmp_path / "seqs", "seqs")
+        upload(endpoint, tmp_path / "seqs", "seqs", public=True)
         url = f"{endpoint}/{BUCKET}/seqs"
         assert cli.main(["index", "--at", url, str(window_db)]) == 0
         assert torch.equal(tokens(ShardedEdenDataset.open(url, window_db)), tokens(worlds.dataset(tmp_path)))

@@ -81,7 +81,9 @@ def write_litdata(folder: Path) -> None:
 def litdata(cache: str) -> Iterator[list[int]]:
     """Chunks, shuffled within those of a worker."""
     import litdata
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the server has no TLS
     options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
     dataset = litdata.StreamingDataset(
         f"{URL}/litdata", cache_dir=cache, shuffle=True, drop_last=True, storage_options=options

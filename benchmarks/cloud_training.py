@@ -1,8 +1,8 @@
 """`python -m benchmarks.cloud_training [--minutes 10]`: Lightning trains from a server that answers each request after 30 ms.
 
 A tiny model takes 100 windows/s: micro batches of 8, and each step lasts 80 ms. One worker, rows of one byte per token
-(`compact=True`). Writes to results/cloud_training.md and .json the share of the time that training waits for data, and the memory
-of each process after each minute. The same from local files, for a minute before, shows what is not due to the storage.
+(`compact=True`). Writes to results/cloud_training.md and .json the share of the time that training waits for data, and the
+memory of each process after each minute. The same from local files, for a minute before, shows what is not due to the storage.
 """
 
 from __future__ import annotations

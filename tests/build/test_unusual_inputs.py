@@ -304,11 +304,12 @@ limit = 50_000_000
 fasta.MAX_CONTIG_BASES = source.MAX_CONTIG_BASES = limit
 source.MAX_LINE = formats.MAX_LINE = limit
 from sharded_eden.build.records import read_records
+from sharded_eden.errors import InputError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     list(read_records(sys.argv[1]))
 except Exception as error:
-    print(type(error).__name__, error)
+    print("InputError" if isinstance(error, InputError) else type(error).__name__, error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

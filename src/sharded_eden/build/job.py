@@ -64,7 +64,7 @@ class Job:
             An error for each database that could not be published; it is removed when the build ends.
         """
         found = self.place.read_receipts()
-        if not found and not self.complete and not self.scattered:
+        if not found and not self.complete:
             return []
         receipts: list[tuple[Path, Receipt]] = []
         errors: list[EdenError] = []

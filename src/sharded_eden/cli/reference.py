@@ -76,6 +76,8 @@ KEYS: dict[str, dict[str, str]] = {
         "unchanged": "samples that were there already, built from the same inputs",
         "grown": "names of the samples that have gained records and were built again",
         "contigs_parquet": "path of the table of contigs",
+        "skipped": "records that skipped_parquet lists, by reason",
+        "skipped_parquet": "path of the table of records that --skip-bad left out; null where there are none",
         "seconds": "how long the command took",
     },
     "split": {

@@ -1,4 +1,4 @@
-"""Every figure in the tables of the README is in `benchmarks/results/`, in the row and column that it is said to be of."""
+"""Every figure in the tables of the README is in `benchmarks/results/`, in the row and column that the README names."""
 
 from __future__ import annotations
 

@@ -25,8 +25,7 @@ import polars as pl
 
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.checks.addresses import add_findings, address_tasks, compare_addresses
-from sharded_eden.checks.digests import contig_at, find_copies
-from sharded_eden.checks.findings import EXAMPLES, Findings, Tally
+from sharded_eden.checks.findings import Findings, Tally
 from sharded_eden.checks.mixture import verify_mixture
 from sharded_eden.checks.near_duplicates import NearDuplicates as Near
 from sharded_eden.checks.near_duplicates import check_request, find_near_duplicates
@@ -34,7 +33,7 @@ from sharded_eden.checks.reading import read_windows
 from sharded_eden.checks.remote import refuse_what_needs_files, verify_remote, with_urls
 from sharded_eden.checks.result import VerifyResult
 from sharded_eden.checks.sample import SampleReport, SampleTask, WindowsOfSample, verify_sample
-from sharded_eden.checks.splits import shared_samples
+from sharded_eden.checks.splits import copied_contigs, shared_samples
 from sharded_eden.checks.windows import WindowsReport, WindowsTask, verify_windows
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
 from sharded_eden.format.commands import build_command, quoted, split_command
@@ -199,7 +198,8 @@ class _Run:
             shared_samples(self._findings, windows, self.folder)
         if self.full and len(windows) > 1:
             with self._findings.checking("copied-contig", self.folder, "give --scratch a folder with room"):
-                self._copied_contigs(windows, samples)
+                files = [report.task.digests for report in samples if report.task.digests is not None]
+                copied_contigs(self._findings, windows, list(self._paths.values()), files, self.scratch)
         self._meter.finish()
         similar = Near()
         if self.threshold is not None:
@@ -341,8 +341,6 @@ class _Run:
                     what = str(error).removeprefix(f"{report.path}: ")
                     self._findings.error("opening", report.path, what, report.fix)
 
-    # ---- comparing splits ----
-
     def _near_duplicates(self, windows: Sequence[WindowsReport], broken: Collection[str], threshold: float) -> Near:
         usable = {report.path: report.fix for report in windows if report.is_open}
         databases = {sample: path for sample, path in self._paths.items() if sample not in broken}
@@ -360,21 +358,6 @@ class _Run:
                 progress=self.progress,
             )
         return Near()
-
-    def _copied_contigs(self, windows: Sequence[WindowsReport], samples: Sequence[SampleReport]) -> None:
-        paths = list(self._paths.values())
-        files = [report.task.digests for report in samples if report.task.digests is not None]
-        for (one, other), copies in sorted(find_copies(files, self.scratch, EXAMPLES).items()):
-            tally = Tally(count=copies.count)
-            for first, second in copies.examples:
-                names = [repr(contig_at(paths[number], ordinal)) for number, ordinal in (first, second)]
-                tally.examples.append(" is ".join(names))
-            self._findings.error(
-                "copied-contig",
-                self.splits[other],
-                f"{copies.count} contigs, or their other strands, are in {self.splits[one]} as well: {tally}",
-                f"leave them out of one of the two split files, then {windows[other].fix}",
-            )
 
 
 def _windows_of(sample: str, reports: Sequence[WindowsReport]) -> Iterator[WindowsOfSample]:

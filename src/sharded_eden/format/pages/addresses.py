@@ -30,7 +30,7 @@ from sharded_eden.errors import DatabaseError, printable
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.pages.btree import INTERIOR_HEADER, INTERIOR_OF, LEAF_HEADER, LOCK_BYTE, TABLE_LEAF
 from sharded_eden.format.pages.table import BESIDE, SequencesTable, sequences_table, unusable
-from sharded_eden.format.pages.values import is_ascii, texts, varints
+from sharded_eden.format.pages.values import VALUE_BYTES, is_ascii, texts, varints
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import is_mutable_now
 
@@ -66,9 +66,6 @@ REASONS = (
 (
     PROVEN, NO_COLUMN, NOT_TEXT, DUPLICATE, DAMAGED, LONG_HEAD, COLUMNS_AFTER, SCATTERED, NOT_ASCII,
 ) = range(len(REASONS))  # fmt: skip
-
-INTEGER_BYTES = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0], dtype=np.int64)
-"""Bytes of a value of each serial type below 12; 10 and 11 are never stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,5 +395,5 @@ class _Scan:
             for k, number in enumerate(wanted):
                 if column == number:
                     types[k], offsets[k] = kind, offset.copy()
-            offset += np.where(kind >= 12, (kind - 12) >> 1, INTEGER_BYTES[np.clip(kind, 0, 11)])
+            offset += np.where(kind >= 12, (kind - 12) >> 1, VALUE_BYTES[np.clip(kind, 0, 11)])
         return types, offsets

@@ -16,6 +16,9 @@ Bytes = NDArray[np.uint8]
 
 LINE_END = 10
 
+VALUE_BYTES = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0], dtype=np.int64)
+"""Bytes of a value of each serial type below 12; 10 and 11 are never stored."""
+
 
 def varints(memory: Bytes, at: Ints) -> tuple[Ints, Ints]:
     """Return the varints at these places and how many bytes each has, (n,) int64; those above 2**56 as 2**56."""

@@ -25,6 +25,18 @@ LEAST_SECONDS = 5.0
 """Shorter intervals give no warning: workers start in the first seconds."""
 
 
+def arrivals(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Yield each batch with the seconds that it was waited for."""
+    arriving = iter(batches)
+    while True:
+        begin = time.perf_counter()
+        try:
+            batch = next(arriving)
+        except StopIteration:
+            return
+        yield batch, time.perf_counter() - begin
+
+
 class LoaderCounter:
     """Counts what a job reads from a stream, and the time that it waits for data.
 
@@ -65,14 +77,8 @@ class LoaderCounter:
 
     def watch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches of a loader, and count them and the time until each arrives."""
-        batches = iter(loader)
-        while True:
-            begin = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.waited(time.perf_counter() - begin)
+        for batch, seconds in arrivals(loader):
+            self.waited(seconds)
             self.reach(self._reached + self._per_batch)
             yield batch
 

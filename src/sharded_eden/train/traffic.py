@@ -5,12 +5,12 @@ Input: a stream that this process reads itself, without workers. Output: numbers
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sharded_eden.load.locate.remote import RemoteAddresses
+from sharded_eden.train.statistics import arrivals
 from sharded_eden.train.stream import Stream
 
 Batch = TypeVar("Batch")
@@ -49,14 +49,8 @@ class TrafficCounter:
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield batches, and count them and the time until each arrives."""
-        arriving = iter(batches)
-        while True:
-            begun = time.perf_counter()
-            try:
-                batch = next(arriving)
-            except StopIteration:
-                return
-            self._seconds += time.perf_counter() - begun
+        for batch, seconds in arrivals(batches):
+            self._seconds += seconds
             self._batches += 1
             yield batch
 

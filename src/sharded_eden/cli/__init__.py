@@ -69,7 +69,8 @@ def _failed(error: Exception, argv: Sequence[str]) -> int:
     if is_verbose:
         say("".join(traceback.format_exception(error)))
     if not isinstance(error, (EdenError, OSError, apsw.Error, pl.exceptions.PolarsError)):
-        say(f"error: unexpected {type(error).__name__}: {error}{_place(error)}. This is a fault of sharded-eden.")
+        what = f"{type(error).__name__}: {printable(str(error), 300)}{_place(error)}"
+        say(f"error: unexpected {what}. This is a fault of sharded-eden.")
         say(
             f"Please report it with {'this output' if is_verbose else 'the output of this command with --verbose'}: {ISSUES}"
         )

@@ -67,3 +67,28 @@ def test_workers_send_what_this_process_makes(small, options):
             assert type(made) is type(received) is dict
             assert not any(tensor.is_shared() for tensor in received.values())
             assert all(torch.equal(made[name], received[name]) for name in made)
+
+
+class ManyTensors:
+    """What the thread that sends a batch frees for some tenths of a second; PyTorch gives up the lock of Python at each."""
+
+    def __init__(self) -> None:
+        self.tensors = [torch.zeros(1) for _ in range(200_000)]
+
+    def __reduce__(self) -> tuple:
+        return int, (0,)
+
+
+def with_many_tensors(rows: list) -> SentBatch:
+    return SentBatch(rows=torch.tensor(rows), many=ManyTensors())
+
+
+def test_a_spawned_worker_that_is_stopped_while_it_sends_is_not_aborted():
+    loader = DataLoader(
+        range(1000), batch_size=4, num_workers=1, multiprocessing_context="spawn", collate_fn=with_many_tensors
+    )
+    batches = iter(loader)
+    assert next(batches)["rows"].tolist() == [0, 1, 2, 3]
+    workers = batches._workers
+    batches._shutdown_workers()
+    assert [worker.exitcode for worker in workers] == [0]

@@ -70,7 +70,8 @@ def test_the_mixture_of_recipes_is_valid(tmp_path):
     (tmp_path / "pretrain.toml").write_text(block)
     mixture = mixture_config(tmp_path / "pretrain.toml")
     assert len(mixture.sources) == 9
-    assert mixture.sources["eukaryotic_windows"].options == {"soft_mask_weight": 0.1}
+    weights = "0.18 0.24 0.03 0.02 0.09 0.09 0.35 0.0003 0.005"  # those of the file that the page names
+    assert [float(weight) for weight in mixture.weights.values()] == [float(weight) for weight in weights.split()]
 
 
 def test_output_that_differs_is_found():

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 import sharded_eden
 from sharded_eden import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError, WriteError
 from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs
-from sharded_eden.load import access_log
-from sharded_eden.load.access_log import COLUMNS, as_cell, to_parquet
+from sharded_eden.load import access_log, access_rows
+from sharded_eden.load.access_log import as_cell
+from sharded_eden.load.access_rows import COLUMNS
 from sharded_eden.windows.index import index_window_database
 
 ODD = [
@@ -96,16 +97,19 @@ def test_a_cell_is_no_formula_and_is_reversible(text):
 
 
 @pytest.mark.parametrize("log_format", ["csv", "parquet"])
-def test_a_full_file_is_closed_and_another_one_begun(folder, log_format, monkeypatch):
-    monkeypatch.setattr(access_log, "WAITING_ROWS", 11)
-    log = folder / "log"
+def test_a_full_file_is_closed_and_another_one_begun(folder, log_format):
+    log, passes = folder / "log", 30 if log_format == "csv" else 90
     with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format, log_file_bytes=4096) as dataset:
-        for epoch in range(30):
+        for epoch in range(passes):
             dataset.__getitems__([(epoch, index) for index in range(11)])
+            if epoch == 2 and log_format == "parquet":
+                (rows,) = log.iterdir()
+                assert rows.suffix == ".rows"
+                assert len(read_access_logs(log)) == 33  # of a process that is running
         assert len({path.stem for path in log.iterdir()}) > 3
     frame = read_access_logs(log)
     assert sorted(zip(frame["epoch"], frame["window_idx"], strict=True)) == [
-        (epoch, index) for epoch in range(30) for index in range(11)
+        (epoch, index) for epoch in range(passes) for index in range(11)
     ]
     assert {path.suffix for path in log.iterdir()} == {f".{log_format}"}
     if log_format == "csv":
@@ -126,12 +130,13 @@ def test_workers_leave_parquet_files(folder, start):
     assert {path.suffix for path in (folder / "log").iterdir()} == {".parquet"}
 
 
-def killed(folder, log_format):
+def killed(folder, log_format, **options):
     """Read 176 windows in a process that is killed."""
     child = os.fork()
     if not child:
         log = folder / "log"
-        dataset = worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format, log_file_bytes=4096)
+        options = {"log_windows": True, "log_dir": log, "log_format": log_format, "log_file_bytes": 4096, **options}
+        dataset = worlds.dataset(folder, **options)
         for epoch in range(16):
             dataset.__getitems__([(epoch, index) for index in range(11)])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -139,21 +144,56 @@ def killed(folder, log_format):
     return folder / "log"
 
 
-def test_a_killed_process_loses_no_row_of_csv(folder):
-    assert len(read_access_logs(killed(folder, "csv"))) == 176
-
-
-def test_a_killed_process_loses_the_rows_that_wait_for_parquet(folder, monkeypatch):
-    monkeypatch.setattr(access_log, "WAITING_ROWS", 30)
-    log = killed(folder, "parquet")
-    assert ".parquet" in {path.suffix for path in log.iterdir()}
+@pytest.mark.parametrize("log_format", ["csv", "parquet"])
+def test_a_killed_process_loses_no_row(folder, log_format):
+    log = killed(folder, log_format, rank=4)
+    suffixes = {path.suffix for path in log.iterdir()}
+    assert suffixes == ({".csv"} if log_format == "csv" else {".rows"})
     frame = read_access_logs(log).sort("access_ts", maintain_order=True)
-    assert list(zip(frame["epoch"], frame["window_idx"], strict=True)) == [(k // 11, k % 11) for k in range(165)]
+    where = worlds.rows_of(folder)
+    assert frame.drop("access_ts").rows() == [
+        (k, where[k][0], worlds.oracle.sample_of(where[k][0]), where[k][1], 4, -1, epoch, "train")
+        for epoch in range(16)
+        for k in range(11)
+    ]
 
 
-def test_rows_do_not_wait_for_ever(folder, monkeypatch):
-    monkeypatch.setattr(access_log, "WAITING_SECONDS", 0)
-    assert len(read_access_logs(killed(folder, "parquet"))) >= 165
+def test_the_last_rows_of_a_killed_process_are_whole_or_left_out(folder):
+    (path,) = killed(folder, "parquet").iterdir()
+    data = path.read_bytes()
+    begin = data.index(b"\n") + 1
+    for size in (0, begin - 1, begin, begin + 15, begin + 16, len(data) - 1):
+        path.write_bytes(data[:size])
+        kept = max(0, size - begin) // (16 + 16 * 11) * 11
+        if size in (0, begin):
+            assert read_access_logs(path.parent).is_empty()
+            continue
+        with pytest.warns(EdenWarning, match="its last rows are incomplete"):
+            assert len(read_access_logs(path.parent)) == kept
+
+
+@pytest.mark.parametrize("has_fingerprint", [False, True])
+def test_the_rows_of_a_killed_process_need_the_window_database_that_it_read(folder, has_fingerprint):
+    database, away = folder / "windows.db", folder / "away.db"
+    if has_fingerprint:
+        worlds.execute(database, "INSERT INTO metadata VALUES ('fingerprint', 5)")
+    log = killed(folder, "parquet")
+    database.rename(away)
+    with pytest.raises(MissingDatabase, match=r"its process was killed, and .*windows.db is missing. The 176 rows"):
+        read_access_logs(log)
+    away.rename(database)
+    assert len(read_access_logs(log)) == 176
+    os.utime(database, (1, 1))
+    if has_fingerprint:  # a copy of the database will do
+        assert len(read_access_logs(log)) == 176
+        worlds.execute(database, "UPDATE metadata SET value = 6 WHERE key = 'fingerprint'")
+    with pytest.raises(InputError, match=r"windows.db was replaced since"):
+        read_access_logs(log)
+    (path,) = log.iterdir()
+    for line in (b"", b"[]", b"{}", b'{"identity": 1}'):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(InputError, match="is no access log"):
+            read_access_logs(log)
 
 
 def test_a_fork_does_not_write_the_rows_of_its_parent(folder):
@@ -169,14 +209,13 @@ def test_a_fork_does_not_write_the_rows_of_its_parent(folder):
     assert sorted(read_access_logs(log)["window_idx"]) == [3, 4]
 
 
-def test_a_parquet_file_replaces_the_csv_that_it_was_made_of(folder):
+def test_a_parquet_file_replaces_the_rows_that_it_was_made_of(folder):
     """A process that was killed between the two steps leaves both."""
     log = folder / "log"
-    with worlds.dataset(folder, log_windows=True, log_dir=log) as dataset:
+    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format="parquet") as dataset:
         dataset[0]
-    (path,) = log.iterdir()
-    data = path.read_bytes()
-    to_parquet(path)
+        (path,) = log.iterdir()
+        data = path.read_bytes()
     path.write_bytes(data)
     assert len(access_log_files(log)) == 1
     assert read_access_logs(log)["window_idx"].to_list() == [0]
@@ -223,7 +262,7 @@ def line(row) -> str:
 def test_rows_are_the_same_with_an_index(tmp_path, what, batch, log_format, monkeypatch):
     """Against the window database, which the oracle wrote. Contigs are looked up again when too many are kept."""
     monkeypatch.setattr(access_log, "KEPT_NAMES", 3)
-    monkeypatch.setattr(access_log, "WAITING_ROWS", 50)
+    monkeypatch.setattr(access_rows, "ROWS_AT_ONCE", 50)
     contigs = {**worlds.CONTIGS, **{f"{odd}__ECT-S{k % 3}__CT1-{k}": "ACGT" * 60 for k, odd in enumerate(ODD)}}
     folder = worlds.write(tmp_path, contigs)
     if what != "no index":
@@ -291,7 +330,6 @@ def test_wrong_options(folder, options, message):
 @pytest.mark.parametrize("log_format", ["csv", "parquet"])
 def test_a_disk_that_fills_up_leaves_whole_rows_and_the_log_goes_on(folder, log_format, monkeypatch):
     log, write = folder / "log", os.write
-    monkeypatch.setattr(access_log, "WAITING_ROWS", 1)
     with worlds.dataset(folder, log_windows=True, log_dir=log, log_format=log_format) as dataset:
         dataset[3]
         dataset[4]
@@ -312,7 +350,6 @@ def test_a_disk_that_fills_up_leaves_whole_rows_and_the_log_goes_on(folder, log_
 @pytest.mark.parametrize("log_format", ["csv", "parquet"])
 def test_a_log_whose_first_row_failed_can_be_closed_and_read(folder, log_format, monkeypatch):
     log = folder / "log"
-    monkeypatch.setattr(access_log, "WAITING_ROWS", 1)
 
     def fail(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -326,7 +363,7 @@ def test_a_log_whose_first_row_failed_can_be_closed_and_read(folder, log_format,
     assert read_access_logs(log).is_empty()
 
 
-def test_a_csv_log_that_was_removed_is_an_error_of_its_own(folder):
+def test_a_log_that_was_removed_is_an_error_of_its_own(folder):
     dataset = worlds.dataset(folder, log_windows=True, log_dir=folder / "log", log_format="parquet")
     dataset[5]
     (path,) = (folder / "log").iterdir()

@@ -26,7 +26,7 @@ from worlds import T, as_lists, expected
 
 from sharded_eden import Stream
 from sharded_eden.errors import DatabaseError
-from sharded_eden.load.access_log import COLUMNS
+from sharded_eden.load.access_rows import COLUMNS
 from sharded_eden.load.read.sequences import LONG_CONTIG_BASES
 
 HELPERS = Path(__file__).resolve().parent.parent / "helpers"

@@ -1,7 +1,8 @@
 """Access logs as one Polars frame.
 
 Input: the folder that `log_dir` named. Output: a row for each window that was read. Costs one pass over the files; the lazy
-frame needs the memory of a query, not of the logs. See `sharded_eden.load.access_log` for the files.
+frame needs the memory of a query, not of the logs, except for a file of a running or killed process that is not Parquet yet: at
+most 2 million rows. See `sharded_eden.load.access_log` for the files.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import io
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
 
 from sharded_eden.errors import InputError, MissingDatabase, printable, shown, warn
-from sharded_eden.load.access_log import COLUMNS, TEXT_COLUMNS, split_in
+from sharded_eden.load import access_rows
+from sharded_eden.load.access_log import split_in
+from sharded_eden.load.access_rows import COLUMNS, TEXT_COLUMNS, Column
 
-_NAME = re.compile(r"window_access_(.*)_rank(\d+)_[0-9a-f]{8}\.(csv|parquet)")
+_NAME = re.compile(r"window_access_(.*)_rank(\d+)_[0-9a-f]{8}\.(csv|parquet|rows)")
 
 SCHEMA = {name: pl.String if name in TEXT_COLUMNS else pl.Int64 for name in COLUMNS}
 """The columns and their types; `split` (String), from the name of the file, comes last."""
@@ -24,6 +28,8 @@ SCHEMA = {name: pl.String if name in TEXT_COLUMNS else pl.Int64 for name in COLU
 
 def read_access_logs(folder: str | os.PathLike[str]) -> pl.DataFrame:
     """Return the windows that all processes of a job have read, CSV and Parquet files together.
+
+    Rows of a Parquet log of a running or killed process need the window database that was read.
 
     Args:
         folder: the `log_dir` of the job; folders in it are not read.
@@ -34,8 +40,9 @@ def read_access_logs(folder: str | os.PathLike[str]) -> pl.DataFrame:
         `epoch`, `split`.
 
     Raises:
-        MissingDatabase: there is no such folder, or no log in it.
-        InputError: a file is no access log, or is damaged.
+        MissingDatabase: there is no such folder, no log in it, or not the window database of a process that was killed.
+        InputError: a file is no access log, or is damaged, or that window database was replaced.
+        DatabaseError: that window database cannot be read.
 
     Example:
         >>> from sharded_eden import read_access_logs
@@ -53,14 +60,15 @@ def scan_access_logs(folder: str | os.PathLike[str]) -> pl.LazyFrame:
     """Return the same rows as a lazy frame, for queries of logs that are larger than memory.
 
     Raises:
-        MissingDatabase: there is no such folder, or no log in it.
-        InputError: a file has other columns.
+        MissingDatabase: there is no such folder, no log in it, or not the window database of a process that was killed.
+        InputError: a file has other columns, or that window database was replaced.
+        DatabaseError: that window database cannot be read.
     """
     return pl.concat([scan_access_log(path) for path in access_log_files(folder)])
 
 
 def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the access logs in a folder, sorted by name. A Parquet file replaces the CSV file that it was made of.
+    """Return the access logs in a folder, sorted by name. A Parquet file replaces the file that it was made of.
 
     Raises:
         MissingDatabase: there is no such folder, or no log in it.
@@ -73,7 +81,7 @@ def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
     )
     if not found:
         what = (
-            "holds no access log (window_access_*.csv or .parquet)"
+            "holds no access log (window_access_*.csv, .parquet or .rows)"
             if folder.is_dir()
             else "no such folder of access logs"
         )
@@ -94,15 +102,46 @@ def scan_access_log(path: Path) -> pl.LazyFrame:
     """Return one file as `scan_access_logs` does.
 
     Raises:
-        InputError: it has other columns.
+        MissingDatabase, InputError, DatabaseError: see `scan_access_logs`.
     """
     if path.suffix == ".parquet":
         frame = pl.scan_parquet(path, glob=False)
         _check_columns(path, frame.collect_schema().names())
         frame = frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+    elif path.suffix == access_rows.SUFFIX:
+        frame = _rows(path).lazy()
     else:
         frame = _scan_csv(path)
     return frame.with_columns(pl.lit(split_of(path)).alias("split"))
+
+
+def _rows(path: Path) -> pl.DataFrame:
+    """Return the rows of a process that is running, or was killed."""
+    try:
+        visits = access_rows.read(path)
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be read ({error.strerror})") from error
+    if not visits.is_whole:
+        warn(
+            f"{printable(path)}: its last rows are incomplete, because the disk was full or the machine stopped. "
+            "They are left out"
+        )
+    if not len(visits.window_idx):
+        return pl.DataFrame(schema=SCHEMA)
+    with closing(access_rows.window_db_of(path, visits)) as index:
+        return pl.concat(
+            [
+                pl.DataFrame(
+                    {
+                        name: pl.Series(each.values, dtype=pl.String).gather(each.number)
+                        if isinstance(each, Column)
+                        else pl.Series(each, dtype=pl.Int64)
+                        for name, each in found.items()
+                    }
+                )
+                for found in access_rows.columns(visits, index, None)
+            ]
+        )
 
 
 def _scan_csv(path: Path) -> pl.LazyFrame:

@@ -1,12 +1,12 @@
-"""Optional logs of the windows visited: CSV files, or Parquet files that are made of them.
+"""Optional logs of the windows visited: CSV files, or Parquet files.
 
     window_access_<split>_rank<r>_<8 hex>.csv        one for each process, and another whenever one is full
     window_idx, sequence_id, sample_id, window_in_seq_idx, rank, access_ts, worker, epoch
 
-`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. Rows of a CSV log are
-passed to the operating system before the batch is used, so that even a killed process leaves a complete log. All rows of a
-batch have one time. With `log_format="parquet"`, rows are collected and written thousands at once, and a full or closed CSV
-file is replaced by a Parquet file. A killed process then loses the rows that it has collected, and leaves its last file as CSV.
+`access_ts` is in nanoseconds since 1970; `worker` is the `DataLoader` worker, -1 in the main process. All rows of a batch have
+one time. Rows are passed to the operating system before the batch is used, so that even a killed process leaves a complete log.
+With `log_format="parquet"`, they are written as integers to a file with the suffix `.rows`, which is replaced by a Parquet file
+when it is full or closed (`load/access_rows.py`). A killed process leaves its last file as `.rows`.
 
 In the name of a file, `/`, `%` and characters that are not printable are percent-encoded. Numbers come from the index,
 where there is one, and a sequence ID is read once for its contig.
@@ -26,15 +26,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import quote, unquote
 
-from sharded_eden.errors import EdenError, MissingExtra, UsageError, WriteError, printable, shown
-from sharded_eden.format.publish import publishing
+from sharded_eden.errors import EdenError, MissingExtra, UsageError, shown
+from sharded_eden.load import access_rows
+from sharded_eden.load.access_rows import COLUMNS
 from sharded_eden.load.locate.addresses import WindowAddresses
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.fetch import Wanted
@@ -44,21 +45,12 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["csv", "parquet"]
 
-COLUMNS = ("window_idx", "sequence_id", "sample_id", "window_in_seq_idx", "rank", "access_ts", "worker", "epoch")
-TEXT_COLUMNS = ("sequence_id", "sample_id")
-_SPREAD = ("window_idx", "access_ts")
-"""Columns of many distinct values: as differences they are written faster, and are smaller, than as a dictionary."""
 LEAST_FILE_BYTES = 1 << 12
 KEPT_NAMES = 1 << 16
 """Contigs whose IDs are kept as they are written."""
-WAITING_ROWS, WAITING_SECONDS = 4096, 10
-"""With Parquet, rows are written when so many wait, or at the first batch after so many seconds."""
-BLOCK_BYTES = 1 << 22
-"""Bytes of a CSV file that are turned into Parquet at once."""
-
 _FORMULA = tuple("=+-@\t\r'")
-_PLAIN = re.compile(r"[A-Za-z0-9][\w.|:/-]*", re.ASCII)
-"""IDs that need neither a `'` nor quotes: most of them."""
+_PLAIN = re.compile(r"(?:[A-Za-z0-9][\w.|:/-]*,[A-Za-z0-9][\w.|:/-]*\n)*", re.ASCII)
+"""Lines of a sequence ID and a sample ID that need neither a `'` nor quotes: most of them."""
 
 
 def as_cell(text: str) -> str:
@@ -83,9 +75,9 @@ class AccessLog:
         folder: where the file goes; None is the current folder.
         split: for the file name.
         rank: for the file name and the rows; None asks torch.distributed, then the environment variable RANK.
-        sample_of: sequence ID -> sample ID.
+        only_sample: the sample of all contigs; None takes it from the sequence ID.
         log_format: `csv`, or `parquet`, which needs pyarrow.
-        file_bytes: a file is closed at this size, and another one begun.
+        file_bytes: a file is closed at this size, and another one begun; with Parquet, at 32 MB at most.
     """
 
     def __init__(
@@ -93,7 +85,7 @@ class AccessLog:
         folder: str | os.PathLike[str] | None,
         split: str,
         rank: int | None,
-        sample_of: Callable[[str], str],
+        only_sample: str | None,
         *,
         log_format: LogFormat = "csv",
         file_bytes: int = 1 << 28,
@@ -101,29 +93,28 @@ class AccessLog:
         self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self.split = split
         self.rank = _rank() if rank is None else rank
-        self._sample_of = sample_of
-        self._format, self._file_bytes = log_format, file_bytes
+        self._only_sample = only_sample
+        self._format = log_format
+        self._file_bytes = file_bytes if log_format == "csv" else min(file_bytes, access_rows.MOST_BYTES)
         self._cells: dict[int | str, str] = {}
         """{run of the index, or sequence ID: the cells of sequence and sample}"""
         self._pid = -1
         self._descriptor = -1
         self._path = Path()
         self._written_bytes = 0
-        self._waiting: list[tuple[int, Sequence[Wanted]]] = []  # (time, windows) of each batch
-        self._waiting_rows = 0
         self._windows: tuple[WindowIndex, WindowAddresses | None] | None = None
         self._at_exit: util.Finalize | None = None
         # Of this process; after a fork, the parent's lock may be held for ever.
         self._locks: dict[int, threading.RLock] = {}
 
     @classmethod
-    def of(cls, options: ExampleOptions, split: str, rank: int | None, sample_of: Callable[[str], str]) -> AccessLog:
+    def of(cls, options: ExampleOptions, split: str, rank: int | None, only_sample: str | None) -> AccessLog:
         """Return the log that options describe."""
         return cls(
             options.log_dir,
             split,
             rank,
-            sample_of,
+            only_sample,
             log_format=options.log_format,
             file_bytes=int(options.log_file_bytes),
         )
@@ -147,41 +138,30 @@ class AccessLog:
             if self._pid != os.getpid():
                 self._open()
             self._windows = index, addresses
-            self._waiting.append((now, wanted))
-            self._waiting_rows += len(wanted)
-            if (
-                self._format == "csv"
-                or self._waiting_rows >= WAITING_ROWS
-                or now - self._waiting[0][0] > WAITING_SECONDS * 1_000_000_000
-            ):
-                self._put()
+            self._append(self._text(now, wanted) if self._format == "csv" else access_rows.record(now, wanted))
 
     def _lock(self) -> threading.RLock:
         return self._locks.setdefault(os.getpid(), threading.RLock())
 
-    def _put(self) -> None:
-        """Write the rows that wait, and begin another file where this one is full."""
-        batches, self._waiting, self._waiting_rows = self._waiting, [], 0
-        if not batches:
-            return
-        contigs, numbers = self._located([window_idx for _, wanted in batches for _, window_idx in wanted])
+    def _text(self, now: int, wanted: Sequence[Wanted]) -> bytes:
+        """Return the rows of a batch as CSV."""
+        contigs, numbers = self._located([window_idx for _, window_idx in wanted])
         cells, worker = self._cells, _worker()
-        places = zip(contigs, numbers, strict=True)
-        lines: list[str] = []
-        for now, wanted in batches:
-            # The same for all rows of a batch and an epoch.
-            rest = {epoch: f"{self.rank},{now},{worker},{epoch}" for epoch in {epoch for epoch, _ in wanted}}
-            lines += [
+        # The same for all rows of an epoch.
+        rest = {epoch: f"{self.rank},{now},{worker},{epoch}" for epoch in {epoch for epoch, _ in wanted}}
+        return "".join(
+            [
                 f"{window_idx},{cells[contig]},{number},{rest[epoch]}\n"
-                for (epoch, window_idx), (contig, number) in zip(
-                    wanted, places, strict=False
-                )  # takes as many as it needs
+                for (epoch, window_idx), contig, number in zip(wanted, contigs, numbers, strict=True)
             ]
-        left = "".join(lines).encode()
+        ).encode()
+
+    def _append(self, left: bytes) -> None:
+        """Write rows, and begin another file where this one is full."""
         whole = self._written_bytes
         try:
             if not self._written_bytes:
-                left = f"{','.join(COLUMNS)}\n".encode() + left
+                left = self._head() + left
             while left:  # a disk that is nearly full writes a part of the data, and then refuses the rest
                 written = os.write(self._descriptor, left)
                 self._written_bytes += written
@@ -195,6 +175,12 @@ class AccessLog:
                     self._written_bytes = whole
             raise self._unwritable(error) from error
 
+    def _head(self) -> bytes:
+        if self._format == "csv":
+            return f"{','.join(COLUMNS)}\n".encode()
+        index, _ = self._windows  # type: ignore[misc]  # set by `write`
+        return access_rows.head(index, self._only_sample, self.rank, _worker())
+
     def _located(self, windows: Sequence[int]) -> tuple[Sequence[int | str], Sequence[int]]:
         """Return the key in `_cells` and the window_in_seq_idx of each window; sequence IDs are looked up once for a contig."""
         if len(self._cells) > KEPT_NAMES:
@@ -203,28 +189,38 @@ class AccessLog:
         index, addresses = self._windows  # type: ignore[misc]  # set by `write`
         if addresses is None:
             names = index.names(windows)
-            for sequence_id, _ in names:
-                if sequence_id not in cells:
-                    cells[sequence_id] = _cells(sequence_id, self._sample_of(sequence_id))
-            return [sequence_id for sequence_id, _ in names], [number for _, number in names]
+            found = [sequence_id for sequence_id, _ in names]
+            if new_ids := list({each for each in found if each not in cells}):
+                cells.update(zip(new_ids, self._cells_of(new_ids), strict=True))
+            return found, [number for _, number in names]
         runs, numbers = addresses.contigs(windows)
         if new := {run: window_idx for run, window_idx in zip(runs, windows, strict=True) if run not in cells}:
-            for run, (sequence_id, _) in zip(new, index.names(list(new.values())), strict=True):
-                cells[run] = _cells(sequence_id, self._sample_of(sequence_id))
+            names = index.names(list(new.values()))
+            cells.update(zip(new, self._cells_of([sequence_id for sequence_id, _ in names]), strict=True))
         return runs, numbers
+
+    def _cells_of(self, ids: Sequence[str]) -> list[str]:
+        """Return the cells of sequence and sample of contigs."""
+        samples = access_rows.samples_of(ids, self._only_sample)
+        lines = list(map("%s,%s".__mod__, zip(ids, samples, strict=True)))
+        text = "\n".join([*lines, ""])
+        # One match for all is many times faster than one for each.
+        is_plain = text.count("\n") == len(lines) and _PLAIN.fullmatch(text)
+        return lines if is_plain else list(map(_cells, ids, samples))
 
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(f"{self.folder}: the window access log cannot be written ({error.strerror})")
 
     def _open(self) -> None:
-        self._path = self.folder / f"window_access_{name_of(self.split)}_rank{self.rank}_{uuid.uuid4().hex[:8]}.csv"
+        suffix = ".csv" if self._format == "csv" else access_rows.SUFFIX
+        name = f"window_access_{name_of(self.split)}_rank{self.rank}_{uuid.uuid4().hex[:8]}{suffix}"
+        self._path = self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         except OSError as error:
             raise self._unwritable(error) from error
         self._pid, self._written_bytes = os.getpid(), 0
-        self._waiting, self._waiting_rows = [], 0  # after a fork: not the rows of the parent
         if self._format == "parquet":
             # A worker ends without deleting its dataset: its last file is then closed by this.
             self._at_exit = util.Finalize(None, _close_quietly, args=(self,), exitpriority=10)
@@ -236,19 +232,18 @@ class AccessLog:
         if self._at_exit is not None:
             self._at_exit.cancel()
             self._at_exit = None
-        if self._format == "parquet" and self._written_bytes:
-            to_parquet(self._path)
+        if self._format == "parquet" and self._written_bytes and self._windows is not None:
+            access_rows.to_parquet(self._path, *self._windows)
 
     def close(self) -> None:
         """Close the file of this process.
 
         Raises:
-            UsageError: the Parquet file cannot be written; the CSV file is kept.
+            WriteError: the Parquet file cannot be written; the file of rows is kept.
+            DatabaseError: IDs cannot be read from the window database; the file of rows is kept.
         """
         with self._lock():
             if self._pid == os.getpid():
-                self._put()
-            if self._pid == os.getpid():  # a full file was closed already
                 self._end()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,15 +254,11 @@ class AccessLog:
             "_locks": {},
             "_cells": {},
             "_at_exit": None,
-            "_waiting": [],
-            "_waiting_rows": 0,
             "_windows": None,
         }
 
 
 def _cells(sequence_id: str, sample_id: str) -> str:
-    if _PLAIN.fullmatch(sequence_id) and _PLAIN.fullmatch(sample_id):
-        return f"{sequence_id},{sample_id}"
     text = io.StringIO()
     # Characters of the terminator are quoted; it is removed again.
     csv.writer(text, lineterminator="\r\n").writerow((as_cell(sequence_id), as_cell(sample_id)))
@@ -275,7 +266,7 @@ def _cells(sequence_id: str, sample_id: str) -> str:
 
 
 def _close_quietly(log: AccessLog) -> None:
-    with suppress(EdenError):  # the CSV file stays
+    with suppress(EdenError):  # the file of rows stays
         log.close()
 
 
@@ -292,64 +283,9 @@ def check_log(log_format: str, file_bytes: int) -> None:
         raise UsageError(f"log_file_bytes must be at least {LEAST_FILE_BYTES:,}, not {shown(file_bytes)}")
     if log_format == "parquet":
         try:
-            import pyarrow.csv
             import pyarrow.parquet  # noqa: F401
         except ModuleNotFoundError as error:
             raise MissingExtra("pyarrow", "formats") from error
-
-
-def to_parquet(path: Path) -> Path:
-    """Replace a complete CSV log by a Parquet file of the same name; return its path. Runs in one thread: workers are forks.
-
-    Args:
-        path: the CSV file; it is removed when the Parquet file is in its place.
-
-    Raises:
-        WriteError: the CSV file cannot be read or the Parquet file cannot be written; the CSV file is kept.
-    """
-    import pyarrow as pa
-
-    try:
-        return _to_parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise WriteError(
-            f"{printable(path)}: cannot be made a Parquet file ({printable(str(error), 200)}). The CSV file is kept"
-        ) from error
-
-
-def _to_parquet(path: Path) -> Path:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv as pa_csv
-    from pyarrow import parquet
-
-    types = {name: pa.string() if name in TEXT_COLUMNS else pa.int64() for name in COLUMNS}
-    target = path.with_suffix(".parquet")
-    reader = pa_csv.open_csv(
-        path,
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
-    )
-    with (
-        publishing(target) as unfinished,
-        reader,
-        parquet.ParquetWriter(
-            unfinished,
-            pa.schema(types),
-            compression="zstd",
-            use_dictionary=[name for name in COLUMNS if name not in _SPREAD],
-            column_encoding=dict.fromkeys(_SPREAD, "DELTA_BINARY_PACKED"),
-        ) as writer,
-    ):
-        for batch in reader:
-            columns = {name: batch[name] for name in COLUMNS}
-            for name in TEXT_COLUMNS:
-                if pc.any(pc.starts_with(columns[name], "'")).as_py():
-                    columns[name] = pc.replace_substring_regex(columns[name], "^'", "")
-            writer.write_batch(pa.record_batch(columns))
-    path.unlink()
-    return target
 
 
 def _worker() -> int:

@@ -167,7 +167,7 @@ class ArrayDataset:
             self.close()
             raise
 
-        self._access_log = AccessLog.of(opts, split, rank, self._reader.sample_of) if opts.log_windows else None
+        self._access_log = AccessLog.of(opts, split, rank, self._reader.only_sample) if opts.log_windows else None
         if not opts.skip_stats:
             logger.info(
                 "%s: %d windows of %d contigs in %d samples",

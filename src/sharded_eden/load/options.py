@@ -98,7 +98,8 @@ class ExampleOptions:
     log_format: LogFormat = "csv"
     """`csv`, or `parquet`, which needs pyarrow; `sharded_eden.read_access_logs` reads both."""
     log_file_bytes: int = 1 << 28
-    """A file of the log is closed when it has this many bytes of CSV, and another one begun."""
+    """A file of the log is closed when it has this many bytes (with `parquet`, before it is Parquet, and at most 32 MB), and
+    another one begun."""
     skip_stats: bool = True
     """Do not count and log the windows, contigs and samples of the split."""
     io: IOMode = "auto"

@@ -177,10 +177,14 @@ class WindowAddresses:
                 first, _, _, before, *_ = _RUN.unpack_from(self._file.memory, self._runs_offset + run * RUN.itemsize)
                 numbers.append(window - first + before)
             return runs, numbers
-        wanted = np.array(windows, dtype=np.int64)
-        found = self._runs_of(wanted)
+        found, places = self.places(np.array(windows, dtype=np.int64))
+        return found.tolist(), places.tolist()
+
+    def places(self, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return what `contigs` returns, (n,) int64 each."""
+        found = self._runs_of(windows)
         words = self._words.take(found, axis=0, mode="clip")  # (n, 5) int64
-        return found.tolist(), (wanted - words[:, 0] + words.view("<u4")[:, 5]).tolist()
+        return found, windows - words[:, 0] + words.view("<u4")[:, 5]
 
     def lengths(self, windows: NDArray[np.int64]) -> Lengths:
         """Return what the useful tokens of windows follow from, (n,) each; fastest where windows ascend."""

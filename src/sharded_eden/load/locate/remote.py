@@ -81,7 +81,7 @@ class RemoteSequences(SequenceReader):
             raise DatabaseError(f"{printable(path)}: is damaged. Write it again: {command}") from error
         self.url = url
         self.paths = {name: cast("Path", ObjectPath(f"{url}/{object_name(name)}")) for name in names}
-        self._only_sample = names[0] if len(names) == 1 else None
+        self.only_sample = names[0] if len(names) == 1 else None
 
     def open_all(self, but: AbstractSet[str]) -> None:
         """Open nothing: ranges are requested when they are read."""

@@ -168,7 +168,8 @@ class SequenceReader:
             raise UsageError(f"read_with must be 'auto', 'blob' or 'substr', not {read_with!r}")
         self.paths = dict(paths)
         self.unchanged = Unchanged(self.paths)
-        self._only_sample = next(iter(self.paths)) if len(self.paths) == 1 else None
+        self.only_sample = next(iter(self.paths)) if len(self.paths) == 1 else None
+        """The sample of all contigs, whatever their IDs; None where IDs name their samples."""
         self.io: IOMode = io
         self.read_with: ReadMode = read_with
         self._databases = PerThread(partial(OpenDatabases, self), OpenDatabases.close)
@@ -181,7 +182,7 @@ class SequenceReader:
 
     def sample_of(self, contig_id: str) -> str:
         """Return the sample of a contig: the one in its ID, or the only one."""
-        return self._only_sample or extract_sample_id(contig_id)
+        return self.only_sample or extract_sample_id(contig_id)
 
     def contig(self, contig_id: str) -> Contig | None:
         """Return an open contig, valid until the next call in this thread; None if the database does not hold it.
@@ -195,7 +196,7 @@ class SequenceReader:
         if found is not None:
             opened.long_contigs.move_to_end(contig_id)
             return found
-        sample_id = self._only_sample or extract_sample_id(contig_id)
+        sample_id = self.only_sample or extract_sample_id(contig_id)
         if sample_id not in self.paths:
             raise MissingDatabase(
                 f"contig {contig_id!r} belongs to sample {sample_id!r}, which has no sequence database"

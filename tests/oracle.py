@@ -116,7 +116,7 @@ def item(
     if reverse:
         shown = reverse_complement(shown)
     row = header + [ord(base) for base in shown] + footer
-    is_base = [False] * len(header) + [True] * len(shown) + [False] * len(footer)
+    is_base = [False] * len(header) + [base not in "@#" for base in shown] + [False] * len(footer)
     row += [PAD] * (seq_length - len(row))
     is_base += [False] * (seq_length - len(is_base))
     return {

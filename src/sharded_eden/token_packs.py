@@ -21,6 +21,7 @@ from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.jobs import Progress
 from sharded_eden.load.encode.example import RowFormat, reverse_complement
+from sharded_eden.load.encode.stitch_marks import refuse_stitch_marks
 from sharded_eden.load.encode.tokenizer import encoding_of, fingerprint_of, text_to_ids_of
 from sharded_eden.load.locate.addresses import open_addresses
 from sharded_eden.load.locate.windows import WindowIndex
@@ -162,6 +163,7 @@ def _most_tokens(letters: NDArray[np.uint8], text_to_ids: Any, fetcher: WindowFe
         text = letters.tobytes().decode("ascii").upper()
         if not text.isprintable():
             raise UnicodeError("it has control characters")
+        refuse_stitch_marks(letters)
         return max(len(text_to_ids(text)), len(text_to_ids(reverse_complement(text))))
     except UnicodeError as error:
         raise fetcher.unreadable_letters(window, error) from error

@@ -61,14 +61,17 @@ def decompress(data: bytes) -> bytes:
 
 
 def fasta_records(data: bytes) -> Records:
-    """Read FASTA: every line end counts, white space around lines and '#' lines are left out."""
+    """Read FASTA: every line end counts, white space around lines and '#' lines are left out, but not '#' and bases."""
     data = data.removeprefix(b"\xef\xbb\xbf")
     records: list[tuple[str, list[str]]] = []
     for raw in data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
         line = raw.strip()
         if line.startswith(b">"):
             records.append((_text(line[1:]), []))
-        elif line and not line.startswith(b"#"):
+        elif line and (
+            not line.startswith(b"#")
+            or (records and re.fullmatch(rb"(?i)[#@]*[ACGTURYSWKMBDHVN][ACGTURYSWKMBDHVN#@]*", line))
+        ):
             if not records:
                 raise Refused("bases before the first header")
             records[-1][1].append(_text(line))

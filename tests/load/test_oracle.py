@@ -18,6 +18,8 @@ from sharded_eden.errors import EdenWarning
 from sharded_eden.load.encode.example import is_reversed
 
 LETTERS = "ACGTacgtNnRYKMSWBDHVU"
+ALPHABETS = [LETTERS, LETTERS, LETTERS + "@#", LETTERS + "@#-*0_"]
+"""Of contigs: stitch marks, which do not count in the loss, and characters of damaged databases, which do."""
 
 
 @st.composite
@@ -36,7 +38,8 @@ def data(draw: st.DrawFn) -> tuple[dict[str, str], int, int, int]:
         for contig in range(draw(st.integers(1, 3))):
             length = draw(lengths)
             tag = draw(st.sampled_from(["BCR", "bcr", "Meta"]))
-            chosen = draw(st.lists(st.sampled_from(LETTERS), min_size=length, max_size=length))
+            alphabet = draw(st.sampled_from(ALPHABETS))
+            chosen = draw(st.lists(st.sampled_from(alphabet), min_size=length, max_size=length))
             contigs[f"{tag}__ECT-S{sample}__CT1-{contig}"] = "".join(chosen)
     threshold = draw(st.sampled_from([0, 0, 1, 5, window_size]))
     return contigs, window_size, stride, threshold

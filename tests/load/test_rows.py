@@ -112,7 +112,9 @@ def batches(draw: st.DrawFn) -> tuple[RowFormat, list[list[Window]]]:
         soft = 1
     options["loss_on_eos"] = options.get("loss_on_eos", False) and options["include_eos"]
     form = RowFormat(T, encoding, soft_mask_weight=soft, packed_bases=BASES if packed else None, **options)
-    letters = draw(st.sampled_from(["ACGT", "ACGTN", "ACGTacgtn", "ACGTRYKMXQ", "ACGT*-"]))
+    letters = draw(
+        st.sampled_from(["ACGT", "ACGTN", "ACGTacgtn", "ACGTRYKMXQ", "ACGT*-", "ACGTN@#", "ACGT@#-", "AC#*"])
+    )
     if packed and any(len(encoding.text_to_ids(letter.upper())) > 1 for letter in letters):
         letters = "ACGT"  # a pack has room for one id per letter, see test_packs.py
     rows = []

@@ -63,7 +63,11 @@ class BuildResult:
 
 
 def create_sample_database(
-    sample_id: str, sequences: Iterable[tuple[str, str]], output_dir: str | os.PathLike[str]
+    sample_id: str,
+    sequences: Iterable[tuple[str, str]],
+    output_dir: str | os.PathLike[str],
+    *,
+    stitch_marks: str = "refuse",
 ) -> Path:
     """Write the sequence database of one sample.
 
@@ -71,6 +75,7 @@ def create_sample_database(
         sample_id: the sample; its database becomes `output_dir/<sample_id>/glm_dataset_<sample_id>.sqlite`.
         sequences: (contig ID, sequence) pairs, read once.
         output_dir: the folder of all sequence databases.
+        stitch_marks: as in `build_sequence_dbs`.
 
     Returns:
         The path of the database.
@@ -78,7 +83,7 @@ def create_sample_database(
     Raises:
         UsageError: the sample has a database already, or its name is not allowed in sequence IDs.
         InputError: an ID is empty, appears twice or names another sample; a sequence is empty or holds a character that is not
-            an IUPAC nucleotide letter; an item is not a pair of strings.
+            allowed in sequences; an item is not a pair of strings.
         WriteError: the database cannot be written, or a link has the name of the sample's folder.
 
     Example:
@@ -87,6 +92,7 @@ def create_sample_database(
         'glm_dataset_S1.sqlite'
     """
     _check_text(sample_id=sample_id)
+    keeps_stitch_marks = ReadOptions(stitch_marks=stitch_marks).keeps_stitch_marks
     schema.check_sample_id(sample_id, "sample_id")
     path = schema.sample_database_path(check_folder(output_dir, "output_dir"), sample_id)
     if os.path.lexists(path):
@@ -112,7 +118,7 @@ def create_sample_database(
             for ordinal, (contig_id, sequence) in enumerate(chain(first, pairs), start=1):
                 where = f"sample {sample_id}: sequence {ordinal} ({printable(contig_id, 80)})"
                 records.check_name(contig_id, where)
-                records.check_residues(sequence, where)
+                records.check_residues(sequence, where, stitch_marks=keeps_stitch_marks)
                 if len(sequence) > MAX_CONTIG_BASES:
                     raise InputError(
                         f"{where}: {len(sequence):,} bases are more than SQLite holds in one value ({MAX_CONTIG_BASES:,})"
@@ -169,6 +175,7 @@ def build_sequence_dbs(
     text_field: str | None = None,
     id_field: str | None = None,
     phylo_tags: str = "refuse",
+    stitch_marks: str = "refuse",
     skip_bad: bool = False,
     force: bool = False,
     page_size: int | None = None,
@@ -198,6 +205,8 @@ def build_sequence_dbs(
         id_field: the JSON field or column with the record's name; "" for none.
         phylo_tags: lineage tags inside sequences, such as `|d__Bacteria;p__Bacillota|`, are an error (`refuse`), are removed
             (`strip`), or are removed and kept in the column `phylo_tag` of `contigs.parquet` (`keep`).
+        stitch_marks: `@` and `#` inside sequences, as in stitched transcripts, are an error (`refuse`), or are kept (`keep`):
+            they never count in the loss.
         skip_bad: leave out records that are invalid by themselves, and list them in `skipped.parquet` in the output folder. A
             damaged file, or one all of whose records are bad, is still an error.
         force: build everything again, including existing samples.
@@ -243,7 +252,12 @@ def build_sequence_dbs(
     if page_size is not None and page_size not in PAGE_SIZES:
         raise UsageError(f"--page-size {shown(page_size)} is not one of {', '.join(map(str, PAGE_SIZES))}")
     options = ReadOptions(
-        format=format, text_field=text_field, id_field=id_field, phylo_tags=phylo_tags, sample_field=sample_field
+        format=format,
+        text_field=text_field,
+        id_field=id_field,
+        phylo_tags=phylo_tags,
+        stitch_marks=stitch_marks,
+        sample_field=sample_field,
     )
     out = check_folder(out_dir, "--out")
     scratch = check_folder(scratch, "--scratch") if scratch is not None else None

@@ -39,18 +39,27 @@ class ReadOptions:
 
     phylo_tags: str = "refuse"
     """What is done with lineage tags inside sequences, one of `PHYLO_TAGS`."""
+    stitch_marks: str = "refuse"
+    """What is done with `@` and `#` inside sequences, one of `STITCH_MARKS`."""
     sample_field: str | None = None
     """The field or column of the record's sample; in JSON lines also a path such as `meta.sample`. None: no field names it."""
 
     @property
     def as_settings(self) -> dict[str, str | None]:
         """The options for the manifest. Those of later versions are left out where they have their default."""
-        later = {"phylo_tags": "refuse", "sample_field": None}
+        later = {"phylo_tags": "refuse", "stitch_marks": "refuse", "sample_field": None}
         return {name: value for name, value in asdict(self).items() if name not in later or later[name] != value}
+
+    @property
+    def keeps_stitch_marks(self) -> bool:
+        """Whether sequences may hold `@` and `#`."""
+        return self.stitch_marks == "keep"
 
     def __post_init__(self) -> None:
         if self.phylo_tags not in PHYLO_TAGS:
             raise UsageError(f"--phylo-tags {shown(self.phylo_tags)} is not one of {', '.join(PHYLO_TAGS)}")
+        if self.stitch_marks not in STITCH_MARKS:
+            raise UsageError(f"--stitch-marks {shown(self.stitch_marks)} is not one of {', '.join(STITCH_MARKS)}")
         if self.format is not None and self.format not in FORMATS:
             raise UsageError(f"--format {shown(self.format)} is not one of {', '.join(FORMATS)}")
 
@@ -58,12 +67,15 @@ class ReadOptions:
 PHYLO_TAGS = ("refuse", "strip", "keep")
 """Lineage tags are an error; are removed; are removed and kept in the column `phylo_tag` of `contigs.parquet`."""
 
+STITCH_MARKS = ("refuse", "keep")
+"""`@` and `#`, as in stitched transcripts, are an error; stay in the sequences, where they never count in the loss."""
+
 
 def fasta(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield the records of a FASTA file."""
     with source.stream() as stream:
         try:
-            yield from fasta_entries(stream, source.called)
+            yield from fasta_entries(stream, source.called, stitch_marks=options.keeps_stitch_marks)
         except UnicodeDecodeError:
             _find_line_that_is_not_text(source)
             raise

@@ -15,19 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sharded_eden.build import letters
 from sharded_eden.build.formats import ENDINGS, FORMATS, TABLES, WITH_FIELDS, ReadOptions
 from sharded_eden.build.skipped import BadRecord, Skip
 from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
 from sharded_eden.errors import InputError, UsageError, printable, shown, warn
-from sharded_eden.format.schema import NUCLEOTIDES, check_sample_id
+from sharded_eden.format.schema import check_sample_id
 
 COMPRESSED_ENDINGS = (".gz", ".bgz", ".xz", ".zst", ".bz2")
 """Endings of compressed files, which may follow the ending of a format."""
 
 _FORMAT_OF_ENDING = {ending: name for name, endings in ENDINGS.items() for ending in endings}
-_RESIDUES = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
-_NO_RESIDUE = re.compile(f"[^{_RESIDUES.decode()}]")
-
 
 _PHYLO_TAG = re.compile(r"\|[A-Za-z]__[^|]{0,4096}\|")
 """A lineage tag as in the OpenGenome2 releases: `|d__Bacteria;p__Bacillota;...|`."""
@@ -44,7 +42,7 @@ class Record(NamedTuple):
     description: str
     """The rest of the header, often empty."""
     sequence: str
-    """IUPAC nucleotide letters, in the case they came in; never empty."""
+    """IUPAC nucleotide letters, in the case they came in, and stitch marks where these are kept; never empty."""
     ordinal: int
     """Its place in the file, 1-based."""
     sample: str = ""
@@ -223,7 +221,7 @@ def read_records(
 
     Raises:
         InputError: the file is not of its format, is cut short or damaged, holds no record, or a record has no name, no
-            sequence or a character that is not an IUPAC nucleotide letter. With `skip`: all of its records are bad.
+            sequence or a character that is not allowed in sequences. With `skip`: all of its records are bad.
         MissingExtra: its format needs a package that is not installed.
     """
     if not isinstance(source, Source):
@@ -285,7 +283,7 @@ def _checked(
         check_text(description, f"{where}: its description")
     except InputError as error:
         raise BadRecord(str(error), "name", name) from None
-    check_residues(sequence, where, name)
+    check_residues(sequence, where, name, stitch_marks=options.keeps_stitch_marks)
     if phylo_tag and options.phylo_tags == "keep":
         description = f"{phylo_tag}{PHYLO_SEPARATOR}{description}"
     return description, sequence
@@ -316,23 +314,13 @@ def check_name(name: str, where: str) -> None:
         raise BadRecord(f"{where}: its name {shown(name)} holds white space or control characters", "name", name)
 
 
-def check_residues(sequence: str, where: str, name: str = "") -> None:
-    """Refuse a sequence that is empty or holds anything but IUPAC nucleotide letters.
+def check_residues(sequence: str, where: str, name: str = "", *, stitch_marks: bool = False) -> None:
+    """Refuse a sequence that is empty or holds anything but IUPAC nucleotide letters, and stitch marks where these are kept.
 
     Raises:
         BadRecord: with the first such character and its 1-based position.
     """
     if not sequence:
         raise BadRecord(f"{where}: has no sequence", "empty", name)
-    if sequence.encode("utf-8", "surrogatepass").translate(None, _RESIDUES) and (found := _NO_RESIDUE.search(sequence)):
-        tag = (
-            " It looks like a phylogenetic tag: --phylo-tags strip removes such tags, keep lists them."
-            if found.group() == "|"
-            else ""
-        )
-        raise BadRecord(
-            f"{where}: position {found.start() + 1} holds {found.group()!r}, which is not an IUPAC nucleotide letter "
-            f"({NUCLEOTIDES}, either case).{tag}",
-            "letters",
-            name,
-        )
+    if found := letters.first_other(sequence, stitch_marks=stitch_marks):
+        raise BadRecord(f"{where}: {letters.problem(found.start(), found.group())}", "letters", name)

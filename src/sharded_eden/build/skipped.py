@@ -22,7 +22,7 @@ from sharded_eden.format import schema
 from sharded_eden.format.publish import publishing
 
 REASONS = {
-    "letters": "a character that is not an IUPAC nucleotide letter",
+    "letters": "a character that is not allowed in sequences",
     "empty": "no sequence",
     "name": "no name, or one with white space or control characters",
     "field": "a missing field, or a value of another type",

@@ -25,13 +25,13 @@ from sharded_eden.checks.window_ranges import Range
 from sharded_eden.errors import shown
 from sharded_eden.format.commands import build_command, quoted, split_command
 from sharded_eden.format.geometry import WindowGeometry
-from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES
+from sharded_eden.format.schema import CONTIGS_FILE, CREATE_SEQUENCES, NUCLEOTIDES, STITCH_MARKS
 from sharded_eden.format.sequence_db import blob_obstacle, sequence_db_problems
 from sharded_eden.format.sqlite import attach_read_only, open_read_only
 from sharded_eden.jobs import Say
 from sharded_eden.load.read.databases import SequenceReader
 
-LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
+LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower() + STITCH_MARKS).encode()
 WHOLE_BYTES = 1 << 24
 """Contigs up to this length are read at once, longer ones in pieces."""
 CHUNK_ROWS = 50_000

@@ -98,6 +98,14 @@ def build(
             "kept in the column phylo_tag of OUT/contigs.parquet.",
         ),
     ] = "refuse",
+    stitch_marks: Annotated[
+        Literal["refuse", "keep"],
+        typer.Option(
+            rich_help_panel=MORE,
+            help="@ and # inside sequences, as in the stitched transcripts of OpenGenome2: an error, or kept, as tokens that "
+            "never count in the loss.",
+        ),
+    ] = "refuse",
     skip_bad: Annotated[
         bool,
         typer.Option(
@@ -165,6 +173,7 @@ def build(
             text_field=text_field,
             id_field=id_field,
             phylo_tags=phylo_tags,
+            stitch_marks=stitch_marks,
             skip_bad=skip_bad,
             force=force,
             page_size=page_size,

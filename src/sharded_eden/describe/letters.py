@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.format.schema import NUCLEOTIDES
+from sharded_eden.format.schema import NUCLEOTIDES, STITCH_MARKS
 
 BLOCK_BASES = 1 << 18
 """Letters that are counted at once."""
@@ -22,11 +22,11 @@ A, C, G, T, U, N, OTHER, LOWER = range(8)
 """The columns of counts. Each letter is in one of the first seven, in either case; lower-case letters are in LOWER, too."""
 COLUMNS = 8
 
-_LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower()).encode()
+_LETTERS = (NUCLEOTIDES + NUCLEOTIDES.lower() + STITCH_MARKS).encode()
 
 
 class StrangeLetter(ValueError):
-    """A letter that is no nucleotide letter; `at` is its position."""
+    """A letter that no sequence may hold; `at` is its position."""
 
     def __init__(self, letter: int, at: int) -> None:
         super().__init__(f"{chr(letter)!r} at base {at}")
@@ -46,7 +46,7 @@ def count_letters(
         (contigs, 8) int64, see `A` to `LOWER`.
 
     Raises:
-        StrangeLetter: a letter is no IUPAC nucleotide letter.
+        StrangeLetter: a letter is neither an IUPAC nucleotide letter nor a stitch mark.
 
     Example:
         >>> count_letters(np.frombuffer(b"ACGTacNN", dtype=np.uint8)).tolist()

@@ -70,6 +70,13 @@ NUCLEOTIDES = "ACGTURYSWKMBDHVN"
 Source: IUPAC-IUB, "Nomenclature for incompletely specified bases in nucleic acid sequences", 1984.
 """
 
+STITCH_MARKS = "@#"
+"""What stitched transcripts of OpenGenome2 hold beside bases: `@` between joined parts, `#` between contigs. It never counts
+in the loss.
+
+Source: `Evo2Dataset.CONTROL_TAGS` of NVIDIA BioNeMo, and `mask_control_tags` of Savanna, with which Evo 2 was trained.
+"""
+
 
 def split_file_name(split: str) -> str:
     """Return the Parquet file name of a split: `train` -> `train_split.parquet`."""

@@ -3,9 +3,10 @@
     codes       1    4  ...   3   A   C   g  ...   T    2    0    0
     tokens     BOS  tag...   SEP  65  67  71 ...   84  EOS  PAD  PAD
 
-The code of a base is its letter, on the chosen strand; codes below 32 are special tokens. So tokens and loss mask are one
-lookup each in a table of 256 entries. Where letters equal their ids, they are only widened. A block of rows is one call of
-NumPy, which costs half as much as the same rows one by one.
+The code of a base is its letter, on the chosen strand; codes below 32 are special tokens. In compact batches, the codes of
+characters such as `-`, which only databases of other tools hold, are higher by 128: so codes from `A` on count in the loss,
+and stitch marks do not. So tokens and loss mask are one lookup each in a table of 256 entries. Where letters equal their ids,
+they are only widened. A block of rows is one call of NumPy, which costs half as much as the same rows one by one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError
+from sharded_eden.format.schema import STITCH_MARKS
 from sharded_eden.load.encode.example import COMPLEMENT, RowFormat, letters_within
 from sharded_eden.load.encode.masking import masked_codes
+from sharded_eden.load.encode.stitch_marks import LEAST_PLAIN, marks_alone_are_below, weighs_plainly
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding
 
 LEAST_LETTER = 32
@@ -39,6 +42,12 @@ class Specials(NamedTuple):
     sep: int = 3
     tag: int = 4
 
+
+ODD = np.array([byte for byte in range(LEAST_LETTER, LEAST_PLAIN) if chr(byte) not in STITCH_MARKS])
+"""The bytes that are neither letters nor stitch marks, and below letters."""
+
+LIFT = 128
+"""How much higher their codes are in compact batches."""
 
 SENT = Specials()
 """The codes of compact batches."""
@@ -90,16 +99,19 @@ class CodeTables:
         assert encoding.table is not None  # noqa: S101 - callers see to it
         self.ids: NDArray[np.int64] = _ids(encoding, encoding.table, specials)
         """(256,) int64: code -> id; `UNKNOWN` for codes of tags and bytes that the tokenizer does not encode alone."""
-        letter_weights = row_format.loss_weights()
-        self.weights = np.ones(256, dtype=np.float32) if letter_weights is None else letter_weights.copy()
+        weights = row_format.loss_weights()
+        assert weights is not None  # noqa: S101 - the tokenizer is a table
+        self.weights = weights
         """(256,) float32: code -> its weight as a label."""
         self.weights[:LEAST_LETTER] = 0
         if row_format.loss_on_eos:
             self.weights[specials.eos] = 1
         same = (self.ids == np.arange(256)) | (self.ids == UNKNOWN)  # codes without an id are in no row
         self._are_ids = np.logical_and.accumulate(same)  # (256,) bool: codes up to this one are their own ids
-        self._weighs_plainly = bool((self.weights[LEAST_LETTER:] == 1).all() and not self.weights[:LEAST_LETTER].any())
+        self._weighs_plainly = weighs_plainly(self.weights) and not self.weights[:LEAST_LETTER].any()
         self._pad = encoding.pad
+        for table in (self.ids, self.weights):
+            table[ODD + LIFT] = table[ODD]
         self.labels: NDArray[np.int64] | None = None
         """(256,) int64: code -> its label, at its own place; None for causal rows, whose labels are the next tokens."""
         if row_format.masking is not None:
@@ -117,6 +129,8 @@ class CodeTables:
         tokens: NDArray[np.int64],
         labels: NDArray[np.int64],
         loss_mask: NDArray[np.float32],
+        *,
+        is_plain: bool = True,
     ) -> None:
         """Make tokens, labels and loss mask of rows, without tags and without the ends of windows inside a packed row.
 
@@ -125,6 +139,7 @@ class CodeTables:
             tokens: (B, T) int64, written.
             labels: (B, T) int64, written: tokens shifted left, PAD last; of masked rows, the tokens before masking.
             loss_mask: (B, T) float32, written.
+            is_plain: whether codes from 32 to 64 are stitch marks only; true in compact batches.
         """
         if self.labels is not None:
             for table, out in ((self.ids, tokens), (self.labels, labels), (self.weights, loss_mask)):
@@ -137,8 +152,8 @@ class CodeTables:
             np.take(self.ids, codes, out=tokens, mode="clip")
             labels[:, :-1] = tokens[:, 1:]
         labels[:, -1] = self._pad
-        if self._weighs_plainly:
-            loss_mask[:, :-1] = codes[:, 1:] >= LEAST_LETTER
+        if self._weighs_plainly and is_plain:
+            loss_mask[:, :-1] = codes[:, 1:] >= LEAST_PLAIN
         else:
             loss_mask[:, :-1] = np.take(self.weights, codes[:, 1:], mode="clip")
         loss_mask[:, -1] = 0
@@ -163,6 +178,18 @@ def _ids(encoding: Encoding, table: NDArray[np.int64], specials: Specials) -> ND
     return ids
 
 
+def _are_within(limits: tuple[int, int], codes: NDArray[np.uint8], letters: int) -> bool:
+    """Return whether rows (B, T), which hold so many letters, hold only such from the first to the last of these."""
+    least, most = limits
+    return bool(codes.max(initial=0) <= most and np.count_nonzero(codes >= least) == letters)
+
+
+def lift_odd(codes: NDArray[np.uint8]) -> None:
+    """Raise the codes of odd characters in compact rows (B, T), in place."""
+    if not marks_alone_are_below(codes):
+        codes[np.isin(codes, ODD)] += np.uint8(LIFT)
+
+
 class CodeEncoder:
     """Completes rows of codes that hold the letters already.
 
@@ -181,6 +208,7 @@ class CodeEncoder:
         self._known = table != UNKNOWN
         self._known[:LEAST_LETTER] = False
         self._all_known = letters_within(self._known)
+        self._all_plain = letters_within(self._known & (np.arange(256) >= LEAST_PLAIN))
 
     def frame(
         self,
@@ -217,10 +245,13 @@ class CodeEncoder:
             for row, end in zip(rows, ends, strict=True):
                 flat[row * length + end] = eos
 
+    def is_plain(self, codes: NDArray[np.uint8], letters: int) -> bool:
+        """Tell whether the tokenizer knows every letter of these rows (B, T), which hold so many, and none is below `A`."""
+        return _are_within(self._all_plain, codes, letters)
+
     def knows_all(self, codes: NDArray[np.uint8], letters: int) -> bool:
         """Tell whether the tokenizer knows every letter of these rows (B, T), which hold so many letters."""
-        least, most = self._all_known
-        if codes.max(initial=0) <= most and np.count_nonzero(codes >= least) == letters:
+        if _are_within(self._all_known, codes, letters):
             return True
         # Letters among the control characters are none that a tokenizer's table knows.
         return int(np.count_nonzero(np.take(self._known, codes, mode="clip"))) == letters

@@ -4,7 +4,8 @@ tokens      BOS  tag...  SEP   A   C   G  ...   T   EOS  PAD  PAD
 labels      tag...  SEP   A    C   G  ...   T  EOS  PAD  PAD  PAD     (tokens shifted left)
 loss_mask    0  ...  0    1    1   1  ...   1   0    0    0    0      (1 where the label is a base)
 
-A packed row holds several windows one after another, each with its own header and EOS.
+Stitch marks (`@` and `#`) are tokens whose labels never count. A packed row holds several windows one after another, each with
+its own header and EOS.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.commands import pack_by_tokens_command, precompute_command
-from sharded_eden.format.schema import NUCLEOTIDES
+from sharded_eden.format.schema import NUCLEOTIDES, STITCH_MARKS
 from sharded_eden.load.encode.masking import Masking
+from sharded_eden.load.encode.stitch_marks import (
+    LEAST_PLAIN,
+    has_stitch_marks,
+    marks_alone_are_below,
+    refuse_stitch_marks,
+    weighs_plainly,
+)
 from sharded_eden.load.encode.tokenizer import UNKNOWN, Encoding, fingerprint_of
 from sharded_eden.shuffle import FEW, MASK64, derive_keys, mix64, mix64_many
 
@@ -153,7 +161,7 @@ class RowFormat:
         return self.weighs_letters or self.masking is not None
 
     def loss_weights(self) -> NDArray[np.float32] | None:
-        """Return the weight of each letter as a label, (256,) float32; None if all weights are 1.
+        """Return the weight of each letter as a label, (256,) float32; None for a tokenizer without one id per letter.
 
         Source of the weight of repeats: Brixi et al., "Genome modeling and design across all domains of life with Evo 2",
         2025, where it is 0.1.
@@ -165,8 +173,9 @@ class RowFormat:
         weights[ord("a") : ord("z") + 1] = self.soft_mask_weight
         if self.mask_ambiguous:
             weights[[byte for byte in range(256) if byte not in b"ACGTacgt"]] = 0
+        weights[list(STITCH_MARKS.encode())] = 0
         weights[np.isin(table, list(self.encoding.special))] = 0
-        return None if (weights == 1).all() else weights
+        return weights
 
     def header(self, tag_ids: list[int]) -> NDArray[np.int64]:
         """Return BOS, the ids of the control tag, SEP: (H,) int64."""
@@ -225,12 +234,13 @@ class RowEncoder:
         self._pad = encoding.pad
         self._eos = encoding.eos if row_format.include_eos else None
         self._table = encoding.table
-        self._weights: NDArray[np.float32] | None = None
-        self._as_it_is = 1, 0  # between these bytes, letters are their own ids
+        self._weights: NDArray[np.float32] | None = row_format.loss_weights()
+        self._weighs_plainly = weighs_plainly(self._weights)
+        self._as_it_is = self._known = 1, 0  # between these bytes, letters are their own ids, or have ids
         if encoding.table is not None:
             self._table_of_complement = encoding.table[COMPLEMENT]
             self._as_it_is = letters_within(encoding.table == np.arange(256))
-            self._weights = row_format.loss_weights()
+            self._known = letters_within(encoding.table != UNKNOWN)
 
     def fill(
         self,
@@ -252,7 +262,7 @@ class RowEncoder:
             loss_mask: (T,) float32, written: 1 where the label is a base.
 
         Raises:
-            UnicodeError: the bases are not printable ASCII.
+            UnicodeError: the bases are not printable ASCII, or the tokenizer cannot encode them.
         """
         end = self.add(0, len(tokens), bases, reverse, header, tokens, labels, loss_mask)
         self.pad(end, tokens, labels, loss_mask)
@@ -271,7 +281,8 @@ class RowEncoder:
         """Write one window into a row, from `start` on and before `limit`; return where it ends. See `fill` for the rest."""
         first = start + len(header)
         end = first + len(bases)
-        by_table = self._table is not None and self._take(bases, reverse, tokens[first:end])
+        least = None if self._table is None else self._take(bases, reverse, tokens[first:end])
+        by_table = least is not None
         if not by_table:
             room = tokens[first : limit - self.format.include_eos]
             end = first + self._tokenize(bases, reverse, room, is_first=start == 0)
@@ -286,12 +297,12 @@ class RowEncoder:
         labels[stop - 1] = self._pad
         earning, last = max(first - 1, start), max(end - 1, start)
         loss_mask[start:earning] = 0
-        by_letter = by_table or self.format.weighs_letters
-        if by_letter and end != first + len(bases):
-            raise UnicodeError("the tokenizer gives them another number of ids, so that no label is one letter")
-        if by_letter and self._weights is None:
+        if least is not None and self._weighs_plainly and least >= LEAST_PLAIN:
             loss_mask[earning:last] = 1
-        elif by_letter:
+        elif by_table and self._weighs_plainly and marks_alone_are_below(bases):
+            shown = bases[::-1] if reverse else bases
+            loss_mask[earning:last] = shown[earning + 1 - first :] >= LEAST_PLAIN
+        elif by_table or self._is_by_letter(bases):
             shown = COMPLEMENT[bases[::-1]] if reverse else bases
             loss_mask[earning:last] = self._weights[shown[earning + 1 - first :]]  # type: ignore[index]
         else:
@@ -309,26 +320,33 @@ class RowEncoder:
         labels[end:] = self._pad
         loss_mask[end:] = 0
 
-    def _take(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> bool:
-        """Look bases up in the table; return whether the table has all of them."""
+    def _take(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64]) -> int | None:
+        """Look bases up in the table; return the least byte of them, None where the table lacks any."""
         assert self._table is not None  # noqa: S101 - narrows the type
         if not len(out):
-            return True
+            return LEAST_PLAIN
+        least, most = int(np.minimum.reduce(bases)), int(np.maximum.reduce(bases))
         if reverse:
             np.take(self._table_of_complement, bases[::-1], out=out, mode="clip")
+        elif least >= self._as_it_is[0] and most <= self._as_it_is[1]:
+            out[:] = bases
+            return least
         else:
-            least, most = self._as_it_is
-            if np.minimum.reduce(bases) >= least and np.maximum.reduce(bases) <= most:
-                out[:] = bases
-                return True
             np.take(self._table, bases, out=out, mode="clip")
-        return bool(np.minimum.reduce(out) != UNKNOWN)
+        is_known = (least >= self._known[0] and most <= self._known[1]) or np.minimum.reduce(out) != UNKNOWN
+        return least if is_known else None
+
+    def _is_by_letter(self, bases: NDArray[np.uint8]) -> bool:
+        """Return whether labels of bases count by their letters, and not by their ids."""
+        return self.format.weighs_letters or has_stitch_marks(bases)
 
     def _tokenize(self, bases: NDArray[np.uint8], reverse: bool, out: NDArray[np.int64], *, is_first: bool) -> int:
         """Write the ids that the tokenizer returns, up to the end of `out`; return their number."""
         text = bases.tobytes().decode("ascii").upper()
         if not text.isprintable():  # zeros of a damaged file, line breaks: ids of special tokens, were they encoded
             raise UnicodeError(f"{next(c for c in text if not c.isprintable())!r} is a control character")
+        if self._table is None:
+            refuse_stitch_marks(bases)
         try:
             ids = np.array(self._text_to_ids(reverse_complement(text) if reverse else text), dtype=np.int64)
         except UnicodeError:
@@ -337,6 +355,8 @@ class RowEncoder:
             raise UnicodeError(
                 f"the tokenizer cannot encode them ({type(error).__name__}: {printable(str(error), 200)})"
             ) from error
+        if len(ids) != len(text) and self._is_by_letter(bases):
+            raise UnicodeError("the tokenizer gives them another number of ids, so that no label is one letter")
         by_tokens = self.format.window_bases is not None
         if self.format.packed_bases is not None and by_tokens and len(ids) > len(out) and not is_first:
             raise UsageError(

@@ -24,10 +24,12 @@ from sharded_eden.load.encode.codes import (
     CodeEncoder,
     CodeTables,
     check_compact,
+    lift_odd,
     reverse_complement_in_place,
     specials_as_ids,
 )
 from sharded_eden.load.encode.example import RowEncoder, RowFormat
+from sharded_eden.load.encode.stitch_marks import marks_alone_are_below
 from sharded_eden.load.read.connections import PerThread
 from sharded_eden.load.read.fetch import Placed, Wanted, WindowFetcher
 
@@ -135,15 +137,16 @@ class RowMaker:
     def _fill_checked(self, wanted: Sequence[Wanted], sizes: Sequence[int], codes: NDArray[np.uint8]) -> Placed:
         """Do what `_fill` does, refuse letters that the tokenizer's table lacks, and mask bases where rows are masked."""
         placed = self._fill(wanted, sizes, codes)
-        if not self._knows_all(codes, placed):
+        letters = sum(placed.end) - sum(placed.first)
+        is_plain = self._codes.is_plain(codes, letters)
+        if not is_plain and not self._codes.knows_all(codes, letters):
             self._refuse_unknown(wanted, codes, placed)
         if (masking := self._format.masking) is not None:
             for k, (epoch, window_idx) in enumerate(wanted):
                 masking.mask(codes[placed.row[k], placed.first[k] : placed.end[k]], epoch, window_idx)
+        elif not is_plain:
+            lift_odd(codes)
         return placed
-
-    def _knows_all(self, codes: NDArray[np.uint8], placed: Placed) -> bool:
-        return self._codes.knows_all(codes, sum(placed.end) - sum(placed.first))
 
     def _compact_rows(self, wanted: Sequence[Wanted], sizes: Sequence[int]) -> Arrays:
         (codes,) = self._buffers.get().get(len(sizes))
@@ -240,8 +243,10 @@ class RowMaker:
         """Fill a block of rows by way of codes."""
         codes = self._scratch.get()[: len(sizes)]
         placed = self._fill(wanted, sizes, codes)
-        knows_all = self._knows_all(codes, placed)  # now, while the codes are in the cache
-        self._tables.expand(codes, tokens, labels, loss_mask)
+        count = sum(placed.end) - sum(placed.first)
+        is_plain = self._codes.is_plain(codes, count)  # now, while the codes are in the cache
+        knows_all = is_plain or self._codes.knows_all(codes, count)
+        self._tables.expand(codes, tokens, labels, loss_mask, is_plain=is_plain or marks_alone_are_below(codes))
         if self._packed:
             for row, at in zip(placed.row, placed.at, strict=True):
                 if at:  # no label of a window belongs to the one before it

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from sharded_eden.format.commands import fetch_command
 from sharded_eden.format.schema import WINDOWS_SUFFIX
 from sharded_eden.jobs import Progress, usable_processors
 from sharded_eden.load.locate.windows import WindowIndex
+from sharded_eden.load.options import PathLike
 from sharded_eden.load.source import named_sequences, named_window_dbs
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.storage.urls import is_url
 from sharded_eden.train.mixture import Mixture
 from sharded_eden.train.mixture_file import is_mixture_file, mixture_config
 from sharded_eden.train.stream import Stream
-from sharded_eden.train.traffic import StorageRate, TrafficCounter, datasets_of
+from sharded_eden.train.traffic import CopiesRate, StorageRate, TrafficCounter, copies_rate, datasets_of
 
 STAGES = ("locate", "read", "encode", "collate", "transfer")
 REPEATS = 3
@@ -64,6 +65,8 @@ class BenchResult:
     """Time a window spends in each stage, one process, warm; no `transfer` without a GPU."""
     storage: StorageRate | None = None
     """None for local files."""
+    copies: CopiesRate | None = None
+    """None without `cache_bytes`."""
     loaders: list[LoaderRate] = field(default_factory=list)
     verdict: str = ""
 
@@ -84,8 +87,8 @@ class BenchResult:
 
 
 def bench(
-    sequence_db_dir: str | os.PathLike[str],
-    window_db_path: str | os.PathLike[str],
+    sequence_db_dir: PathLike,
+    window_db_path: PathLike,
     *,
     batch_size: int = 32,
     max_workers: int | None = None,
@@ -93,6 +96,8 @@ def bench(
     seconds: float = 2.0,
     tokenizer: Any = None,
     progress: Progress | None = None,
+    cache_dir: PathLike | None = None,
+    cache_bytes: int | None = None,
 ) -> BenchResult:
     """Measure how fast a split loads.
 
@@ -107,9 +112,12 @@ def bench(
         seconds: how long each line is measured.
         tokenizer: see `ShardedEdenDataset`.
         progress: called with the measurements done and their total.
+        cache_dir: see `ShardedEdenDataset`.
+        cache_bytes: see there. The rate at the URL is measured first, then while sequence databases are copied, until all that
+            fit are there, and then from the copies; so are all that follow.
 
     Raises:
-        UsageError: a size below 1, an unknown start method, or a split without windows.
+        UsageError: a size below 1, an unknown start method, a split without windows, or `cache_bytes` for a folder.
         DatabaseError: a database is missing or damaged.
 
     Example:
@@ -127,10 +135,11 @@ def bench(
     most = min(8, usable_processors()) if max_workers is None else max_workers
     workers = [0, *itertools.takewhile(lambda n: n < most, (2**k for k in range(10))), *([most] if most else [])]
     sequence_db_dir = named_sequences(sequence_db_dir)
+    cache = {"cache_dir": cache_dir, "cache_bytes": cache_bytes}
     opener = (
-        _MixtureOpener(sequence_db_dir, window_db_path, tokenizer)
+        _MixtureOpener(sequence_db_dir, window_db_path, tokenizer, cache)
         if is_mixture_file(window_db_path)
-        else _Opener(sequence_db_dir, _window_database(window_db_path, sequence_db_dir), tokenizer)
+        else _Opener(sequence_db_dir, _window_database(window_db_path, sequence_db_dir, cache_dir), tokenizer, cache)
     )
     steps = 2 + 2 * (1 + len(methods) * (len(workers) - 1))
     report: Callable[[int], object] = lambda done: progress(done, steps) if progress else None  # noqa: E731
@@ -140,7 +149,7 @@ def bench(
             path for each in datasets_of(stream) for path in (each.window_db_path, *each.sample_db_mapping.values())
         ]
     can_drop = not any(map(is_url, files)) and not [path for path in files if not _drop_from_cache(Path(path))]
-    with opener(compact=False) as stream:
+    with opener(compact=False, copies=False) as stream:
         dataset = stream.dataset
         cold = _windows_per_second(_batches(stream, batch_size), batch_size, seconds) if can_drop else None
         report(1)
@@ -163,6 +172,10 @@ def bench(
             storage=storage,
         )
         is_table = dataset.has_table
+    if cache_bytes is not None:
+        with opener(compact=False) as stream:
+            rate_of: Callable[[Any], float] = lambda batches: _windows_per_second(batches, batch_size, seconds)  # noqa: E731
+            result = replace(result, copies=copies_rate(stream, lambda: _batches(stream, batch_size), rate_of))
     for compact in (False, True) if is_table and opener.can_be_compact else (False,):
         with opener(compact=compact) as stream:
             for method, count in [("", 0), *itertools.product(methods, workers[1:])]:
@@ -171,22 +184,20 @@ def bench(
                     LoaderRate(workers=count, start_method=method, compact=compact, windows_per_second=rate)
                 )
                 report(2 + len(result.loaders))
-    return BenchResult(**{**result.__dict__, "verdict": _verdict(result, is_table)})
+    return replace(result, verdict=_verdict(result, is_table))
 
 
-def _window_database(path: str | os.PathLike[str], sequence_db_dir: str | os.PathLike[str]) -> Path:
+def _window_database(path: PathLike, sequence_db_dir: PathLike, cache_dir: PathLike | None) -> Path:
     """Return a window database; of a folder that `precompute` wrote, that of the training split."""
-    found = named_window_dbs(path, sequence_db_dir)
+    found = named_window_dbs(path, sequence_db_dir, cache_dir)
     return next((each for each in found if each.name == f"train{WINDOWS_SUFFIX}"), found[0])
 
 
 class _Opener:
     """Opens the split as training does, with the geometry in its database."""
 
-    def __init__(
-        self, sequence_db_dir: str | os.PathLike[str], window_db: str | os.PathLike[str], tokenizer: Any
-    ) -> None:
-        self._paths = sequence_db_dir, window_db
+    def __init__(self, sequence_db_dir: PathLike, window_db: PathLike, tokenizer: Any, cache: dict[str, Any]) -> None:
+        self._paths, self._cache = (sequence_db_dir, window_db), cache
         self.can_be_compact = True
         self._tokenizer = tokenizer
         index = WindowIndex(window_db)
@@ -194,7 +205,7 @@ class _Opener:
         index.close()
 
     @contextmanager
-    def __call__(self, *, compact: bool) -> Iterator[Stream]:
+    def __call__(self, *, compact: bool, copies: bool = True) -> Iterator[Stream]:
         with ShardedEdenDataset(
             self._tokenizer,
             *self._paths,
@@ -202,6 +213,7 @@ class _Opener:
             stride=self._geometry.stride,
             rc_aug=True,
             compact=compact,
+            **(self._cache if copies else {}),
         ) as dataset:
             yield Stream(dataset)
 
@@ -214,8 +226,8 @@ class _Opener:
 class _MixtureOpener:
     """Opens a mixture; the stages are those of the source with the largest weight."""
 
-    def __init__(self, sequence_db_dir: str | os.PathLike[str], mixture: Any, tokenizer: Any) -> None:
-        self._folder = str(sequence_db_dir)
+    def __init__(self, sequence_db_dir: PathLike, mixture: Any, tokenizer: Any, cache: dict[str, Any]) -> None:
+        self._folder, self._cache = str(sequence_db_dir), cache
         self._config = mixture_config(mixture)
         self.can_be_compact = not any(source.options for source in self._config.sources.values())
         """Sources with options of their own may weigh letters differently, which compact rows cannot."""
@@ -223,8 +235,9 @@ class _MixtureOpener:
         self._seq_length = self._config.window_size()
 
     @contextmanager
-    def __call__(self, *, compact: bool) -> Iterator[Stream]:
+    def __call__(self, *, compact: bool, copies: bool = True) -> Iterator[Stream]:
         options: dict[str, Any] = {"seq_length": self._seq_length, "rc_aug": True, "compact": compact}
+        options |= self._cache if copies else {}
         mixture = self._config.open(tokenizer=self._tokenizer, sequence_db_dir=self._folder, seed=42, **options)
         try:
             yield mixture

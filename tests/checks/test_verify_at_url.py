@@ -14,7 +14,7 @@ from worlds import execute
 import oracle
 from sharded_eden import bench, cli, verify
 from sharded_eden.checks import remote
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenWarning, UsageError
 from sharded_eden.format.index import IndexFile, index_path, write_index
 from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.remote_index import add_remote
@@ -208,6 +208,43 @@ def test_bench_reports_what_the_storage_costs(world, capsys, proxy):
     out = capsys.readouterr().out
     assert "of the time is spent waiting for data from the storage" in out
     assert "  cold " not in out
+
+
+def test_bench_measures_while_copying_and_from_copies(world, tmp_path, capsys):
+    line = [
+        "bench",
+        url_of(world),
+        f"{url_of(world)}/train.db",
+        "--seconds",
+        "0.1",
+        "--max-workers",
+        "0",
+        "--batch-size",
+        "4",
+    ]
+    line += ["--cache-dir", str(tmp_path / "here"), "--cache-bytes"]
+    assert cli.main([*line, "1000000", "--json"]) == 0
+    copies = json.loads(capsys.readouterr().out)["copies"]
+    assert copies["copied"] == copies["databases"] == len({oracle.sample_of(each) for each in TRAIN})
+    assert copies["copying_windows_per_second"] > 0
+    assert copies["windows_per_second"] > 0
+    made = sorted(path.name for path in (tmp_path / "here" / "sequences").iterdir() if not path.name.startswith("."))
+    assert len(made) == copies["copied"]
+    assert cli.main([*line, "1000000"]) == 0  # all copies are there
+    out = capsys.readouterr().out
+    assert f"{copies['copied']} of {copies['databases']} sequence databases are read from copies, after 0 s" in out
+    assert "  copies " in out
+    assert "  while copying " not in out
+
+
+def test_bench_of_copies_that_do_not_fit_or_of_a_folder(world, tmp_path):
+    options = {"seconds": 0.01, "max_workers": 0, "batch_size": 2, "cache_bytes": 1, "cache_dir": tmp_path / "here"}
+    with pytest.warns(EdenWarning, match="cache_bytes=1 is less than the smallest sequence database"):
+        measured = bench(url_of(world), world / "train.db", **options)
+    assert measured.copies is not None
+    assert measured.copies.copied == 0
+    with pytest.raises(UsageError, match="cache_bytes=1 limits copies"):
+        bench(world / "seqs", world / "train.db", **options)
 
 
 def test_bench_of_local_files_has_no_storage(world):

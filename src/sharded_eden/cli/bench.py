@@ -43,6 +43,18 @@ def bench(
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each line is measured.")] = 2.0,
+    cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=MORE,
+            help="At a URL: copy sequence databases to --cache-dir, at most so many bytes, as training with cache_bytes "
+            "does, and measure while they are copied and from the copies.",
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=MORE, help="The folder of copies; unless given, ~/.cache/sharded-eden."),
+    ] = None,
 ) -> Output:
     """Measure how fast your data loads from your disk or storage, where the time goes, and what to change."""
     with progress_bar("measuring") as progress:
@@ -54,6 +66,8 @@ def bench(
             start_methods=start_method or ["fork"],
             seconds=seconds,
             progress=progress,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
         )
     return Output(lines=_lines(result), data=result.as_dict)
 
@@ -68,14 +82,22 @@ def _lines(result: BenchResult) -> Iterator[str]:
     rates = {"cold": cold, "warm": result.warm_windows_per_second}
     if storage is not None:
         rates = {"storage": result.warm_windows_per_second}
+    copies = result.copies
+    if copies is not None:
+        if copies.copying_windows_per_second is not None:
+            rates["while copying"] = copies.copying_windows_per_second
+        rates["copies"] = copies.windows_per_second
     for name, value in rates.items():
         shown = "unknown" if value is None else f"{value:,.0f}"
         yield f"  {name:18}{shown:>12} windows/s  {bar(value or 0.0, rates.values())}".rstrip()
     if storage is not None:
         yield f"  {storage.waiting_share:.0%} of the time is spent waiting for data from the storage"
         yield f"  a window costs {storage.requests_per_window:.2f} requests and {storage.bytes_per_window:,.0f} bytes"
+    if copies is not None:
+        copied = f"{copies.copied:,} of {copies.databases:,} sequence databases"
+        yield f"  {copied} are read from copies, after {copies.seconds:,.0f} s"
     tokens, megabytes = result.tokens_per_second / 1e6, result.megabytes_per_second
-    yield f"  {next(reversed(rates))} is {tokens:,.1f} million tokens/s, {megabytes:,.1f} MB of bases/s"
+    yield f"  {'warm' if storage is None else 'storage'} is {tokens:,.1f} million tokens/s, {megabytes:,.1f} MB of bases/s"
     yield ""
     total = sum(result.stage_microseconds.values())
     yield f"where the time of a {'warm ' if storage is None else ''}window goes ({total:,.1f} us)"

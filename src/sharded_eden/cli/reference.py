@@ -146,6 +146,7 @@ KEYS: dict[str, dict[str, str]] = {
         "mean_bases": "bases of a window, on average",
         "stage_microseconds": "time of a window in each stage, in one process",
         "storage": "at a URL: requests_per_window, bytes_per_window, waiting_share (0 to 1); for local files null",
+        "copies": "with --cache-bytes: databases, copied, seconds, copying_windows_per_second, windows_per_second; else null",
         "loaders": "a list, one for each DataLoader: workers, start_method, compact, windows_per_second",
         "verdict": "what limits the rate, and what to change",
         "tokens_per_second": "tokens, padding included, warm, in one process",

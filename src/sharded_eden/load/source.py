@@ -31,19 +31,20 @@ def named_sequences(path: PathLike) -> Path | str:
     return folder_url(path, "SEQDB") if isinstance(path, str) and is_url(path) else sequence_folder(path)
 
 
-def named_window_dbs(path: PathLike, sequence_db_dir: PathLike) -> list[Path]:
+def named_window_dbs(path: PathLike, sequence_db_dir: PathLike, cache_dir: PathLike | None = None) -> list[Path]:
     """Return the window database that a user names, those of a folder, or the local copy of one at a URL.
 
     Args:
         path: the window database.
         sequence_db_dir: its sequence databases; where they are at a URL, it must have an index.
+        cache_dir: where the local copy is put; see `ExampleOptions`.
 
     Raises:
         MissingDatabase: there is no such object.
         UsageError: it is something else.
     """
     if is_url(path):
-        return [Path(local_window_db(path, os.fspath(sequence_db_dir), ExampleOptions()))]
+        return [Path(local_window_db(path, os.fspath(sequence_db_dir), ExampleOptions(cache_dir=cache_dir)))]
     return window_database_or_folder(path)
 
 

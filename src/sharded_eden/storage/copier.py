@@ -101,6 +101,8 @@ class Copier:
         self._settings, self._wanted = settings, wanted
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before, self._pause = 0.0, FIRST_PAUSE_SECONDS
+        self.is_idle = False
+        """Whether nothing is copied now: what is missing does not fit, or the last attempt failed."""
 
     def tend(self) -> None:
         """Start the process if it is needed; note that it has ended. Costs a lock where another process copies.
@@ -130,6 +132,7 @@ class Copier:
             room = Room(folder, self._settings.limit_bytes)
             if not any(map(room.fits, self._wanted)):
                 self._not_before = time.monotonic() + FIRST_PAUSE_SECONDS
+                self.is_idle = True
                 return
             arguments = [json.dumps(sys.path), json.dumps([*self._settings, os.getpid()])]
             self._process = subprocess.Popen(
@@ -139,6 +142,7 @@ class Copier:
                 pass_fds=[lock],
             )
             self._end = weakref.finalize(self, _end, self._process, os.getpid())
+            self.is_idle = False
             logger.info("copying sequence databases from %s to %s", self._settings.url, folder)
 
     def _note_end(self) -> None:
@@ -163,6 +167,7 @@ class Copier:
     def _wait(self, problem: str) -> None:
         pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
         self._not_before = time.monotonic() + pause
+        self.is_idle = True
         warn(
             f"sequence databases are not copied to {printable(self._settings.folder)} at the moment, and windows are read by "
             f"ranges: {problem}. The next attempt is in {pause:.0f} s"

@@ -219,6 +219,12 @@ class RemoteAddresses(WindowAddresses):
         """What this thread has read from the storage by ranges."""
         return cast("RangeReader | CopyReader", self._readers.get()).traffic
 
+    @property
+    def copies(self) -> tuple[int, int, bool]:
+        """What this thread reads from copies; see `CopyReader.state`."""
+        reader = cast("RangeReader | CopyReader", self._readers.get())
+        return reader.state if isinstance(reader, CopyReader) else (0, 0, False)
+
     def _make_reader(self) -> PositionedReader:
         reader = RangeReader(
             self._url, self.names, self._versions, self.page_bytes, in_flight=self._in_flight, seconds=self._seconds

@@ -75,6 +75,13 @@ class CopyReader:
         """What was read by ranges so far."""
         return self._ranges.traffic
 
+    @property
+    def state(self) -> tuple[int, int, bool]:
+        """How many databases have windows, how many of these are read from copies, and whether others may still become so."""
+        total = sum(each is not None for each in self._wanted)
+        may_come = bool(self._missing) and not self._copier.is_idle and self._next_look != float("inf")
+        return total, total - len(self._missing), may_come
+
     def announce(self, requests: Sequence[Request]) -> None:
         """Fetch what later batches read, or tell the kernel. An error is raised when it is read."""
         here, there = self._divided(requests)

@@ -1,12 +1,14 @@
-"""A Lightning job on a mixture, as a separate process: resumes from its last checkpoint, and records the rows of each step.
+"""A Lightning job on the stages of a recipe, as a separate process: resumes from its last checkpoint, and records rows.
 
-    python mixture_job.py MIXTURE.toml FOLDER STEPS
+    python mixture_job.py RECIPE.toml FOLDER
 
-Appends to `FOLDER/rows.txt` one line for each micro batch: optimizer step, loss, hashes of rows.
+Runs in the folder of the recipe, to which its paths are relative. Appends to `FOLDER/STAGE/rows.txt` one line for each micro
+batch: optimizer step, loss, hashes of rows. A stage begins with the weights of the one before it, and a stream of its own.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ from resume import row_hashes
 
 from sharded_eden import ShardedEdenDataModule
 
-OPTIONS: dict[str, Any] = {"seq_length": 1024, "packed": True, "compact": True, "rc_aug": True}
+try:
+    import tomllib
+except ModuleNotFoundError:  # before Python 3.11
+    import tomli as tomllib
+
 MICRO, GLOBAL = 4, 8
 
 
@@ -43,19 +49,43 @@ class Model(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
-def main(mixture: str, folder: Path, steps: int) -> None:
-    torch.set_num_threads(1)
+def train(recipe: dict[str, Any], stage: dict[str, Any], folder: Path, weights: Path | None) -> Path:
+    """Train one stage from its last checkpoint, else from the weights of the stage before it; return those it ends with."""
+    trained = folder / "trained.ckpt"
+    if trained.exists():
+        return trained
+    folder.mkdir(exist_ok=True)
     module = ShardedEdenDataModule(
-        None, mixture=mixture, micro_batch_size=MICRO, global_batch_size=GLOBAL, num_workers=1, **OPTIONS
+        None,
+        mixture=stage["mixture"],
+        micro_batch_size=MICRO,
+        global_batch_size=GLOBAL,
+        num_workers=1,
+        **recipe["options"],
+        **stage["options"],
     )
     saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_last=True)
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[saving],
-        max_steps=steps, max_epochs=-1, default_root_dir=folder,
+        max_steps=stage["steps"], max_epochs=-1, default_root_dir=folder,
     )  # fmt: skip
+    model = Model(folder / "rows.txt")
+    if weights is not None:
+        model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
     last = folder / "last.ckpt"
-    trainer.fit(Model(folder / "rows.txt"), datamodule=module, ckpt_path=last if last.exists() else None)
+    trainer.fit(model, datamodule=module, ckpt_path=last if last.exists() else None)
+    trainer.save_checkpoint(folder / "unfinished.ckpt", weights_only=True)
+    os.replace(folder / "unfinished.ckpt", trained)
+    return trained
+
+
+def main(path: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = tomllib.loads(Path(path).read_text())
+    weights = None
+    for name, stage in recipe["stages"].items():
+        weights = train(recipe, stage, folder / name, weights)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# Two test processes. Each takes whole files, so that what the tests of a file share is made once.
+PARALLEL := -n 2 --dist loadfile
 BRIDGE := $(VENV)-bridge/bin/python
 
 .DEFAULT_GOAL := help
@@ -29,10 +31,10 @@ demo: $(VENV)/.train ## real genomes to a small trained model, end to end
 	@$(BIN)/python demo/run.py
 
 test: $(VENV)/.dev ## the tests, without the slow ones
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
-	$(PYTEST) -m slow --timeout=900
+	$(PYTEST) $(PARALLEL) -m slow --timeout=900
 
 test-fuzz: $(VENV)/.dev ## 20,000 changed inputs and databases; the first line says how to run them again
 	$(BIN)/python tests/fuzz/fuzz.py --cases 20000 --seed $${SEED:-$$(date +%s)}

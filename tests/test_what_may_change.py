@@ -68,6 +68,9 @@ def other_contigs(**changed):
 
 
 class OtherIds(NucleotideTokenizer):
+    def __repr__(self):
+        return "OtherIds()"
+
     def text_to_ids(self, text):
         return [byte + 100 for byte in super().text_to_ids(text)]
 

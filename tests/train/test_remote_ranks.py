@@ -34,7 +34,7 @@ def proxy() -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(params=["s3", "file"])
+@pytest.fixture
 def at(request, small, tmp_path, proxy, monkeypatch) -> dict[str, Any]:
     """Where the sequence databases and the window database of `small` are: options of `start`."""
     for name, value in environment(proxy.endpoint).items():
@@ -57,15 +57,21 @@ def expected(small, at: dict[str, Any], **options: Any) -> list[str]:
         return [row_hashes(stream[k]["tokens"][None])[0] for k in range(STEPS * GLOBAL)]
 
 
+PACKED_AND_COMPACT: dict[str, Any] = {"compact": True, "workers": 1, "options": {"packed": True}}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("at", "options"),
     [
-        {},
-        {"compact": True},
-        {"options": {"packed": True}},
-        {"compact": True, "workers": 1, "options": {"packed": True}},
+        ("s3", {}),
+        ("s3", {"compact": True}),
+        ("s3", {"options": {"packed": True}}),
+        ("s3", PACKED_AND_COMPACT),
+        ("file", {}),
+        ("file", PACKED_AND_COMPACT),
     ],
-    ids=["plain", "compact", "packed", "packed and compact"],
+    ids=["s3-plain", "s3-compact", "s3-packed", "s3-packed and compact", "file-plain", "file-packed and compact"],
+    indirect=["at"],
 )
 def test_two_ranks_read_the_local_stream(small, tmp_path, at, options):
     finish(start(small, tmp_path, ranks=2, **at, **options))
@@ -73,7 +79,7 @@ def test_two_ranks_read_the_local_stream(small, tmp_path, at, options):
     assert_same_stream(trained, expected(small, at, packed=bool(options.get("options"))))
 
 
-@pytest.mark.parametrize("copies", [False, True], ids=["ranges", "copies"])
+@pytest.mark.parametrize(("at", "copies"), [("s3", False), ("s3", True), ("file", True)], indirect=["at"])
 def test_a_killed_job_goes_on_with_other_ranks(small, tmp_path, at, copies):
     cache = {"cache_dir": str(tmp_path / "cache"), "cache_bytes": 10**9} if copies else {}
     job = {**at, "workers": 1, "options": cache, "pause": 0.1}

@@ -106,7 +106,7 @@ def test_workers_end_with_their_parent(folder, tmp_path, program, start, rows, k
             time.sleep(1)  # until the workers have filled the pipe
             assert all(map(is_running, workers))
             parent.send_signal(how)
-            parent.wait(SECONDS)
+            parent.wait(120)  # Lightning ends a job in its own time
             end = time.monotonic() + SECONDS
             while time.monotonic() < end and any(map(is_running, workers)):
                 time.sleep(0.1)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from queue import Empty
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -77,8 +81,8 @@ class Ended(Generic[Task, Result]):
     error: BaseException | None = None
 
 
-class TaskStopped(Exception):
-    """Raised by `say` inside a task after the run was stopped."""
+class TaskStopped(BaseException):
+    """Raised inside the tasks of a pool when the run is stopped, wherever they are, as Ctrl-C is in other programs."""
 
 
 def run_tasks(
@@ -113,53 +117,86 @@ def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -
         yield ended
 
 
-# In a worker process: the queue of its messages, and the event that stops it.
-_messages: Any = None
-_stop: Any = None
+class _Worker:
+    """A worker process of a pool."""
+
+    messages: Any = None
+    """The queue of its messages."""
+    is_busy = False
+    """Whether it is in a task, and not in `say`: a message that is cut short would block its reader."""
+    is_stopped = False
 
 
-def _begin_worker(messages: Any, stop: Any, begun: Any) -> None:
-    global _messages, _stop
-    _messages, _stop = messages, stop
+def _begin_worker(messages: Any, stop: Connection, begun: Any) -> None:
+    _Worker.messages = messages
     begun.set()
-    import signal
-
-    # Ctrl-C reaches the whole process group; the parent process then stops its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops its workers
+    signal.signal(signal.SIGUSR1, _stop_task)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_obey, args=(parent, stop), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
-    """End this worker at once when the process that started it is gone, however it ended."""
+def _obey(parent: Any, stop: Connection) -> None:
+    """Stop the task of this worker when the run is stopped. End at once when the process that started it is gone."""
+    wait_for([parent.sentinel, stop])  # at its end, or when it is gone, the parent closes the pipe
+    _Worker.is_stopped = True
+    main = threading.main_thread().ident
+    if main is not None:
+        signal.pthread_kill(main, signal.SIGUSR1)
     parent.join()
     os._exit(1)
 
 
-def _say(message: object) -> None:
-    if _stop.is_set():
+def _stop_task(*_: object) -> None:
+    if _Worker.is_busy:
         raise TaskStopped
-    _messages.put(message)
+
+
+def _say(message: object) -> None:
+    _Worker.is_busy = False
+    if _Worker.is_stopped:
+        raise TaskStopped
+    _Worker.messages.put(message)
+    _Worker.is_busy = True
 
 
 def _run_in_worker(function: Work[Task, Result], task: Task) -> Result:
-    return function(task, _say)
+    if _Worker.is_stopped:
+        raise TaskStopped
+    try:
+        _Worker.is_busy = True
+        return function(task, _say)
+    finally:
+        _Worker.is_busy = False
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Block SIGINT in the processes that the block starts, which would end in a traceback while they import modules."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_in_pool(
     function: Work[Task, Result], tasks: Iterator[Task], jobs: int, heard: Say
 ) -> Iterator[Ended[Task, Result]]:
     context = multiprocessing.get_context("spawn")  # a forked worker would inherit SQLite connections and threads
-    messages, stop, begun = context.SimpleQueue(), context.Event(), context.Event()
+    messages, begun = context.SimpleQueue(), context.Event()
+    stop_of_workers, stop = context.Pipe(duplex=False)
     listener = threading.Thread(target=_listen, args=(messages, inbox := _Inbox()), daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop, begun))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop_of_workers, begun))
     running: dict[Future[Result], Task] = {}
     try:
         while True:
             for task in islice(tasks, 2 * jobs - len(running)):
-                running[pool.submit(_run_in_worker, function, task)] = task
+                with _without_ctrl_c():
+                    future = pool.submit(_run_in_worker, function, task)
+                running[future] = task
             if not running:
                 break
             done, _ = wait(running, timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)
@@ -178,8 +215,9 @@ def _run_in_pool(
                 yield Ended(task, result=None if error else future.result(), error=error)
         inbox.deliver(heard)
     finally:
-        stop.set()
+        stop.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        stop_of_workers.close()
         messages.put(None)
         listener.join()
         messages.close()

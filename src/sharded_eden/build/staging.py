@@ -206,14 +206,17 @@ class Place:
 
     def _finish(self, built: Built) -> None:
         staged = self.ready / built.staged
+        final = schema.sample_database_path(self.out, built.result.sample)
         if staged.exists():
-            final = schema.sample_database_path(self.out, built.result.sample)
             with writing(final):
                 self._check_free(built.result.sample)
                 real_folder(final.parent)
                 os.replace(staged, final)
                 move_record(staged, final)
                 sync_folder(final.parent)
+        elif record_path(staged).exists():  # a run was stopped after it had renamed the database
+            with writing(final):
+                move_record(staged, final)
 
     def _check_free(self, sample: str) -> None:
         final = schema.sample_database_path(self.out, sample)
@@ -296,7 +299,8 @@ def _clear(place: Place) -> None:
         place.check_scratch()
         if place.scratch is not None:
             shutil.rmtree(place.scratch_of_out, ignore_errors=True)
-        known = {built.staged for _, receipt in place.read_receipts() for built in receipt.built}
+        staged = {built.staged for _, receipt in place.read_receipts() for built in receipt.built}
+        known = staged | {record_path(Path(name)).name for name in staged}
         for left in place.ready.iterdir():
             if left.name not in known:
                 _remove(left)

@@ -20,7 +20,7 @@ import typer
 
 from sharded_eden import __version__
 from sharded_eden.cli import bench, build, doctor, export, fetch, index, report, rows, split, stats, verify, windows
-from sharded_eden.cli.command import add_commands
+from sharded_eden.cli.command import INTERRUPTED, Interrupted, add_commands
 from sharded_eden.cli.help import HelpGroup
 from sharded_eden.cli.level import LEVEL, Level, say
 from sharded_eden.cli.suggest import similar_paths
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None, prog_name: str = "sharded-eden") -> 
     Args:
         argv: the arguments, without the program's name; None: those of this process.
         prog_name: the program's name in help texts.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before or after the command itself, which turns it into exit status 130.
     """
     level = LEVEL.set(Level.NORMAL)
     try:
@@ -54,7 +57,12 @@ def main(argv: Sequence[str] | None = None, prog_name: str = "sharded-eden") -> 
             warnings.simplefilter("always", EdenWarning)
             warnings.showwarning = _show_warning
             typer.main.get_command(app).main(args=argv, prog_name=prog_name)
+    except Interrupted as error:
+        say(str(error))
+        return INTERRUPTED
     except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into it
+            raise KeyboardInterrupt from end
         return end.code if isinstance(end.code, int) else 0
     except Exception as error:
         return _failed(error, sys.argv[1:] if argv is None else argv)

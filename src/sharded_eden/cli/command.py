@@ -19,11 +19,22 @@ from rich.console import Console
 from rich.text import Text
 
 from sharded_eden.cli.help import COMMON, HelpCommand
-from sharded_eden.cli.level import LEVEL, Level, say, traced
+from sharded_eden.cli.level import LEVEL, Level, traced
 from sharded_eden.cli.reference import KEPT, PRINTS_RESULT, epilog
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
+
+
+class Interrupted(Exception):
+    """A command was stopped with Ctrl-C.
+
+    Args:
+        kept: what a second run finds.
+    """
+
+    def __init__(self, kept: str) -> None:
+        super().__init__(f"interrupted: no file is half-written. To go on, run the same command again: {kept}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +93,7 @@ def _command(function: Callable[..., Output]) -> Callable[..., None]:
             with traced(arguments):
                 output = function(**arguments)
         except KeyboardInterrupt as error:
-            kept = KEPT.get(function.__name__, "it begins again")
-            say(f"interrupted: no file is half-written. To go on, run the same command again: {kept}")
-            raise typer.Exit(INTERRUPTED) from error
+            raise Interrupted(KEPT.get(function.__name__, "it begins again")) from error
         if as_json or not quiet or function.__name__ in PRINTS_RESULT:
             _print(output, as_json=as_json)
         if output.status:

@@ -43,6 +43,6 @@ def __dir__() -> list[str]:
 
 
 if __name__ == "__main__":
-    from sharded_eden.cli import main
+    from sharded_eden.__main__ import main
 
     sys.exit(main(prog_name="python -m bionemo.evo2.run.sharded_eden_dataloader"))

@@ -1,15 +1,17 @@
-"""A small data set that many tests share: three samples, contigs around every boundary, 64-base windows at a stride of 50."""
+"""What many tests share: a small data set (three samples, 64-base windows at a stride of 50), and a server of objects."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from faults import World, write_world
+from object_storage import Proxy, proxy_to, s3_server
 
 import oracle
 from sharded_eden import ShardedEdenDataset
@@ -59,3 +61,11 @@ def clean_world(tmp_path_factory) -> World:
 def world(clean_world, tmp_path) -> World:
     shutil.copytree(clean_world.folder, tmp_path / "world")
     return World(tmp_path / "world")
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[Proxy]:
+    """A proxy to an S3 server with an empty bucket."""
+    pytest.importorskip("moto")
+    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
+        yield proxy

@@ -18,7 +18,7 @@ def main(prog_name: str = "sharded-eden") -> int:
 
         status = run(prog_name=prog_name)
     except KeyboardInterrupt:
-        print("interrupted. To go on, run the same command again", file=sys.stderr)
+        sys.stderr.write("interrupted. To go on, run the same command again\n")
     if status == 130:
         import signal
 

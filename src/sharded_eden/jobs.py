@@ -189,7 +189,9 @@ def _run_in_pool(
     stop_of_workers, stop = context.Pipe(duplex=False)
     listener = threading.Thread(target=_listen, args=(messages, inbox := _Inbox()), daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop_of_workers, begun))
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop_of_workers, begun)
+    )
     running: dict[Future[Result], Task] = {}
     try:
         while True:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults import TRAIN, VAL, found, write_windows
-from object_storage import Proxy, delete, environment, proxy_to, put, s3_server, upload
+from object_storage import Proxy, delete, environment, put, upload
 from worlds import execute
 
 import oracle
@@ -21,12 +20,6 @@ from sharded_eden.windows.remote_index import add_remote
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as server, proxy_to(server) as proxy:
-        yield proxy
 
 
 @pytest.fixture

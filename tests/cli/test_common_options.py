@@ -139,7 +139,7 @@ def test_bars_are_as_long_as_the_numbers_say(capsys: pytest.CaptureFixture) -> N
 
 def test_progress_of_a_folder_names_split_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(cli.windows, "progress_bar", lambda what: _Noting(notes))
+    monkeypatch.setattr(cli.precompute, "progress_bar", lambda what: _Noting(notes))
     assert cli.main(["precompute", "splits", "packed", "--window-size", "64", "--stride", "50", "--pack"]) == 0
     assert set(notes) >= {f"{split}: {step}" for split in ("train", "val", "test") for step in ("contigs", "packing")}
 

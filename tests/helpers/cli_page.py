@@ -35,6 +35,8 @@ Generated from the commands by `make cli-page`. `sharded-eden COMMAND --help` pr
   or path gets a suggestion.
 - Progress bars and colours appear only on terminals, and no colours if `NO_COLOR` is set.
 - Output files appear under their names when they are complete. A command that failed or was stopped can be run again unchanged.
+- `sharded-eden --install-completion` sets up completion of commands and options with Tab for the current shell (bash, zsh,
+  fish, PowerShell), from the next terminal on. `eval "$(sharded-eden --show-completion)"` does so in this terminal only.
 - A shell expands `*` before the command sees it: quote patterns.
 
 The usual order: [`build`](#sharded-eden-build), [`split`](#sharded-eden-split), [`precompute`](#sharded-eden-precompute),

@@ -30,7 +30,7 @@ from copy_jobs import (
     rows,
     until,
 )
-from object_storage import Answer, Proxy, environment, proxy_to, put, s3_server, upload
+from object_storage import Answer, Proxy, environment, put, upload
 from torch.utils.data import DataLoader
 
 from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset, Stream, StreamBatchSampler
@@ -164,13 +164,6 @@ def test_a_folder_that_cannot_be_written_is_a_warning(folder):
         dataset = remote(folder)
     with local(folder) as one, dataset:
         assert torch.equal(rows(dataset), rows(one))
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    pytest.importorskip("moto")
-    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import worlds
-from object_storage import Answer, Proxy, environment, proxy_to, put, s3_server, upload
+from object_storage import Answer, Proxy, environment, put, upload
 
 from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, WriteError
@@ -26,12 +25,6 @@ pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
 NAME = "windows.db"
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from object_storage import BUCKET, CREDENTIALS, Answer, Proxy, environment, proxy_to, put, s3_server
+from object_storage import BUCKET, CREDENTIALS, Answer, Proxy, environment, put
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
 from sharded_eden.storage.fetcher import Fetcher
@@ -25,10 +24,9 @@ SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
-        put(endpoint, f"seqdb/{NAME}", BODY)
-        yield proxy
+def proxy(proxy: Proxy) -> Proxy:
+    put(proxy.endpoint, f"seqdb/{NAME}", BODY)
+    return proxy
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from object_storage import Proxy, environment, proxy_to, s3_server, upload
+from object_storage import environment, upload
 from resume import assert_same_stream, row_hashes
 from test_distributed import GLOBAL, finish, global_batches, start
 
@@ -26,12 +25,6 @@ pytest.importorskip("moto")
 pytest.importorskip("megatron.core")
 
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import worlds
-from object_storage import Answer, Proxy, environment, proxy_to, put, s3_server, upload
+from object_storage import Answer, Proxy, environment, put, upload
 
 from sharded_eden import cli
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
@@ -23,12 +22,6 @@ pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
 SAMPLES = ["S0", "S1", "S2.X"]
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

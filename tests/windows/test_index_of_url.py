@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import worlds
-from object_storage import Proxy, environment, proxy_to, put, s3_server, upload
+from object_storage import Proxy, environment, put, upload
 
 from sharded_eden import ShardedEdenDataset, cli
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
@@ -22,12 +21,6 @@ from sharded_eden.windows.remote_index import add_remote
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as endpoint, proxy_to(endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

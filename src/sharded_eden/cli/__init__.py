@@ -19,7 +19,21 @@ import polars as pl
 import typer
 
 from sharded_eden import __version__
-from sharded_eden.cli import bench, build, doctor, export, fetch, index, report, rows, split, stats, verify, windows
+from sharded_eden.cli import (
+    bench,
+    build,
+    doctor,
+    export,
+    fetch,
+    index,
+    pack,
+    precompute,
+    report,
+    show,
+    split,
+    stats,
+    verify,
+)
 from sharded_eden.cli.command import INTERRUPTED, Interrupted, add_commands
 from sharded_eden.cli.help import HelpGroup
 from sharded_eden.cli.level import LEVEL, Level, say
@@ -36,7 +50,6 @@ app = typer.Typer(
     "splits (split) and window databases (precompute).",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     rich_markup_mode=None,
 )
 
@@ -130,15 +143,15 @@ add_commands(
     (
         build.build,
         split.split,
-        windows.precompute,
+        precompute.precompute,
         index.index,
         fetch.fetch,
         export.export,
-        windows.pack,
+        pack.pack,
         bench.bench,
         verify.verify,
         stats.stats,
-        rows.show,
+        show.show,
         report.report,
         doctor.doctor,
     ),

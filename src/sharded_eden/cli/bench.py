@@ -10,7 +10,7 @@ import typer
 import sharded_eden
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
-from sharded_eden.cli.show import progress_bar
+from sharded_eden.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from sharded_eden.throughput import BenchResult

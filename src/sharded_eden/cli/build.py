@@ -14,7 +14,7 @@ from sharded_eden.build.build import BuildResult, build_sequence_dbs
 from sharded_eden.build.skipped import skipped_table
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
-from sharded_eden.cli.show import progress_bar, rate, size
+from sharded_eden.cli.progress import progress_bar, rate, size
 from sharded_eden.errors import printable
 from sharded_eden.format import schema
 from sharded_eden.format.commands import split_command

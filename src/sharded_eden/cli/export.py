@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from sharded_eden.cli.command import Output
-from sharded_eden.cli.show import progress_bar, rate, size
+from sharded_eden.cli.progress import progress_bar, rate, size
 
 
 def export(

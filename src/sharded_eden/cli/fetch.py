@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sharded_eden.cli.command import Output
-from sharded_eden.cli.show import progress_bar, size
+from sharded_eden.cli.progress import progress_bar, size
 from sharded_eden.format.commands import index_command
 from sharded_eden.windows.fetch import fetch_sequence_databases
 

@@ -12,7 +12,7 @@ import typer
 
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
-from sharded_eden.cli.show import progress_bar, rate, size
+from sharded_eden.cli.progress import progress_bar, rate, size
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.windows.index import IndexResult, index_window_database
 from sharded_eden.windows.remote_index import add_remote

@@ -10,7 +10,7 @@ import typer
 
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
-from sharded_eden.cli.show import progress_bar
+from sharded_eden.cli.progress import progress_bar
 from sharded_eden.describe.group import Group
 from sharded_eden.describe.part import Part, StatsResult
 from sharded_eden.describe.stats import stats as count

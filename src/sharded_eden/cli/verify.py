@@ -12,7 +12,7 @@ import sharded_eden
 from sharded_eden.cli.bench import SequenceDbs
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE, SIMILAR
-from sharded_eden.cli.show import progress_bar
+from sharded_eden.cli.progress import progress_bar
 from sharded_eden.errors import printable
 from sharded_eden.format.commands import fetch_command
 from sharded_eden.similar.groups import THRESHOLD

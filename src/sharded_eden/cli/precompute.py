@@ -1,9 +1,9 @@
-"""`precompute`, `pack`."""
+"""`precompute`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +12,12 @@ import typer
 
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
-from sharded_eden.cli.show import progress_bar, rate, size
-from sharded_eden.errors import UsageError, printable
+from sharded_eden.cli.pack import data_module, data_of_packs, line_of_packs, split_name
+from sharded_eden.cli.progress import progress_bar, rate, size
+from sharded_eden.errors import printable
 from sharded_eden.format.geometry import default_stride
-from sharded_eden.format.kinds import window_databases
-from sharded_eden.format.schema import SPLITS
-from sharded_eden.format.window_db import window_geometry
 from sharded_eden.windows.folder import is_folder_of_splits, precompute_window_databases
-from sharded_eden.windows.pack import PackResult, pack_window_database
 from sharded_eden.windows.precompute import PrecomputeResult, precompute_window_database
-
-BY_TOKENS = "Packs by tokens"
 
 
 def precompute(
@@ -121,7 +116,7 @@ def precompute(
             result = precompute_window_database(
                 split_file, windows_db, is_pattern=pattern, progress=progress, note=progress.note, **options
             )
-            results = {_split_name(split_file, windows_db): result}
+            results = {split_name(split_file, windows_db): result}
     seconds = time.monotonic() - started
     lines = [line for result in results.values() for line in _window_lines(result, max_ambiguous, stride)]
     speed = rate(sum(result.windows for result in results.values()), seconds)
@@ -134,32 +129,12 @@ def precompute(
             "stride": stride,
             "seconds": seconds,
         },
-        next=[_data_module(paths, f"seq_length={window_size}, stride={stride}", packed=pack)],
+        next=[data_module(paths, f"seq_length={window_size}, stride={stride}", packed=pack)],
     )
 
 
 def _data(result: PrecomputeResult) -> dict[str, Any]:
-    return asdict(result) | {"packs": None if result.packs is None else _data_of_packs(result.packs)}
-
-
-def _data_of_packs(result: PackResult) -> dict[str, Any]:
-    shares = {"useful_share_packed": result.useful, "useful_share_padded": result.useful_padded}
-    return asdict(result) | shares
-
-
-def _split_name(*paths: Path) -> str:
-    """Return the split that the names of these paths give: the first one that names a split, else `train`."""
-    for path in paths:
-        for name, prefix in {"train": "train", "val": "val", "dev": "val", "test": "test"}.items():
-            if path.name.lower().startswith(name):
-                return prefix
-    return "train"
-
-
-def _data_module(paths: Mapping[str, Path], options: str, *, packed: bool) -> str:
-    """Return how to open these window databases; only train, val and test have an argument."""
-    words = [f"{name}_window_db_path={str(path)!r}" for name, path in paths.items() if name in SPLITS]
-    return f"ShardedEdenDataModule({', '.join([*words, options])}{', packed=True' if packed else ''}, ...)"
+    return asdict(result) | {"packs": None if result.packs is None else data_of_packs(result.packs)}
 
 
 def _window_lines(result: PrecomputeResult, max_ambiguous: float | None, stride: int) -> Iterator[str]:
@@ -172,7 +147,7 @@ def _window_lines(result: PrecomputeResult, max_ambiguous: float | None, stride:
     times = result.shown_bases / result.bases if result.bases else 0.0
     yield f"shown    {times:>15.2f}  times in an epoch, on average over all bases (stride {stride:,})"
     if result.packs is not None:
-        yield _line_of_packs(result.packs)
+        yield line_of_packs(result.packs)
     yield f"on disk  {size(result.path.stat().st_size):>15}  {printable(result.path)}"
     if result.index is not None:
         yield f"index    {result.index.addressed_windows:>15,}  windows can be read in one request"
@@ -180,95 +155,3 @@ def _window_lines(result: PrecomputeResult, max_ambiguous: float | None, stride:
             yield f"         {contigs:>15,}  contigs without an address: {reason}"
     if result.no_index:
         yield result.no_index
-
-
-def pack(
-    windows_db: Annotated[
-        Path,
-        typer.Argument(metavar="WINDOWS.db", help="A window database, to which packs are added; or a folder."),
-    ],
-    seed: Annotated[int, typer.Option(help="Another seed mixes other windows in a pack.")] = 42,
-    lengths: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SPLIT.parquet",
-            rich_help_panel=MORE,
-            help="The split, where the database lacks the table contig_lengths.",
-        ),
-    ] = None,
-    sequences: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SEQDB",
-            rich_help_panel=MORE,
-            help="The folder that build wrote, for the same purpose, and for --tokenizer.",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="tokenizer.json",
-            rich_help_panel=BY_TOKENS,
-            help="Pack by the tokens that this tokenizer makes of each window, for k-mers and BPE.",
-        ),
-    ] = None,
-    seq_length: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=BY_TOKENS,
-            help="With --tokenizer: tokens of a row. [default: the window size]",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Replace its packs by others. Checkpoints are tied to the packs that they were trained on."
-        ),
-    ] = False,
-) -> Output:
-    """Fill rows with several whole windows each, so that short contigs waste nothing."""
-    paths = window_databases(windows_db)
-    if tokenizer is None and seq_length is not None:
-        raise UsageError("--seq-length is for packs by token counts: give --tokenizer tokenizer.json")
-    started = time.monotonic()
-    lines: list[str] = []
-    data: list[dict[str, Any]] = []
-    for path in paths:
-        begun = time.monotonic()
-        with progress_bar(f"packing {path.name}") as progress:
-            options: dict[str, Any] = {"seed": seed, "overwrite": force, "progress": progress}
-            if tokenizer is None:
-                result = pack_window_database(path, lengths=lengths, sequences=sequences, **options)
-            else:
-                result = _pack_by_tokens(path, sequences, tokenizer, seq_length, options)
-        lines += [
-            f"windows  {result.windows:>15,}  ({rate(result.windows, time.monotonic() - begun)} windows/s)",
-            _line_of_packs(result),
-            f"on disk  {size(path.stat().st_size):>15}  {printable(path)}",
-        ]
-        data.append({"path": path} | _data_of_packs(result))
-    seconds = time.monotonic() - started
-    rows = f"seq_length={result.window_size}"
-    rows += "" if tokenizer is None else f", window_size={window_geometry(paths[-1]).window_size}, tokenizer=..."
-    return Output(
-        lines=lines,
-        data=lambda: {"window_databases": data, "seconds": seconds},
-        next=[_data_module({_split_name(path): path for path in paths}, rows, packed=True)],
-    )
-
-
-def _pack_by_tokens(
-    path: Path, sequences: Path | None, tokenizer: Path, seq_length: int | None, options: dict[str, Any]
-) -> PackResult:
-    from sharded_eden.token_packs import pack_by_tokens, tokenizer_of_file  # they import the loader
-
-    if sequences is None:
-        raise UsageError("--tokenizer must read the bases (--sequences SEQDB)")
-    tokens = window_geometry(path).window_size if seq_length is None else seq_length
-    return pack_by_tokens(path, sequences, tokenizer=tokenizer_of_file(tokenizer), seq_length=tokens, **options)
-
-
-def _line_of_packs(result: PackResult) -> str:
-    shares = f"{result.useful:.2%} of tokens are useful; without packing, {result.useful_padded:.2%}"
-    return f"packs    {result.packs:>15,}  ({shares})"

@@ -19,7 +19,7 @@ import pytest
 import oracle
 import sharded_eden
 from sharded_eden import cli
-from sharded_eden.cli import show
+from sharded_eden.cli import progress
 
 COMPATIBILITY_MODULE = "bionemo.evo2.run.sharded_eden_dataloader"
 
@@ -192,7 +192,7 @@ def test_progress_bar_on_a_terminal_only(
 def test_a_line_a_minute_where_there_is_no_terminal() -> None:
     written: list[str] = []
     now = [0.0]
-    shown = show.Shown("reading", show.Lines(written.append, lambda: now[0]).show)
+    shown = progress.Shown("reading", progress.Lines(written.append, lambda: now[0]).show)
     for seconds in (1, 30, 59, 60, 61, 119, 121):
         now[0] = seconds
         shown.note(f"{seconds} records, S{seconds}")

@@ -53,7 +53,7 @@ def run_on_terminal(
     environment = os.environ | {"TTY": os.ttyname(slave), "TERM": "xterm", "COLUMNS": "120", "TMPDIR": str(scratch)}
     on_terminal = ["sh", "-c", 'exec "$@" <"$TTY" >"$TTY" 2>&1', "sh", sys.executable, *words]
     process = subprocess.Popen(on_terminal, cwd=folder, env=environment, start_new_session=True)
-    said, was_stopped, until = b"", False, time.monotonic() + 60
+    said, was_stopped, until = b"", False, time.monotonic() + 200
     try:
         while process.poll() is None or select.select([master], [], [], 0)[0]:
             assert time.monotonic() < until, said

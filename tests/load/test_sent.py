@@ -79,16 +79,21 @@ class ManyTensors:
         return int, (0,)
 
 
-def with_many_tensors(rows: list) -> SentBatch:
-    return SentBatch(rows=torch.tensor(rows), many=ManyTensors())
+def sent_with_many_tensors(rows: list) -> SentBatch:
+    return SentBatch(many=ManyTensors())
 
 
-def test_a_spawned_worker_that_is_stopped_while_it_sends_is_not_aborted():
-    loader = DataLoader(
-        range(1000), batch_size=4, num_workers=1, multiprocessing_context="spawn", collate_fn=with_many_tensors
-    )
-    batches = iter(loader)
-    assert next(batches)["rows"].tolist() == [0, 1, 2, 3]
-    workers = batches._workers
-    batches._shutdown_workers()
-    assert [worker.exitcode for worker in workers] == [0]
+def plain_with_many_tensors(rows: list) -> dict:
+    return {"many": ManyTensors()}
+
+
+@pytest.mark.parametrize("collate", [sent_with_many_tensors, plain_with_many_tensors])
+def test_a_spawned_worker_that_is_stopped_while_it_sends_is_not_aborted(small, collate):
+    with small.dataset() as dataset:
+        rows = dataset if collate is plain_with_many_tensors else range(1000)
+        loader = DataLoader(rows, batch_size=4, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
+        batches = iter(loader)
+        next(batches)
+        workers = batches._workers
+        batches._shutdown_workers()
+        assert [worker.exitcode for worker in workers] == [0]

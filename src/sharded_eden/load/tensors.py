@@ -16,6 +16,7 @@ from sharded_eden.load.dataset import ArrayDataset, Index
 from sharded_eden.load.encode.batch import Example, Rows, collate
 from sharded_eden.load.encode.compact import Expander, across_windows
 from sharded_eden.load.encode.rows import Arrays, RowMaker
+from sharded_eden.load.worker_exit import wait_for_senders_at_exit
 
 
 @lru_cache(maxsize=8)
@@ -53,6 +54,10 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
         )
         self._rows = self._tensor_maker(self._fetcher)
         self._items_are_batches = self.options.compact or self.options.packed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        wait_for_senders_at_exit()
 
     def _tensor_maker(self, fetcher: Any) -> RowMaker:
         """Return what makes the arrays under tensors; see `_array_maker`."""

@@ -6,17 +6,12 @@ half a megabyte, sending the bytes themselves is faster: two to four times as ma
 
 Batches of this size fill the pipe. If the main process is killed, the thread that writes to the pipe never returns, and Python
 waits for it when the worker exits. So each worker also watches its parent, and ends at once when the parent is gone.
-
-A worker that was started with "spawn" ends its interpreter while that thread may still free tensors, and PyTorch then aborts
-the process: the main process raises "DataLoader worker is killed by signal: Aborted". So such a worker waits for the thread.
 """
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
-import sys
 import threading
 import time
 from typing import Any, NamedTuple
@@ -24,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
+
+from sharded_eden.load.worker_exit import wait_for_senders_at_exit
 
 MOST_BYTES = 1 << 19
 """Larger tensors are sent as shared memory, as PyTorch does."""
@@ -33,9 +30,6 @@ DTYPES = frozenset({torch.int64, torch.int32, torch.uint8, torch.float32, torch.
 
 POLL_SECONDS = 1.0
 """How often a worker checks that its parent is alive."""
-
-FEEDER_SECONDS = 2.0
-"""How long a worker that exits waits for the thread that pickles its batches."""
 
 _watching_process: int | None = None
 
@@ -82,7 +76,7 @@ def _watch_parent() -> None:
     """End this process, without cleaning up, once the process that started it is gone."""
     global _watching_process  # noqa: PLW0603 - one thread for each process
     _watching_process = os.getpid()
-    atexit.register(_wait_for_feeders)  # a forked worker ends without it, and needs no wait
+    wait_for_senders_at_exit()
     if (main := multiprocessing.parent_process()) is None or main.pid is None:
         return
     # Under a fork server, the parent is the server, and the process that started the worker is another one.
@@ -104,23 +98,3 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _wait_for_feeders() -> None:
-    """Wait until no thread of a multiprocessing queue pickles or frees a batch.
-
-    A thread that waits for room in the pipe holds no tensor that it could free, and may wait forever.
-    """
-    deadline = time.monotonic() + FEEDER_SECONDS
-    for thread in threading.enumerate():
-        was_writing = False
-        while thread.name == "QueueFeederThread" and thread.is_alive() and time.monotonic() < deadline:
-            if (writing := _writes(thread)) and was_writing:
-                break
-            was_writing = writing
-            thread.join(0.02)
-
-
-def _writes(thread: threading.Thread) -> bool:
-    frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_name == "_send"  # multiprocessing.connection.Connection._send

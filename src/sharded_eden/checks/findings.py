@@ -45,7 +45,7 @@ CHECKS = {
     "empty": "every contig that has windows has bases",
     "windows": "contigs have the windows that their lengths make",
     "addresses": "WINDOWS.db.index is of these files, and its addresses lead to the bases that SQLite reads",
-    "alphabet": "sequences are IUPAC nucleotide letters, in either case, and stitch marks",
+    "alphabet": "sequences are IUPAC nucleotide letters, in either case, or @ and #",
     "content": "a sequence database contains what build wrote, by the hash in the manifest",
     "opening": "the loader opens the split",
     "mixture": "the sources of a mixture can be trained on together",

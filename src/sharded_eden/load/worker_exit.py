@@ -32,7 +32,8 @@ def wait_for_senders_at_exit() -> None:
 
 
 def _wait_for_senders() -> None:
-    if multiprocessing.parent_process() is None:  # not a worker; not known before all arguments of a worker are unpickled
+    # While a worker is being unpickled, its parent is not known yet. So this is asked at the end.
+    if multiprocessing.parent_process() is None:
         return
     deadline = time.monotonic() + SECONDS
     for thread in threading.enumerate():

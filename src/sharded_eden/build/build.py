@@ -192,7 +192,8 @@ def build_sequence_dbs(
     names. Any other goes to the sample of its file and gets an ID of that form, numbered within the sample in input order.
 
     Args:
-        inputs: FASTA, JSON lines, GenBank, Parquet or Arrow files, folders or glob patterns; `-` for standard input.
+        inputs: files (FASTA, JSON lines, GenBank, Parquet, Arrow, Megatron's `NAME.bin`), folders or glob patterns; `-` for
+            standard input.
         out_dir: the folder for the databases. Other samples in it are kept.
         tag: the part before the first `__` of the IDs that records get.
         sample: the sample of all records; None: the sample of each file is named after the file.

@@ -311,8 +311,8 @@ ENDINGS = {
     "indexed": (".bin",),
 }
 
-TABLES = ("parquet", "arrow", "indexed")
-"""Formats that often hold other data: such files in a folder are read only with `--format`. They are compressed internally."""
+ONLY_IF_NAMED = ("parquet", "arrow", "indexed")
+"""Formats that often hold other data: such files in a folder are read only with `--format`."""
 
 WITH_FIELDS = ("jsonl", "parquet", "arrow")
 """Formats whose records have named fields, one of which may be the sample."""

@@ -1,8 +1,8 @@
 """From input files to checked records, one at a time.
 
-Input: files, folders and glob patterns; FASTA, JSON lines, GenBank, Parquet or Arrow, plain or compressed with gzip, bgzip, xz,
-zstd or bzip2. Output: `Record`s whose names and sequences have been checked. Needs the memory of one record and a few blocks.
-An invalid file raises an `InputError` that names file, record and position.
+Input: files of the formats in `formats.py`, folders and glob patterns; FASTA, JSON lines and GenBank may be compressed with
+gzip, bgzip, xz, zstd or bzip2. Output: `Record`s whose names and sequences have been checked. Needs the memory of one record
+and a few blocks. An invalid file raises an `InputError` that names file, record and position.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sharded_eden.build import letters
-from sharded_eden.build.formats import ENDINGS, FORMATS, TABLES, WITH_FIELDS, ReadOptions
+from sharded_eden.build.formats import ENDINGS, FORMATS, ONLY_IF_NAMED, WITH_FIELDS, ReadOptions
 from sharded_eden.build.skipped import BadRecord, Skip
 from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
 from sharded_eden.errors import InputError, UsageError, printable, shown, warn
@@ -67,7 +67,7 @@ def find_inputs(
         InputError: one of them names no file, or a folder or a link in a folder cannot be read.
         UsageError: one of them is a URL, or not a path.
     """
-    formats = tuple(name for name in FORMATS if name not in TABLES) if format is None else (format,)
+    formats = tuple(name for name in FORMATS if name not in ONLY_IF_NAMED) if format is None else (format,)
     found: dict[Path, Path] = {}
     again: list[str] = []
     for given in inputs:

@@ -28,9 +28,9 @@ def build(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="FASTA, JSON lines, GenBank, Parquet or Arrow files, the first three plain or compressed (gzip, bgzip, xz, "
-            "zstd, bzip2); folders of such files, linked folders included (Parquet and Arrow only with --format); quoted "
-            "patterns; - for standard input.",
+            help="FASTA, JSON lines, GenBank, Parquet or Arrow files, or Megatron's NAME.bin with NAME.idx beside it; the "
+            "first three plain or compressed (gzip, bgzip, xz, zstd, bzip2). Folders of such files, linked folders included "
+            "(Parquet, Arrow and NAME.bin only with --format); quoted patterns; - for standard input.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the databases: OUT/<sample>/glm_dataset_<sample>.sqlite.")],

@@ -24,7 +24,7 @@ def index(
         typer.Argument(
             metavar="SEQDB",
             help="The folder that build wrote, or its URL: s3://, gs://, az:// or file://. Databases at a URL are copied "
-            "beside WINDOWS.db one by one, and removed. Leave it out with --at.",
+            "beside WINDOWS.db one by one, and removed. With --at, name only window databases.",
         ),
     ],
     windows_dbs: Annotated[
@@ -35,13 +35,13 @@ def index(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Only add to existing indexes that SEQDB was uploaded to this URL: s3://, gs://, az://, http(s):// or "
-            "file://. Sizes are compared, ETags recorded; no sequence is read.",
+            help="Only record in existing indexes the URL to which the sequence databases were uploaded: s3://, gs://, az://, "
+            "http(s):// or file://. Sizes are compared, ETags recorded; no sequence is read.",
         ),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Sequence databases that are read at a time (ray: unless given, all of the cluster)."),
+        typer.Option(help="Sequence databases that are read at a time; unless given, 1 (ray: all of the cluster)."),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],

@@ -71,7 +71,7 @@ def show(
 ) -> Output:
     """Show one row as the model gets it, or list the windows of a training step.
 
-    Give the options that the job has: seed, --rc-aug, --control-tags, --pack. Nothing must have been logged.
+    Give the options that the job has: seed, --rc-aug, --control-tags, --pack. No log is needed.
     """
     from sharded_eden.load.dataset import ShardedEdenDataset  # loads torch
     from sharded_eden.train.mixture_file import mixture_config

@@ -23,7 +23,7 @@ GROUPS_SHOWN = 40
 def stats(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="SEQDB, window databases or split files, or folders of the last two."),
+        typer.Argument(metavar="PATH", help="SEQDB, window databases or split files, or folders of the last two."),
     ],
     by: Annotated[Literal["sample", "tag"] | None, typer.Option(help="Count each sample, or each tag, too.")] = None,
     sample: Annotated[

@@ -1,4 +1,4 @@
-"""The windows of a training step. The order is a function of (seed, position), so nothing must have been logged.
+"""The windows of a training step. The order is a function of (seed, position), so no log is needed.
 
 Input: a stream, the number of a step and the size of a global batch. Output: a row for each window. Step N reads the positions
 N * G to (N + 1) * G - 1: step 0 is the first, and a job that has trained on N * G samples takes step N next.

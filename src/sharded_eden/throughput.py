@@ -366,25 +366,25 @@ def _verdict(result: BenchResult, is_table: bool) -> str:
     cold, warm = result.cold_windows_per_second, result.warm_windows_per_second
     if not is_table:
         return (
-            "The tokenizer bounds it: it is called once for each window, since it is not one id per letter. A per-character "
-            f"tokenizer becomes a table. Best: {advice}."
+            "The tokenizer limits the rate: it is called once for each window, since it is not one id per letter. A "
+            f"per-character tokenizer becomes a table. Best: {advice}."
         )
     if result.storage is not None and result.storage.waiting_share > 0.5:
         return (
-            f"The storage bounds it: one process waits for it {result.storage.waiting_share:.0%} of the time. Workers and a "
-            f"larger requests_in_flight make more requests at once. Best: {advice}. Or copy the data: "
+            f"The storage limits the rate: one process waits for it {result.storage.waiting_share:.0%} of the time. Workers "
+            f"and a larger requests_in_flight make more requests at once. Best: {advice}. Or copy the data: "
             f"{fetch_command('URL')}."
         )
     if cold is not None and cold < warm / 3:
         return (
-            f"The disk bounds the first pass ({cold / warm:.0%} of the warm rate): use a local disk. Workers read in parallel. "
+            f"The disk limits the first pass ({cold / warm:.0%} of the warm rate): use a local disk. Workers read in parallel. "
             f"Once cached, best: {advice}."
         )
     full = max(r.windows_per_second for r in result.loaders if not r.compact)
     if best.compact and best.windows_per_second > 1.2 * full:
         return (
-            f"Moving tensors between processes bounds it: compact=True gives {best.windows_per_second / full:.1f} times the "
-            f"rate. Best: {advice}."
+            f"Moving tensors between processes limits the rate: compact=True gives {best.windows_per_second / full:.1f} times "
+            f"the rate. Best: {advice}."
         )
     slowest = max(result.stage_microseconds, key=lambda stage: result.stage_microseconds[stage])
     tried = max(loader.workers for loader in result.loaders)
@@ -394,4 +394,4 @@ def _verdict(result: BenchResult, is_table: bool) -> str:
         advice = f"more workers than {tried} may help where there are processors for them. Best: {advice}"
     else:
         advice = f"{best.workers} workers are enough. Best: {advice}"
-    return f"The processor bounds it, most of all in `{slowest}`; {advice}."
+    return f"The processor limits the rate, most of all in `{slowest}`; {advice}."

@@ -35,7 +35,7 @@ def test_bench_measures_every_stage_and_loader(small, capsys):
     assert cli.main(["bench", *line]) == 0
     out = capsys.readouterr().out
     assert "cold" in out
-    assert "bounds it" in out
+    assert "limits the rate" in out
 
 
 def test_bench_refuses_what_it_cannot_measure(small, tmp_path):

@@ -636,7 +636,7 @@ def test_a_transaction_cut_off_halfway_is_no_data(folder):
     assert list((crashed / "seqs" / "S0").glob("*-journal"))
     words = words_of(DatabaseError, crashed)
     assert words.startswith(
-        f"{worlds.sample_db(crashed, 'S0')}: its writer was stopped halfway; let sqlite3 open it once"
+        f"{worlds.sample_db(crashed, 'S0')}: a program was stopped while writing it; open it once with sqlite3"
     )
     assert len(worlds.query(worlds.sample_db(crashed, "S0"), "SELECT * FROM sequences")) == 2
     check_all(crashed)

@@ -200,7 +200,7 @@ def test_wrong_requests(world, tmp_path, capsys, monkeypatch):
     assert "holds no access log" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--logs needs the window databases that were read"):
         write_report(out, seqdb, logs=world / "logs")
-    with pytest.raises(InputError, match=r"belongs to another window database: it calls window \d+ window \d+ of "):
+    with pytest.raises(InputError, match=r"belongs to another window database: its window \d+ is window \d+ of "):
         write_report(out, seqdb, world / "val_windows.db", logs=world / "logs")
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(MissingExtra, match=re.escape("pip install '.[report]'")):

@@ -157,7 +157,7 @@ def test_invalid_arguments_are_refused(folder, options, words):
 def test_a_compact_batch_without_a_trainer_is_refused_where_sets_differ(folder):
     module = module_of(folder, **options_of(folder, compact=True, val_window_db_path=SETS))
     batch = next(iter(module.val_dataloader()[2]))
-    with pytest.raises(UsageError, match="no Trainer runs that knows which set"):
+    with pytest.raises(UsageError, match="without a running Trainer the set of a compact batch"):
         module.on_after_batch_transfer(batch, 2)
     same = module_of(folder, **options_of(folder, compact=True, val_window_db_path="source0/windows.db"))
     assert "tokens" in same.on_after_batch_transfer(next(iter(same.val_dataloader())), 0)

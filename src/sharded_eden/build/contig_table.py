@@ -134,8 +134,8 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
             sample, what = next(iter(changed.items()))
             warn(
                 f"{printable(schema.sample_database_path(table.parent, sample))}: was changed after {printable(table)} was "
-                f"written ({printable(what, 300)}). The table lists {len(changed):,} such samples no more; verify says what is "
-                "wrong with them"
+                f"written ({printable(what, 300)}). Such samples ({len(changed):,}) are left out of the table; verify says "
+                "what is wrong with them"
             )
         merged.append(_without(old, [*latest, *changed]))
     parts: list[Path] = []

@@ -128,8 +128,8 @@ class Source:
             cause = "cannot be read, or is damaged"
             if self._has_bytes_after_gzip():
                 cause = (
-                    "is followed by bytes that are not gzip, after the end of its gzip data. If they are not needed, write "
-                    "a file without them: gzip -dc FILE > NEW"
+                    "its gzip data are followed by bytes that are not gzip. If they are not needed, write a file without them: "
+                    "gzip -dc FILE > NEW"
                 )
             elif isinstance(error, EOFError):
                 cause = "truncated: the compressed data end early"
@@ -161,7 +161,7 @@ class Source:
         if self._raw.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
             kind = next(iter(kinds_of(self.path)), "a SQLite database")
             raise InputError(
-                f"{self.called}: is {kind}; expected a file of sequences (FASTA, JSON lines, Parquet, Arrow or GenBank)"
+                f"{self.called}: is {kind}; expected a file of sequences (FASTA, JSON lines, Parquet, Arrow, GenBank, Megatron)"
             )
         self._raw.seek(0)
 

@@ -153,13 +153,13 @@ class Findings:
                     "leftover",
                     path,
                     f"{beside} ({beside.stat().st_size:,} bytes) is beside it: a program has it open or was stopped "
-                    "while writing it. Every reader must lock the file, and a copy of it without this one is another",
+                    "while writing it. Every reader must lock the file, and a copy without this one may have other contents",
                     f"close that program, then: sqlite3 {quoted(path)} 'PRAGMA journal_mode = DELETE' && "
                     f"rm -f {quoted(beside)}",
                 )
         with self.checking("file", path, fix):
             if path.is_file() and path.stat().st_size == 0 and not is_mutable_now(path):
-                raise MissingDatabase(f"{path}: it is empty: 0 bytes, where the least database has 512")
+                raise MissingDatabase(f"{path}: it is empty: 0 bytes; the smallest database has 512")
             return open_read_only(path, io="read", cache_kib=CACHE_KIB)
         return None
 

@@ -121,7 +121,7 @@ class PacksCheck:
         """Add the problems found; return whether there are none."""
         size = self._geometry.window_size
         for tally, what in (
-            (wrong.damaged, "packs are no list of windows that are there"),
+            (wrong.damaged, "packs do not list windows that exist"),
             (wrong.overfull, f"packs hold more than the {size} tokens of a row"),
             (wrong.twice, "windows are in more than one pack, or in one twice"),
             (wrong.missing, "windows are in no pack"),

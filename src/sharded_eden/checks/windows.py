@@ -170,7 +170,7 @@ class _Check:
         self._findings.warning(
             "index",
             self._path,
-            "sequence_id has no index: all windows are walked through for each sample and each control tag",
+            "sequence_id has no index: all windows are read for each sample and each control tag",
             f"sqlite3 {quoted(self._path)} '{schema.CREATE_SEQUENCE_ID_INDEX}'",
         )
         return False

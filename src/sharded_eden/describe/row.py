@@ -103,7 +103,7 @@ def row_of(dataset: ShardedEdenDataset, index: int, epoch: int = 0) -> ShownRow:
     Example: `row_of(ShardedEdenDataset.open("seqdb", "train_windows.db"), 17).windows[0].start`.
     """
     if dataset.tokenizer is not None or dataset.options.compact:
-        raise UsageError("rows are shown of datasets with the built-in tokenizer, and not of compact ones")
+        raise UsageError("a row can be shown only of a dataset with the built-in tokenizer and compact=False")
     item = dataset[epoch, index]
     tokens, labels = item["tokens"].numpy().copy(), item["labels"].numpy().copy()
     ids = {"bos": dataset.bos_id, "sep": dataset.sep_id, "eos": dataset.eos_id, "pad": dataset.pad_id}

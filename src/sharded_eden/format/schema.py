@@ -181,8 +181,8 @@ def check_sample_id(sample_id: str, source: str) -> None:
     carried = extract_sample_id(make_sequence_id("BCR", sample_id, 1))
     if carried != sample_id:
         raise UsageError(
-            f"{source}: the sample name {sample_id!r} does not survive in a sequence ID, which would give it back as "
-            f"{carried!r}. Use letters, digits, '.' and single '_' ('-' becomes '.', '__' separates)."
+            f"{source}: the sample name {sample_id!r} does not survive in a sequence ID, from which {carried!r} would be read. "
+            f"Use letters, digits, '.' and single '_' ('-' becomes '.', '__' separates)."
         )
 
 

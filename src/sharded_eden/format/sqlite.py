@@ -165,7 +165,7 @@ def unreadable(path: str | os.PathLike[str], error: apsw.Error | UnicodeError) -
         apsw.FullError: "no space is left on the disk, or a quota is used up",
         apsw.BusyError: "another process keeps it locked",
         apsw.InterruptError: f"a query of it took longer than {VIEW_SECONDS:g} s; copy the rows of its view into a table",
-        apsw.ReadOnlyError: "its writer was stopped halfway; let sqlite3 open it once, which undoes that with the -journal",
+        apsw.ReadOnlyError: "a program was stopped while writing it; open it once with sqlite3, which repairs it",
         apsw.SQLError: "its schema is damaged, or uses what is not available here",
     }
     reason = cause.get(type(error), "SQLite refuses it")

@@ -49,7 +49,7 @@ def matched(files: list[Path], databases: Mapping[str, Path]) -> dict[tuple[str,
         if home is None:
             window, sequence_id, number = rows[0]
             raise InputError(
-                f"{printable(path)}: belongs to another window database: it calls window {window} window {number} of "
+                f"{printable(path)}: belongs to another window database: its window {window} is window {number} of "
                 f"{shown(sequence_id)}. Name the window database that was read; found "
                 f"{', '.join(map(printable, databases.values()))}"
             )

@@ -66,7 +66,8 @@ class ControlTags(Mapping[str, list[int]]):
             return self._format.encoding.text_to_ids(tag)
         except Exception as error:
             raise UsageError(
-                f"the tokenizer cannot encode the control tag {tag} ({error}): teach it, or use none"
+                f"the tokenizer cannot encode the control tag {tag} ({error}). Add it to the tokenizer, or pass "
+                "use_control_tags=False"
             ) from error
 
     def __iter__(self) -> Iterator[str]:

@@ -51,7 +51,7 @@ class PackIndex:
         self.fingerprint = index.metadata.get("pack_fingerprint", 0)
         if (first, last) != ((0, self.total - 1) if self.total else (None, None)):
             raise DatabaseError(
-                f"{index.path}: its metadata speak of total_packs={self.total}, the table packs holds "
+                f"{index.path}: its metadata have total_packs={self.total}, the table packs holds "
                 f"{'none' if first is None else f'{first} to {last}'}. Pack it again: {self._cure}"
             )
 

@@ -88,8 +88,8 @@ class Splits:
             split = "train"
         elif any(source.options for sets in self.sets.values() for source in sets.values()):
             raise UsageError(
-                "sets have options of their own, and no Trainer runs that knows which set a compact batch is from: expand it "
-                "with dataset.expander() of its set"
+                "sets have different options, and without a running Trainer the set of a compact batch is unknown: expand it "
+                "by dataset.expander() of its set"
             )
         number = 0 if split == "train" else dataloader_idx
         if (split, number) not in self._expanders:

@@ -261,10 +261,10 @@ def test_interrupted_processes_leave_nothing_half_written(tmp_path: Path) -> Non
 
 def test_a_task_of_a_killed_run_does_not_begin_in_the_next_one(tmp_path: Path) -> None:
     with workplace(tmp_path / "db") as place:
-        with pytest.raises(EdenError, match="has taken the place of run old"), replace(place, run="old").desk():
+        with pytest.raises(EdenError, match="has taken the place of run old"), replace(place, run="old").task_folder():
             pass
-        with place.desk() as desk:
-            assert desk.is_dir()
+        with place.task_folder() as folder:
+            assert folder.is_dir()
 
 
 @pytest.mark.slow
@@ -332,8 +332,8 @@ def test_tasks_make_and_remove_the_same_scratch_folder(tmp_path: Path) -> None:
     with workplace(tmp_path / "db", scratch) as place:
 
         def work(_: int) -> None:
-            with place.desk() as desk:
-                assert desk.is_dir()
+            with place.task_folder() as folder:
+                assert folder.is_dir()
 
         with ThreadPoolExecutor(4) as threads:
             for _ in threads.map(work, range(2_000)):

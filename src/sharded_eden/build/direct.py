@@ -99,15 +99,15 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
         if [state.hash for state in now] == [state.hash for state in task.recorded]:
             return DirectOutcome(states=now)
         check_only_grown(task.sample, task.recorded, now)
-    with task.place.desk() as desk:
+    with task.place.task_folder() as task_folder:
         skipped = None
         if task.skip_bad:
-            skipped = SkippedRows(desk, {each.called: printable(path_of(each)) for each in task.inputs})
+            skipped = SkippedRows(task_folder, {each.called: printable(path_of(each)) for each in task.inputs})
             skipped.sample = task.sample
         skip = skipped.add if skipped is not None else None
         files = _Files(task, Ticker(say, task.sample), skip)
-        rows = ContigRows(desk, "contigs")
-        database = desk / "sample.sqlite"
+        rows = ContigRows(task_folder, "contigs")
+        database = task_folder / "sample.sqlite"
         try:
             result = write_sample(
                 database,
@@ -116,7 +116,7 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
                 files,
                 rows,
                 page_size=task.page_size,
-                tell=files.tell,
+                report=files.report,
                 other=files.other,
                 skip=skip,
             )
@@ -211,7 +211,7 @@ class _Files:
                 raise taken(self._task.place.out, self._task.sample)
             yield record
 
-    def tell(self, records: int, bases: int) -> None:
+    def report(self, records: int, bases: int) -> None:
         """Report the progress."""
         if self._source is not None:
             self._ticker.count(records, bases, self._before + self._source.position(), self._task.sample)

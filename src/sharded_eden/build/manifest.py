@@ -117,7 +117,6 @@ class Manifest:
     """
 
     def __init__(self, out: Path) -> None:
-        self._out = out
         self._path = out / schema.MANIFEST_FILE
         self._database: apsw.Connection | None = None
         if self._path.exists():

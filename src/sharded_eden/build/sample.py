@@ -37,7 +37,7 @@ LARGE_SAMPLE_BASES = 8_000_000
 HASHED_AT_ONCE = 1 << 20
 """Bases encoded and hashed at once."""
 
-TOLD_BASES = 1_000_000
+REPORTED_BASES = 1_000_000
 """Bases between two calls of the progress callback."""
 
 
@@ -66,7 +66,7 @@ def write_sample(
     rows: ContigRows,
     *,
     page_size: int = SMALL_PAGE,
-    tell: Callable[[int, int], object] = lambda records, bases: None,
+    report: Callable[[int, int], object] = lambda records, bases: None,
     other: Callable[[str, str], Exception] | None = None,
     skip: Skip | None = None,
 ) -> SampleResult:
@@ -79,7 +79,7 @@ def write_sample(
         files: each file's name in messages, and its records, in input order.
         rows: receives the row of each record.
         page_size: of the database, in bytes.
-        tell: called regularly with the number of records and bases since its last call.
+        report: called regularly with the number of records and bases since its last call.
         other: called with a description of a record that names another sample, and that sample; returns the error to raise.
             None: all records are known to belong to this sample.
         skip: called with each record that is too long, or whose name or ID an earlier one has; such records are left out.
@@ -98,7 +98,7 @@ def write_sample(
         nonlocal bases, count
         update, add_hash = digest.update, names.append
         add_id, add_name, add_description, add_sample, add_length, add_file, add_ordinal = rows.appends()
-        given, told_records, told_bases = schema.make_sequence_id(tag, sample, 0)[:-1], 0, 0
+        given, reported_records, reported_bases = schema.make_sequence_id(tag, sample, 0)[:-1], 0, 0
         for file, records in files:
             for record in records:
                 name, description, sequence, ordinal, _ = record
@@ -131,14 +131,14 @@ def write_sample(
                     _hash_parts(update, sequence)
                 yield contig_id, sequence
                 del record, sequence  # frees this record before the next one is read
-                if bases - told_bases > TOLD_BASES:
-                    tell(count - told_records, bases - told_bases)
-                    told_records, told_bases = count, bases
+                if bases - reported_bases > REPORTED_BASES:
+                    report(count - reported_records, bases - reported_bases)
+                    reported_records, reported_bases = count, bases
                     rows.flush()
                 if not count % ROWS_IN_MEMORY:
                     rows.flush()
         rows.flush()
-        tell(count - told_records, bases - told_bases)
+        report(count - reported_records, bases - reported_bases)
 
     _insert(path, page_size, contigs(), rows, first_row, sample)
     _check_names(names, rows, first_row, sample)

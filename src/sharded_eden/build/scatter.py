@@ -136,10 +136,10 @@ def scatter(task: ScatterTask, say: Say) -> Run:
                 states[each.number] = source.finish()
             before += each.size_bytes
 
-    with task.place.desk() as desk:
+    with task.place.task_folder() as task_folder:
         if task.skip_bad:
-            skipped = SkippedRows(desk, {each.called: printable(path_of(each)) for each in task.inputs})
-        unfinished = desk / "run"
+            skipped = SkippedRows(task_folder, {each.called: printable(path_of(each)) for each in task.inputs})
+        unfinished = task_folder / "run"
         with writing(unfinished), closing(create_database(unfinished, page_size=LARGE_PAGE)) as database:
             database.execute(f"BEGIN; {_CREATE_RUN}")
             database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
@@ -297,18 +297,20 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
     """
     numbers = list(task.inputs)
     results = []
-    with task.place.desk() as desk, ExitStack() as stack:
-        rows = ContigRows(desk, "contigs")
+    with task.place.task_folder() as task_folder, ExitStack() as stack:
+        rows = ContigRows(task_folder, "contigs")
         skipped = None
         if task.skip_bad:
-            skipped = SkippedRows(desk, {called: printable(state.path) for called, state in task.inputs.values()})
+            skipped = SkippedRows(
+                task_folder, {called: printable(state.path) for called, state in task.inputs.values()}
+            )
         opened: dict[Path, apsw.Connection] = {}
         built = []
         for place_in_task, share in enumerate(task.shares):
             for _, path in share.inputs:
                 if path not in opened:
                     opened[path] = stack.enter_context(closing(open_read_only(path)))
-            database = desk / f"{place_in_task}.sqlite"
+            database = task_folder / f"{place_in_task}.sqlite"
             say(Tick(task.shares[0].sample, 0, 0, 0, share.sample))
             page_size = task.page_size or page_size_for(share.bases)
             if skipped is not None:

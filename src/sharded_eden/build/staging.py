@@ -1,6 +1,6 @@
 """Publishes finished databases so that killing a process at any moment loses nothing.
 
-    desk          a folder of one task, on scratch or in the staging folder; removed when the task ends
+    task folder   a folder of one task, on scratch or in the staging folder; removed when the task ends
     ready/        databases that are whole and synced
     receipts/     one file a task: what became ready, from what, and the rows of the contig table
     OUT/<sample>/ where a database goes by one rename
@@ -92,7 +92,7 @@ class Place:
         return self.scratch_of_out / self.run
 
     @contextmanager
-    def desk(self) -> Iterator[Path]:
+    def task_folder(self) -> Iterator[Path]:
         """Yield an empty folder for one task, and remove the folders of earlier runs on this machine.
 
         Raises:

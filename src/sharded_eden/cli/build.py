@@ -1,4 +1,4 @@
-"""`build`."""
+"""The command `build`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`index`."""
+"""The command `index`."""
 
 from __future__ import annotations
 

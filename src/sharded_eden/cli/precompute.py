@@ -1,4 +1,4 @@
-"""`precompute`."""
+"""The command `precompute`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`show`."""
+"""The command `show`."""
 
 from __future__ import annotations
 

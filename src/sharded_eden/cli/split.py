@@ -1,4 +1,4 @@
-"""`split`."""
+"""The command `split`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stats`."""
+"""The command `stats`."""
 
 from __future__ import annotations
 

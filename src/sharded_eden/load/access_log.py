@@ -74,7 +74,7 @@ class AccessLog:
     Args:
         folder: where the file goes; None is the current folder.
         split: for the file name.
-        rank: for the file name and the rows; None asks torch.distributed, then the environment variable RANK.
+        rank: for the file name and the rows; None: that of torch.distributed, or the environment variable RANK.
         only_sample: the sample of all contigs; None takes it from the sequence ID.
         log_format: `csv`, or `parquet`, which needs pyarrow.
         file_bytes: a file is closed at this size, and another one begun; with Parquet, at 32 MB at most.

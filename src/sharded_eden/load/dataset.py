@@ -59,7 +59,7 @@ class ArrayDataset:
         stride: bases between windows; must be that of the window database. None takes it from there.
         split: the name of the split, for messages and logs.
         seed: decides strands.
-        rank: for the access log; None asks torch.distributed, then the environment variable RANK.
+        rank: for the access log; None: that of torch.distributed, or the environment variable RANK.
         options: all others, see `sharded_eden.load.options.ExampleOptions`.
 
     Paths are made absolute here: workers read the same files after the process changes its folder.

@@ -1,8 +1,7 @@
 """What the access logs of a split mean, in words: what the sampler promises, and where the reads differ from it.
 
 Input: `Reads`. Output: sentences. The sampler promises that each pass reads every window exactly once over all ranks, in an
-order that is random over the whole split. Splits for evaluation are read in one
-fixed order, any number of times.
+order that is random over the whole split. Splits for evaluation are read in one fixed order, any number of times.
 """
 
 from __future__ import annotations

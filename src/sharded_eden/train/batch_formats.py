@@ -7,7 +7,7 @@
                    labels       .  A   C   G   .   .       "." is -100, which is ignored
     Megatron       as ours, with every key that its training loops ask for
 
-Batches of masked language models (`objective="mlm"`) have `padding_mask`, by which they are told from others. Their labels are
+Batches of masked language models (`objective="mlm"`) have `padding_mask`, which other batches do not have. Their labels are
 the tokens before masking, at their own places: Hugging Face gets them where the loss mask is not 0, and -100 everywhere else.
 
 The input is a batch of `ShardedEdenDataset.collate_fn`, or a compact one after `expander()`. It is not changed; tensors that

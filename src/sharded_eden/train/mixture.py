@@ -1,4 +1,4 @@
-"""`Mixture`: a stream of several weighted datasets. Served to samplers and trainers as `Stream` is.
+"""`Mixture`: a stream of several weighted datasets. Samplers and trainers use it as a `Stream`.
 
 position -> (source, position in that source's own endless stream) -> (epoch, window) -> example. The first step is
 `sharded_eden.train.schedule`, the second the order of each source, as of a `Stream` over it.

@@ -1,4 +1,4 @@
-"""The specification's import path and its command: everything here lives in `sharded_eden`.
+"""The import path and the command of the original loader: everything here is imported from `sharded_eden`.
 
     python -m bionemo.evo2.run.sharded_eden_dataloader precompute SPLIT.parquet WINDOWS.db
 

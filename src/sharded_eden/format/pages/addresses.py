@@ -339,7 +339,7 @@ class _Scan:
         header_end = start + header
         reason[(reason == PROVEN) & ((header < width) | (header > payload))] = DAMAGED
         reason[(reason == PROVEN) & (header_end > end)] = LONG_HEAD
-        types, offsets = self._columns(memory, start, width, np.where(reason == PROVEN, header_end, start), end)
+        types, offsets = self._columns(memory, start, width, np.where(reason == PROVEN, header_end, start))
         id_type, text_type = types
         body = np.where(reason == PROVEN, header_end, 0)
         id_bytes, length = (id_type - 13) // 2, (text_type - 13) // 2
@@ -379,9 +379,7 @@ class _Scan:
         )
         return found.filter(pl.col(CONTIG_ID).is_not_null()) if ids.null_count() else found
 
-    def _columns(
-        self, memory: Bytes, start: Ints, width: Ints, header_end: Ints, end: Ints
-    ) -> tuple[list[Ints], list[Ints]]:
+    def _columns(self, memory: Bytes, start: Ints, width: Ints, header_end: Ints) -> tuple[list[Ints], list[Ints]]:
         """Return the serial type and the place in the body of contig_id and nt_sequence, (n,) int64 each; type -1 is none."""
         wanted = (self._table.contig_column, self._table.sequence_column)
         types = [np.full(len(start), -1, dtype=np.int64) for _ in wanted]

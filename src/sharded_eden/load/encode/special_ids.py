@@ -51,7 +51,7 @@ def special_ids_of(tokenizer: Any, text_to_ids: Callable[[str], list[int]], give
     Args:
         tokenizer: any.
         text_to_ids: how it encodes.
-        given: ids to use instead of its own; None asks the tokenizer.
+        given: ids to use instead of its own; None: that of the tokenizer.
 
     Raises:
         UsageError: it has neither a PAD nor an EOS id, or two ids for SEP or PAD; or a given id stands for a base or is not

@@ -101,7 +101,7 @@ def encoding_of(
 
     Args:
         tokenizer: with `text_to_ids`, or a `tokenize` that returns ints (Megatron), or of Hugging Face; None for the built-in.
-        bos_id: the id of BOS; None asks the tokenizer, as for all that follow.
+        bos_id: the id of BOS; None: that of the tokenizer, as for all that follow.
         eos_id: the id of EOS.
         sep_id: the id of SEP.
         pad_id: the id of PAD.

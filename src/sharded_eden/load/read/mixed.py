@@ -1,7 +1,7 @@
 """Windows of several datasets -> the rows of one batch. Reads as `WindowFetcher` does, all sources together.
 
 Input: (epoch, `SourceWindow`) pairs. Output: letters in rows. Cost: one positioned read for a window with
-an address, through descriptors that all sources share; what each source's own fetcher costs for all others.
+an address, through descriptors that all sources share; for any other window, the cost of the fetcher of its source.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`ShardedEdenDataModule`: the stream under a Lightning Trainer. Only this file and accumulation.py import Lightning.
+"""`ShardedEdenDataModule`: the stream under a Lightning Trainer.
 
 Input: paths and sizes. Output: three dataloaders. The training position is counted in whole global batches from the Trainer's
-progress: prefetched batches do not count.
+progress: prefetched batches do not count. Only this file, `accumulation.py` and `statistics.py` import Lightning.
 """
 
 from __future__ import annotations

@@ -197,5 +197,17 @@ def test_tokenizers(folder):
         dataset[0]
 
 
+def test_compact_rows_of_a_tokenizer_that_gives_a_gap_the_id_of_pad(tmp_path):
+    """The higher code of `-` does not count in the loss either."""
+    oracle.write_sequence_dbs(tmp_path / "seqs", {"BCR__ECT-S__CT1-1": "-AC-GT@-" * 6})
+    oracle.write_window_db(tmp_path / "windows.db", {"BCR__ECT-S__CT1-1": "-AC-GT@-" * 6}, T, STRIDE, 0)
+    tokenizer = specials(lambda text: [0 if c == "-" else ord(c) for c in text.upper()])
+    with opened(tmp_path, tokenizer=tokenizer) as dataset, opened(tmp_path, tokenizer=tokenizer, compact=True) as sent:
+        row = dataset[0]
+        expanded = sent.expander()(sent.collate_fn(sent.__getitems__([0])))
+    assert row["loss_mask"][1:10].tolist() == [0, 1, 1, 0, 1, 1, 0, 0, 0]
+    assert {name: expanded[name][0].tolist() for name in row} == {name: row[name].tolist() for name in row}
+
+
 def specials(text_to_ids: Any) -> SimpleNamespace:
     return SimpleNamespace(pad_id=0, bos_id=1, eos_id=2, sep_id=3, text_to_ids=text_to_ids)

@@ -108,10 +108,11 @@ class CodeTables:
             self.weights[specials.eos] = 1
         same = (self.ids == np.arange(256)) | (self.ids == UNKNOWN)  # codes without an id are in no row
         self._are_ids = np.logical_and.accumulate(same)  # (256,) bool: codes up to this one are their own ids
-        self._weighs_plainly = weighs_plainly(self.weights) and not self.weights[:LEAST_LETTER].any()
         self._pad = encoding.pad
         for table in (self.ids, self.weights):
             table[ODD + LIFT] = table[ODD]
+        # After the lift: where the id of `-` is PAD, say, the weight of its higher code is 0.
+        self._weighs_plainly = weighs_plainly(self.weights) and not self.weights[:LEAST_LETTER].any()
         self.labels: NDArray[np.int64] | None = None
         """(256,) int64: code -> its label, at its own place; None for causal rows, whose labels are the next tokens."""
         if row_format.masking is not None:

@@ -78,6 +78,9 @@ def test_a_line_of_bases_after_a_hash_is_no_comment(tmp_path):
     path.write_text(">a\nACGT\n#ACGT\n")
     with pytest.raises(InputError, match="position 5 holds '#'"):
         build_sequence_dbs([path], tmp_path / "out", sample="S")
+    path.write_text(">a\nACGT\n#|d__Bacteria;|ACGT\n")
+    with pytest.raises(InputError, match="position 5 holds '#'"):
+        build_sequence_dbs([path], tmp_path / "out", sample="S", phylo_tags="strip")
     path.write_text(">a\nACGT\n# says who\n#\nACGT\n")
     assert build_sequence_dbs([path], tmp_path / "out", sample="S").bases == 8
     with pytest.raises(InputError, match="position 6 holds ' '"):

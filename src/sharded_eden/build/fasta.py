@@ -31,7 +31,8 @@ def fasta_entries(stream: BinaryIO, called: str, *, stitch_marks: bool = False) 
     """Yield the entries of a FASTA file; the error of a record that cannot be stored, in its place.
 
     LF, CR LF and CR end a line. White space around lines and empty lines are left out, and so are comments: lines that begin
-    with `#`, except those inside a record that are `#` and bases, as a stitched transcript may be divided into lines.
+    with `#`, except those inside a record that are `#` and bases or a lineage tag, as a stitched transcript may be divided into
+    lines.
 
     Args:
         stream: its decompressed bytes.

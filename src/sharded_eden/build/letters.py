@@ -47,5 +47,6 @@ def problem(at: int, character: str) -> str:
 
 
 def is_stitched(line: bytes) -> bool:
-    """Return whether a line that begins with `#` is not a comment but bases of a stitched transcript."""
-    return bool(line.strip(STITCH_MARKS.encode())) and not line.translate(None, allowed(stitch_marks=True))
+    """Return whether a line that begins with `#` is not a comment but bases of a stitched transcript, up to a lineage tag."""
+    bases, bar, _ = line.partition(b"|")
+    return bool(bases.strip(STITCH_MARKS.encode()) or bar) and not bases.translate(None, allowed(stitch_marks=True))

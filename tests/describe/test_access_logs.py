@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import sharded_eden
 from sharded_eden import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError, WriteError
-from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs
+from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs, scan_access_log
 from sharded_eden.load import access_log, access_rows
 from sharded_eden.load.access_log import as_cell
 from sharded_eden.load.access_rows import COLUMNS
@@ -219,6 +219,18 @@ def test_a_parquet_file_replaces_the_rows_that_it_was_made_of(folder):
     path.write_bytes(data)
     assert len(access_log_files(log)) == 1
     assert read_access_logs(log)["window_idx"].to_list() == [0]
+
+
+def test_a_running_process_may_replace_its_rows_while_they_are_read(folder):
+    log = folder / "log"
+    with worlds.dataset(folder, log_windows=True, log_dir=log, log_format="parquet") as dataset:
+        dataset[3]
+        (path,) = access_log_files(log)
+    assert path.suffix == ".rows"
+    assert scan_access_log(path).collect().equals(read_access_logs(log))
+    path.with_suffix(".parquet").unlink()
+    with pytest.raises(InputError, match=r"cannot be read \(No such file"):
+        scan_access_log(path)
 
 
 def test_an_incomplete_last_row_is_left_out_with_a_warning(folder):

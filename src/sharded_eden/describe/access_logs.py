@@ -74,10 +74,12 @@ def access_log_files(folder: str | os.PathLike[str]) -> list[Path]:
         MissingDatabase: there is no such folder, or no log in it.
     """
     folder = Path(folder)
-    found = (
-        sorted(path for path in folder.glob("window_access_*") if _NAME.fullmatch(path.name) and path.is_file())
-        if folder.is_dir()
-        else []
+    # Twice: a file of rows that a running process replaces may be in neither form in the first listing.
+    listed = {path for _ in range(2) for path in folder.glob("window_access_*")} if folder.is_dir() else set()
+    found = sorted(
+        path
+        for path in listed
+        if _NAME.fullmatch(path.name) and (path.is_file() or path.with_suffix(".parquet").is_file())
     )
     if not found:
         what = (
@@ -105,22 +107,33 @@ def scan_access_log(path: Path) -> pl.LazyFrame:
         MissingDatabase, InputError, DatabaseError: see `scan_access_logs`.
     """
     if path.suffix == ".parquet":
-        frame = pl.scan_parquet(path, glob=False)
-        _check_columns(path, frame.collect_schema().names())
-        frame = frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+        frame = _scan_parquet(path)
     elif path.suffix == access_rows.SUFFIX:
-        frame = _rows(path).lazy()
+        frame = _scan_rows(path)
     else:
         frame = _scan_csv(path)
     return frame.with_columns(pl.lit(split_of(path)).alias("split"))
 
 
-def _rows(path: Path) -> pl.DataFrame:
-    """Return the rows of a process that is running, or was killed."""
+def _scan_parquet(path: Path) -> pl.LazyFrame:
+    frame = pl.scan_parquet(path, glob=False)
+    _check_columns(path, frame.collect_schema().names())
+    return frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+
+
+def _scan_rows(path: Path) -> pl.LazyFrame:
+    """Return the rows of a process that is running, or was killed; of the Parquet file, if they have become one by now."""
     try:
         visits = access_rows.read(path)
     except OSError as error:
+        finished = path.with_suffix(".parquet")
+        if isinstance(error, FileNotFoundError) and finished.is_file():
+            return _scan_parquet(finished)
         raise InputError(f"{printable(path)}: cannot be read ({error.strerror})") from error
+    return _rows(path, visits).lazy()
+
+
+def _rows(path: Path, visits: access_rows.Visits) -> pl.DataFrame:
     if not visits.is_whole:
         warn(
             f"{printable(path)}: its last rows are incomplete, because the disk was full or the machine stopped. "

@@ -93,10 +93,18 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
             )
         partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_locked(partial, path)
+        opened: list[int] = []
         try:
-            os.ftruncate(descriptor, 0)
+            descriptor = _open_locked(partial, path, opened)
+        except KeyboardInterrupt:  # Ctrl-C just after the file was created
+            for each in opened:
+                with suppress(OSError):
+                    os.close(each)
+            _remove_unused(partial)
+            raise
+        try:
             try:
+                os.ftruncate(descriptor, 0)
                 yield partial
                 if path.is_dir():
                     raise WriteError(f"{printable(path)}: cannot be written: a folder has this name")
@@ -163,8 +171,8 @@ def real_folder(folder: Path) -> None:
         raise WriteError(f"{printable(folder)}: is {what}, and nothing is written through it. Remove or rename it")
 
 
-def _open_locked(partial: Path, path: Path) -> int:
-    """Open and lock the hidden file, and return its descriptor.
+def _open_locked(partial: Path, path: Path, opened: list[int]) -> int:
+    """Open and lock the hidden file, and return its descriptor, which is appended to `opened`, too.
 
     Raises:
         WriteError: another process has locked it.
@@ -185,11 +193,24 @@ def _open_locked(partial: Path, path: Path) -> int:
             if state.st_nlink > 1:
                 raise _planted(partial, "a hard link to another file")
             if _is_open_as(descriptor, partial):
+                opened.append(descriptor)
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its writer published or removed it between the two calls
+
+
+def _remove_unused(partial: Path) -> None:
+    """Remove a hidden file that is empty, unless another process has locked it."""
+    with suppress(OSError):
+        descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(descriptor).st_size and _is_open_as(descriptor, partial):
+                partial.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _planted(partial: Path, what: str) -> WriteError:

@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sharded_eden.errors import DatabaseError, MissingDatabase
@@ -300,6 +300,7 @@ def test_damaged_trees_are_errors(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1 << 30), changes=st.integers(1, 6))
+@example(seed=682474, changes=6)
 def test_random_damage_is_an_error_or_costs_addresses_but_never_lies(tmp_path_factory, seed, changes):
     folder = tmp_path_factory.mktemp("damage")
     path = make(

@@ -68,4 +68,12 @@ def texts(memory: Bytes, at: Ints, size: Ints) -> pl.Series:
 def _texts_one_by_one(joined: bytes, ends: Ints) -> pl.Series:
     """Return the texts that end before these places, where one holds a line end or is not UTF-8."""
     ranges = pairwise([0, *ends.tolist()])
-    return pl.Series(CONTIG_ID, [joined[a : b - 1] for a, b in ranges], dtype=pl.Binary).cast(pl.String, strict=False)
+    return pl.Series(CONTIG_ID, [_text(joined[a : b - 1]) for a, b in ranges], dtype=pl.String)
+
+
+def _text(value: bytes) -> str | None:
+    # Polars' own cast raises an error for some values that are not UTF-8, and returns null for others.
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None

@@ -179,7 +179,9 @@ def test_the_rows_of_a_killed_process_need_the_window_database_that_it_read(fold
         worlds.execute(database, "INSERT INTO metadata VALUES ('fingerprint', 5)")
     log = killed(folder, "parquet")
     database.rename(away)
-    with pytest.raises(MissingDatabase, match=r"its process was killed, and .*windows.db is missing. The 176 rows"):
+    with pytest.raises(
+        MissingDatabase, match=r"is the log of a running or killed process, and .*windows.db is missing. The 176 rows"
+    ):
         read_access_logs(log)
     away.rename(database)
     assert len(read_access_logs(log)) == 176

@@ -153,3 +153,38 @@ def test_mapping_is_the_callers_choice(tmp_path, io, mapped):
     connection = open_read_only(tmp_path / "x.db", io=io)
     assert (connection.pragma("mmap_size") > 0) == mapped
     connection.close()
+
+
+def publish_interrupted_at(line: int, path: Path) -> bool:
+    """Raise KeyboardInterrupt at one of the lines that run before the block; return whether the block began."""
+    lines, has_begun = 0, False
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if frame.f_code.co_filename != publish.__file__:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with publishing(path):
+            sys.settrace(before)
+            has_begun = True
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return has_begun
+
+
+def test_ctrl_c_at_any_line_before_a_file_is_written_leaves_none(tmp_path):
+    line = 1
+    while not publish_interrupted_at(line, tmp_path / str(line) / "x"):
+        assert not list((tmp_path / str(line)).glob("*")), line
+        line += 1
+    assert line > 20

@@ -40,7 +40,7 @@ class ReadOptions:
     phylo_tags: str = "refuse"
     """What is done with lineage tags inside sequences, one of `PHYLO_TAGS`."""
     stitch_marks: str = "refuse"
-    """What is done with `@` and `#` inside sequences, one of `STITCH_MARKS`."""
+    """What is done with `@` and `#` inside sequences, one of `STITCH_MARK_CHOICES`."""
     sample_field: str | None = None
     """The field or column of the record's sample; in JSON lines also a path such as `meta.sample`. None: no field names it."""
 
@@ -58,8 +58,10 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.phylo_tags not in PHYLO_TAGS:
             raise UsageError(f"--phylo-tags {shown(self.phylo_tags)} is not one of {', '.join(PHYLO_TAGS)}")
-        if self.stitch_marks not in STITCH_MARKS:
-            raise UsageError(f"--stitch-marks {shown(self.stitch_marks)} is not one of {', '.join(STITCH_MARKS)}")
+        if self.stitch_marks not in STITCH_MARK_CHOICES:
+            raise UsageError(
+                f"--stitch-marks {shown(self.stitch_marks)} is not one of {', '.join(STITCH_MARK_CHOICES)}"
+            )
         if self.format is not None and self.format not in FORMATS:
             raise UsageError(f"--format {shown(self.format)} is not one of {', '.join(FORMATS)}")
 
@@ -67,7 +69,7 @@ class ReadOptions:
 PHYLO_TAGS = ("refuse", "strip", "keep")
 """Lineage tags are an error; are removed; are removed and kept in the column `phylo_tag` of `contigs.parquet`."""
 
-STITCH_MARKS = ("refuse", "keep")
+STITCH_MARK_CHOICES = ("refuse", "keep")
 """`@` and `#`, as in stitched transcripts, are an error; stay in the sequences, where they never count in the loss."""
 
 

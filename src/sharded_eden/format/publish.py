@@ -95,31 +95,27 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened: list[int] = []
         try:
-            descriptor = _open_locked(partial, path, opened)
-        except KeyboardInterrupt:  # Ctrl-C just after the file was created
-            for each in opened:
-                with suppress(OSError):
-                    os.close(each)
-            _remove_unused(partial)
-            raise
-        try:
-            try:
-                os.ftruncate(descriptor, 0)
-                yield partial
-                if path.is_dir():
-                    raise WriteError(f"{printable(path)}: cannot be written: a folder has this name")
-                if not _is_open_as(descriptor, partial):
-                    raise UsageError(
-                        f"{printable(path)}: another process has removed or replaced {printable(partial)} meanwhile. Run one "
-                        "command at a time that writes it"
-                    )
-                os.fsync(descriptor)
-                os.replace(partial, path)
-            except BaseException:
+            _open_locked(partial, path, opened)
+            os.ftruncate(opened[0], 0)
+            yield partial
+            if path.is_dir():
+                raise WriteError(f"{printable(path)}: cannot be written: a folder has this name")
+            if not _is_open_as(opened[0], partial):
+                raise UsageError(
+                    f"{printable(path)}: another process has removed or replaced {printable(partial)} meanwhile. Run one "
+                    "command at a time that writes it"
+                )
+            os.fsync(opened[0])
+            os.replace(partial, path)
+        except BaseException as error:
+            if opened:
                 partial.unlink(missing_ok=True)
-                raise
+            elif isinstance(error, KeyboardInterrupt):
+                _remove_unused(partial)
+            raise
         finally:
-            os.close(descriptor)
+            for descriptor in opened:
+                os.close(descriptor)
         sync_folder(path.parent)
 
 
@@ -171,8 +167,8 @@ def real_folder(folder: Path) -> None:
         raise WriteError(f"{printable(folder)}: is {what}, and nothing is written through it. Remove or rename it")
 
 
-def _open_locked(partial: Path, path: Path, opened: list[int]) -> int:
-    """Open and lock the hidden file, and return its descriptor, which is appended to `opened`, too.
+def _open_locked(partial: Path, path: Path, opened: list[int]) -> None:
+    """Open and lock the hidden file, and append its descriptor to `opened`: a returned one could be lost by Ctrl-C.
 
     Raises:
         WriteError: another process has locked it.
@@ -194,15 +190,16 @@ def _open_locked(partial: Path, path: Path, opened: list[int]) -> int:
                 raise _planted(partial, "a hard link to another file")
             if _is_open_as(descriptor, partial):
                 opened.append(descriptor)
-                return descriptor
+                return
         except BaseException:
-            os.close(descriptor)
+            if not opened:
+                os.close(descriptor)
             raise
         os.close(descriptor)  # its writer published or removed it between the two calls
 
 
 def _remove_unused(partial: Path) -> None:
-    """Remove a hidden file that is empty, unless another process has locked it."""
+    """Remove a hidden file that Ctrl-C left just after it was created: an empty one that no process has locked."""
     with suppress(OSError):
         descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -182,7 +182,7 @@ def window_db_of(path: Path, visits: Visits) -> WindowIndex:
     rest = f"The {rows:,} rows need the window database that was read: put it there, or remove this file"
     if not window_db.is_file():
         raise MissingDatabase(
-            f"{printable(path)}: its process was killed, and {printable(window_db)} is missing. {rest}"
+            f"{printable(path)}: is the log of a running or killed process, and {printable(window_db)} is missing. {rest}"
         )
     index = WindowIndex(window_db)
     fingerprint = visits.head["fingerprint"]
@@ -194,8 +194,8 @@ def window_db_of(path: Path, visits: Visits) -> WindowIndex:
     if not is_same:
         index.close()
         raise InputError(
-            f"{printable(path)}: its process was killed, and {printable(window_db)} was replaced since (fingerprint "
-            f"{shown(index.metadata.get('fingerprint'))}, not {shown(fingerprint)}). {rest}"
+            f"{printable(path)}: is the log of a running or killed process, and {printable(window_db)} was replaced "
+            f"since (fingerprint {shown(index.metadata.get('fingerprint'))}, not {shown(fingerprint)}). {rest}"
         )
     return index
 

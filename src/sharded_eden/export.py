@@ -19,11 +19,11 @@ import numpy as np
 
 from sharded_eden.errors import MissingExtra, UsageError, shown
 from sharded_eden.format.publish import publishing
-from sharded_eden.jobs import Meter, Progress
 from sharded_eden.load.dataset import ArrayDataset
 from sharded_eden.load.encode.example import COMPLEMENT
 from sharded_eden.load.options import integer
 from sharded_eden.load.read.fetch import Window
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.train.array_stream import ArrayStream
 
 Target = Literal["indexed", "parquet"]

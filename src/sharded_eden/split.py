@@ -32,7 +32,8 @@ from sharded_eden.format.lengths import contigs_of_database
 from sharded_eden.format.parquet import SEQUENCE_DB_DIR, is_text, parquet_errors, parquet_source, write_parquet
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.jobs import Engine, Progress
+from sharded_eden.jobs import Engine
+from sharded_eden.progress import Progress
 from sharded_eden.similar.groups import LARGEST_GROUP, THRESHOLD, Grouping
 from sharded_eden.similar.groups import group_similar as group
 

@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader
 from sharded_eden.errors import UsageError
 from sharded_eden.format.commands import fetch_command
 from sharded_eden.format.schema import WINDOWS_SUFFIX
-from sharded_eden.jobs import Progress, usable_processors
+from sharded_eden.jobs import usable_processors
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import PathLike
 from sharded_eden.load.source import named_sequences, named_window_dbs
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.progress import Progress
 from sharded_eden.storage.urls import is_url
 from sharded_eden.train.mixture import Mixture
 from sharded_eden.train.mixture_file import is_mixture_file, mixture_config

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from sharded_eden.errors import DatabaseError, MissingExtra, UsageError, printable, warn
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.schema import discover_sample_databases
-from sharded_eden.jobs import Progress
 from sharded_eden.load.encode.example import RowFormat, reverse_complement
 from sharded_eden.load.encode.stitch_marks import refuse_stitch_marks
 from sharded_eden.load.encode.tokenizer import encoding_of, fingerprint_of, text_to_ids_of
@@ -27,6 +26,7 @@ from sharded_eden.load.locate.addresses import open_addresses
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.databases import SequenceReader
 from sharded_eden.load.read.fetch import WindowFetcher
+from sharded_eden.progress import Progress
 from sharded_eden.windows.pack import PackResult, TokenCounts, pack_window_database
 
 WINDOWS_AT_ONCE = 256

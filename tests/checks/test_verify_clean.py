@@ -384,7 +384,7 @@ def test_progress_ends_at_the_size_of_all_files(world):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_progress_moves_within_one_database(world, monkeypatch, jobs):
     """With `full`, SQLite's integrity check and the reading of bases are reported before a database is finished."""
-    monkeypatch.setattr("sharded_eden.jobs.REPORT_SECONDS", 0)
+    monkeypatch.setattr("sharded_eden.progress.REPORT_SECONDS", 0)
     seen = []
     world.verify(full=True, jobs=jobs, progress=lambda done, total: seen.append(done))
     databases = len([world.train, world.val, *world.seqs.rglob("*.sqlite")])

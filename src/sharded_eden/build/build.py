@@ -39,7 +39,8 @@ from sharded_eden.build.staging import Place, workplace
 from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, publishing, real_folder, writing
-from sharded_eden.jobs import Engine, EngineName, Note, Progress, Totals, usable_processors
+from sharded_eden.jobs import Engine, EngineName, usable_processors
+from sharded_eden.progress import Note, Progress, Totals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from sharded_eden.build.source import STANDARD_INPUT, FileState, Source, file_st
 from sharded_eden.build.staging import DIRECT, Place
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format import schema
-from sharded_eden.jobs import Say, Ticker
+from sharded_eden.jobs import Say
+from sharded_eden.progress import Ticker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from sharded_eden.build.source import FileState
 from sharded_eden.build.staging import DIRECT, Place
 from sharded_eden.errors import EdenError, InputError, UsageError, WriteError, printable, shown
 from sharded_eden.format import schema
-from sharded_eden.jobs import Ended, Engine, Totals
+from sharded_eden.jobs import Ended, Engine
+from sharded_eden.progress import Totals
 
 FAILURES_SHOWN = 20
 

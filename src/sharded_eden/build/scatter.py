@@ -36,7 +36,8 @@ from sharded_eden.errors import UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, writing
 from sharded_eden.format.sqlite import open_read_only
-from sharded_eden.jobs import Say, Tick, Ticker
+from sharded_eden.jobs import Say
+from sharded_eden.progress import Tick, Ticker
 
 MOST_RUNS = 96
 """The largest number of runs: a gathering task opens all of them, and some systems allow a process only 256 files."""

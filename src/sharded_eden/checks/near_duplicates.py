@@ -22,7 +22,8 @@ from sharded_eden.format.commands import split_command
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID
 from sharded_eden.format.sqlite import open_read_only
-from sharded_eden.jobs import Engine, Progress
+from sharded_eden.jobs import Engine
+from sharded_eden.progress import Progress
 from sharded_eden.similar.pairs import (
     CONTAINMENT,
     IDENTITY,

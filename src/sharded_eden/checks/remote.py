@@ -34,12 +34,12 @@ from sharded_eden.format.commands import (
     verify_command,
 )
 from sharded_eden.format.index import index_path
-from sharded_eden.jobs import Meter, Progress
 from sharded_eden.load.locate.remote import RemoteAddresses, RemoteSequences
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.plan import Request
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.objects import Objects
 from sharded_eden.storage.urls import ObjectPath, is_url, object_name
 

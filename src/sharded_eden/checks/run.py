@@ -39,9 +39,10 @@ from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, Usage
 from sharded_eden.format.commands import build_command, quoted, split_command
 from sharded_eden.format.parquet import parquet_source
 from sharded_eden.format.schema import CONTIGS_FILE, MANIFEST_FILE, discover_sample_databases
-from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+from sharded_eden.jobs import Engine, EngineName, Say, run_tasks
 from sharded_eden.load.source import named_sequences, named_window_dbs
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.similar.groups import THRESHOLD
 from sharded_eden.train.mixture_file import is_mixture_file
 

@@ -33,7 +33,8 @@ from sharded_eden.format.parquet import parquet_errors, parquet_source
 from sharded_eden.format.schema import CONTIG_ID, LENGTH, SPLIT_SUFFIX, WINDOWS_SUFFIX, discover_sample_databases
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.format.window_db import has_id_index
-from sharded_eden.jobs import Engine, Meter, Progress, run_tasks
+from sharded_eden.jobs import Engine, run_tasks
+from sharded_eden.progress import Meter, Progress
 
 ROWS_PER_BATCH = 1 << 16
 

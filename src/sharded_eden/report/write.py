@@ -21,7 +21,7 @@ from sharded_eden.describe.stats import stats
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.commands import report_command
 from sharded_eden.format.publish import publishing
-from sharded_eden.jobs import Progress
+from sharded_eden.progress import Progress
 from sharded_eden.report import data_figures, log_figures
 from sharded_eden.report.coverage import longest_contigs
 from sharded_eden.report.figure import Figure, graph_objects, number, percent

@@ -16,7 +16,8 @@ import polars as pl
 
 from sharded_eden.errors import UsageError
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.jobs import Engine, Progress
+from sharded_eden.jobs import Engine
+from sharded_eden.progress import Progress
 from sharded_eden.similar.pairs import ONE, OTHER, SAMPLE, Similar, Wanted, similar_contigs
 
 THRESHOLD = 0.1

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import EdenError, UsageError
 from sharded_eden.format.schema import CONTIG_ID
-from sharded_eden.jobs import Engine, Meter, Progress, run_tasks
+from sharded_eden.jobs import Engine, run_tasks
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.similar.sketch import CONTIG, HASH, HASHES, SCALED, K, SketchTask, check_library, sketch_database
 
 MIN_SHARED = 3

@@ -19,7 +19,7 @@ from sharded_eden.format.commands import fetch_command
 from sharded_eden.format.index import IndexFile, index_path
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import sample_database_path
-from sharded_eden.jobs import Meter, Progress
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.storage.copies import copy_object, digest_of
 from sharded_eden.storage.objects import Objects, Version

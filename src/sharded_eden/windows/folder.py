@@ -17,7 +17,8 @@ from sharded_eden.errors import EdenWarning, InputError, printable, warn
 from sharded_eden.format.commands import split_command
 from sharded_eden.format.kinds import expect, named, refuse_url
 from sharded_eden.format.schema import SPLIT_SUFFIX, WINDOWS_SUFFIX
-from sharded_eden.jobs import Engine, Progress, Say, run_tasks
+from sharded_eden.jobs import Engine, Say, run_tasks
+from sharded_eden.progress import Progress
 from sharded_eden.windows.precompute import CONTIGS, PACKING, PrecomputeResult, precompute_window_database
 from sharded_eden.windows.split_files import parts_in
 

@@ -31,7 +31,8 @@ from sharded_eden.format.pages.recorded import addresses_of
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
-from sharded_eden.jobs import Engine, EngineName, Meter, Progress, Say, run_tasks
+from sharded_eden.jobs import Engine, EngineName, Say, run_tasks
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.urls import is_url
 from sharded_eden.windows.remote_databases import RemoteDatabases
 from sharded_eden.windows.runs import FIRST, IN_CONTIG, LAST, SAMPLE_NUMBER, TAG, WindowRuns

@@ -36,7 +36,7 @@ from sharded_eden.format.lengths import window_lengths
 from sharded_eden.format.publish import copy_database, create_database, publishing, writing
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, trust_nothing, unreadable
 from sharded_eden.format.window_db import WindowDatabase
-from sharded_eden.jobs import Meter, Progress
+from sharded_eden.progress import Meter, Progress
 from sharded_eden.shuffle import Permutation
 from sharded_eden.windows.existing import existing_packs
 from sharded_eden.windows.index import renew_index

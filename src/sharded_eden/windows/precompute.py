@@ -22,7 +22,7 @@ from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.pages.btree import PageFile
 from sharded_eden.format.publish import create_database, publishing
-from sharded_eden.jobs import Progress
+from sharded_eden.progress import Progress
 from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.existing import existing_windows
 from sharded_eden.windows.index import IndexResult, index_or_reason

@@ -42,7 +42,7 @@ def problem(at: int, character: str) -> str:
     if character == "|":
         return f"{held}. It looks like a phylogenetic tag: --phylo-tags strip removes such tags, keep lists them."
     if character in STITCH_MARKS:
-        return f"{held}. Stitched transcripts hold it: --stitch-marks keep allows it, without loss in training."
+        return f"{held}. Stitched transcripts hold it: --stitch-marks keep allows it, and such labels do not count in the loss."
     return f"{held}."
 
 

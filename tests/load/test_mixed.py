@@ -77,6 +77,8 @@ def test_batches_are_the_rows_of_the_sources(folders, layouts, packed, count):
     mixed = MixedRows(datasets, ["a", "b", "c"])
     items = some_items(datasets, count)
     assert_rows_of_the_sources(mixed, items, collate(mixed.__getitems__(items)))
+    for item in items[:12]:
+        assert_rows_of_the_sources(mixed, [item], collate(mixed.__getitems__([item])))
     assert len(mixed) == sum(map(len, datasets))
     arrays = mixed.arrays(items)
     for name in ("tokens", "labels", "loss_mask", "position_ids"):

@@ -46,7 +46,7 @@ def opened(folder: Path, *, index: bool, **options: Any) -> ShardedEdenDataset:
 
 
 def equal(folder: Path, step: int, **options: Any) -> int:
-    """Compare every `step`-th item by itself, and all in batches; return how many there are."""
+    """Compare every `step`-th item by itself and as a batch of one, and all in batches; return how many there are."""
     with opened(folder, index=True, **options) as one, opened(folder, index=False, **options) as other:
         assert one._addresses is not None
         assert other._addresses is None
@@ -56,6 +56,8 @@ def equal(folder: Path, step: int, **options: Any) -> int:
                 a, b = one[(1, k)], other[(1, k)]
                 assert a.keys() == b.keys()
                 assert all(torch.equal(a[name], b[name]) for name in a)
+                batch = one.collate_fn(one.__getitems__([(1, k)]))
+                assert all(torch.equal(batch[name][0], b[name]) for name in b)
         for k in range(0, len(one), 32):
             indices = [(1, i) for i in range(k, min(k + 32, len(one)))]
             a, b = (each.collate_fn(each.__getitems__(indices)) for each in (one, other))

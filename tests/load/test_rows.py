@@ -18,7 +18,7 @@ from sharded_eden.load.encode.codes import CodeTables
 from sharded_eden.load.encode.example import RowEncoder, RowFormat
 from sharded_eden.load.encode.rows import RowMaker
 from sharded_eden.load.encode.tokenizer import encoding_of
-from sharded_eden.load.read.fetch import Placed, Window
+from sharded_eden.load.read.fetch import One, Placed, Window
 
 T = 40
 BASES = 30
@@ -75,6 +75,11 @@ class Fetcher:
                 at = end + self.has_eos
         *numbers, headers, reverse = zip(*placed, strict=True) if placed else [()] * 6
         return Placed(*map(list, numbers), list(headers), list(reverse))
+
+    def one(self, wanted: Any, memory: np.ndarray) -> One:
+        window = self._windows[wanted]
+        memory[: len(window.bases)] = window.bases
+        return One(memory[: len(window.bases)], window.header, window.reverse)
 
     def unreadable_letters(self, window_idx: int, error: UnicodeError) -> DatabaseError:
         return DatabaseError(f"{window_idx}: {error}")

@@ -10,6 +10,7 @@ format needs are imported when a file of it is read; a missing one is an error t
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,10 +124,11 @@ def json_lines(source: Source, options: ReadOptions) -> Iterator[Entry | BadReco
 def parquet(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
     """Yield one entry for each row of a Parquet file, some 32 MB at a time."""
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
-    with _reading(source, "Parquet"), source.path.open("rb") as raw, pq.ParquetFile(raw) as file:
+    with _reading(source, "Parquet"), pa.OSFile(os.fsencode(source.path)) as raw, pq.ParquetFile(raw) as file:
         text, name = choose(file.schema_arrow.names, options, source.called)
         rows = max(1, file.metadata.num_rows)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -154,7 +156,8 @@ def arrow(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
         import pyarrow as pa
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
-    with _reading(source, "Arrow"), source.path.open("rb") as raw:
+    # A file of Arrow itself: threads that free a damaged file may outlive the interpreter, which frees a file of Python.
+    with _reading(source, "Arrow"), pa.OSFile(os.fsencode(source.path)) as raw:
         start = raw.read(6)
         raw.seek(0)
         if start.startswith(b"FEA1"):

@@ -40,11 +40,9 @@ from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.plan import Request
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.progress import Meter, Progress
-from sharded_eden.storage.objects import Objects
+from sharded_eden.storage.objects import LISTING_SECONDS, Objects
 from sharded_eden.storage.urls import ObjectPath, is_url, object_name
 
-LISTING_SECONDS = 120.0
-"""How long the listing is tried."""
 SPANS_AT_ONCE = 64
 """Ranges that are requested together."""
 

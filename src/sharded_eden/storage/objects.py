@@ -21,6 +21,10 @@ from urllib.parse import quote
 
 from sharded_eden.errors import DatabaseError, MissingDatabase, MissingExtra, UsageError, printable
 
+LISTING_SECONDS = 120.0
+"""How long a listing is tried."""
+REQUEST_SECONDS = 300.0
+"""How long the request of a part of an object is tried."""
 LISTED_AT_ONCE = 1000
 HEADS_AT_ONCE = 32
 ATTEMPT_SHARE = 3

@@ -22,12 +22,10 @@ from sharded_eden.format.schema import sample_database_path
 from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.storage.copies import copy_object, digest_of
-from sharded_eden.storage.objects import Objects, Version
+from sharded_eden.storage.objects import REQUEST_SECONDS, Objects, Version
 from sharded_eden.storage.urls import folder_url, object_name
 
 FILES_AT_ONCE = 4
-REQUEST_SECONDS = 300.0
-"""How long a part is tried."""
 NO_DIGEST = bytes(16)
 LEAST_BANDWIDTH = 0.01
 """MB per second."""

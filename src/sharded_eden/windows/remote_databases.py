@@ -19,11 +19,8 @@ from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.pages.addresses import Addresses, read_addresses
 from sharded_eden.format.publish import write_error
 from sharded_eden.storage.copies import copy_object
-from sharded_eden.storage.objects import Objects, Version, check_is_versioned
+from sharded_eden.storage.objects import REQUEST_SECONDS, Objects, Version, check_is_versioned
 from sharded_eden.storage.urls import folder_url, object_name
-
-REQUEST_SECONDS = 300.0
-"""How long a part is tried."""
 
 
 class RemoteDatabases:

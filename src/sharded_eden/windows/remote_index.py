@@ -17,11 +17,8 @@ from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import sample_database_path
 from sharded_eden.format.sqlite import is_mutable_now
 from sharded_eden.storage.copies import digest_of
-from sharded_eden.storage.objects import Objects, check_is_versioned
+from sharded_eden.storage.objects import LISTING_SECONDS, Objects, check_is_versioned
 from sharded_eden.storage.urls import folder_url, object_name
-
-LISTING_SECONDS = 120.0
-"""How long a request is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)

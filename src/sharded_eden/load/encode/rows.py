@@ -214,6 +214,10 @@ class RowMaker:
     ) -> Ends:
         """Fill rows, (B, T) each, a block at a time; return where their windows end."""
         # One row by itself costs half of a block of one row.
+        if len(wanted) == 1 and not self._packed and self._fill_one(wanted[0], tokens[0], labels[0], loss_mask[0]):
+            if self._format.weighs_letters:
+                self._fetcher.check_loss(bool(loss_mask.any()))
+            return []
         make, at = self._by_table if self._has_table and len(wanted) > 1 else self._one_by_one, 0
         ends: Ends = []
         for first in range(0, len(sizes), self._block_rows):
@@ -224,6 +228,23 @@ class RowMaker:
         if self._format.weighs_letters:
             self._fetcher.check_loss(bool(loss_mask.any()))
         return ends
+
+    def _fill_one(
+        self,
+        wanted: Wanted,
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+    ) -> bool:
+        """Fill one row, (T,) each, with a window that has an address; return whether it has one."""
+        window = self._fetcher.one(wanted, self._scratch.get()[0])
+        if window is None:
+            return False
+        try:
+            self._encoder.fill(window.bases, window.reverse, window.header, tokens, labels, loss_mask)
+        except UnicodeError as error:
+            raise self._fetcher.unreadable_letters(wanted[1], error) from error
+        return True
 
     def _ends(self, placed: Placed, rows: int) -> Ends:
         ends: Ends = [[] for _ in range(rows)]

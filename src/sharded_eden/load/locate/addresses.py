@@ -156,7 +156,7 @@ class WindowAddresses:
     def find(self, windows: Sequence[int]) -> list[Address]:
         """Return where windows lie, in their order."""
         if len(windows) <= FEW:
-            return [self._find_one(window) for window in windows]
+            return [self.find_one(window) for window in windows]
         words = self._words.take(self._runs_of(np.array(windows, dtype=np.int64)), axis=0, mode="clip")  # (n, 5) int64
         if self._usable is not None:
             words[~self._usable[words.view("<u4")[:, 4]], 1] = -1
@@ -221,7 +221,7 @@ class WindowAddresses:
         block = number * RUNS_PER_BLOCK
         return bisect_right(self._first_view, window, block, min(block + RUNS_PER_BLOCK, len(self._runs))) - 1
 
-    def _find_one(self, window: int) -> Address:
+    def find_one(self, window: int) -> Address:
         """Return where one window lies, by plain integers: as `find` does for many."""
         offset = self._runs_offset + self._run_of(window) * RUN.itemsize
         first, at, sample, first_in_contig, length, local, overflow, tag = _RUN.unpack_from(self._file.memory, offset)

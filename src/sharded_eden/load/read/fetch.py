@@ -74,6 +74,17 @@ class Placed(NamedTuple):
     """Use the reverse complement."""
 
 
+class One(NamedTuple):
+    """A window that was read by itself."""
+
+    bases: NDArray[np.uint8]
+    """(n,) uint8: the letters, on the strand of the database."""
+    header: NDArray[np.int64]
+    """BOS, control tag, SEP: (H,) int64."""
+    reverse: bool
+    """Use the reverse complement."""
+
+
 class WindowFetcher:
     """Fetches the windows of one split.
 
@@ -194,6 +205,28 @@ class WindowFetcher:
         if requests:
             self._addresses.read(requests, memoryview(rows.reshape(-1)))  # type: ignore[arg-type, union-attr]
         return Placed(row_of, at_of, first_of, end_of, headers if has_tags else None, self._strands(wanted))
+
+    def one(self, wanted: Wanted, memory: NDArray[np.uint8]) -> One | None:
+        """Read one window that has an address, which costs less than `fill`; return None where `fill` has to read it.
+
+        Args:
+            wanted: the window.
+            memory: (T,) uint8, contiguous; the letters are written to it.
+
+        Raises:
+            DatabaseError: the database cannot be read or has changed.
+        """
+        addresses, tags, window_idx = self._addresses, self.tags, wanted[1]
+        if addresses is None or isinstance(tags, TableTags):
+            return None
+        sample, offset, local, overflow, start, contig_length, tag = addresses.find_one(window_idx)
+        if sample < 0:
+            return None
+        header, room = self._untagged if tags is None else self._by_tag.get(tag) or self._header_of(tag, window_idx)
+        bases = min(contig_length - start, room)
+        request = sample, offset, local, overflow, start, contig_length, bases, 0
+        addresses.read((request,), memoryview(memory))  # type: ignore[arg-type]
+        return One(memory[:bases], header, self._strands((wanted,))[0])
 
     def _strands(self, wanted: Sequence[Wanted]) -> list[bool]:
         """Return which windows are shown as their reverse complement."""

@@ -19,7 +19,7 @@ from sharded_eden.load.encode.example import strands
 from sharded_eden.load.encode.tag_table import TableTags
 from sharded_eden.load.locate.addresses import WindowAddresses
 from sharded_eden.load.read.connections import PerThread
-from sharded_eden.load.read.fetch import NOWHERE, Header, Letters, Placed, Wanted, WindowFetcher
+from sharded_eden.load.read.fetch import NOWHERE, Header, Letters, One, Placed, Wanted, WindowFetcher
 from sharded_eden.load.read.plan import Address, Request
 from sharded_eden.load.read.positioned import PositionedReader
 
@@ -66,6 +66,10 @@ class MixedFetcher:
         if self._joint is not None:
             return self._joint.fill(wanted, sizes, rows)
         return self._fill_by_source(wanted, sizes, rows)
+
+    def one(self, wanted: Wanted, memory: NDArray[np.uint8]) -> One | None:
+        """Read one window; see `WindowFetcher.one`."""
+        return None if self._joint is None else self._joint.one(wanted, memory)
 
     def _fill_by_source(self, wanted: Sequence[Wanted], sizes: Sequence[int], rows: NDArray[np.uint8]) -> Placed:
         parts: dict[int, _Part] = {}
@@ -269,7 +273,7 @@ class _JointAddresses:
         if self._table is None:
             self._table = self._make_table()
         if not len(self._table.firsts) or not windows:
-            return [self._find_one(_source_of(window), window) for window in windows]
+            return [self.find_one(window) for window in windows]
         table = self._table
         source: list[int] = [window.source for window in windows]  # type: ignore[attr-defined]
         on = np.array(list(map(int, windows))) + table.first_window[source]
@@ -282,11 +286,13 @@ class _JointAddresses:
             )
         ]
 
-    def _find_one(self, source: int, window: int) -> Address:
+    def find_one(self, window: int) -> Address:
+        """Return where one window lies."""
+        source = _source_of(window)
         addresses = self._of.get(source)
         if addresses is None:
             return NOWHERE
-        sample, at, local, overflow, start, length, tag = addresses._find_one(window)
+        sample, at, local, overflow, start, length, tag = addresses.find_one(window)
         if sample >= 0:
             sample += self._first_sample[source]
         return sample, at, local, overflow, start, length, self._joint_tag(source, tag)

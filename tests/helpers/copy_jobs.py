@@ -18,7 +18,7 @@ from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.remote_index import add_remote
 
 ENOUGH = 10**9
-SECONDS = 120
+SECONDS = 240  # a copier that fails twice pauses for 60 and 120 s
 
 READS = """
 import json, resource, sys, time

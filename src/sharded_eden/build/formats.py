@@ -128,6 +128,7 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
+    # Not a Python file: Arrow's threads may release it after the interpreter has ended, which aborts the process.
     with _reading(source, "Parquet"), pa.OSFile(os.fsencode(source.path)) as raw, pq.ParquetFile(raw) as file:
         text, name = choose(file.schema_arrow.names, options, source.called)
         rows = max(1, file.metadata.num_rows)
@@ -156,7 +157,6 @@ def arrow(source: Source, options: ReadOptions) -> Iterator[Entry | BadRecord]:
         import pyarrow as pa
     except ImportError as error:
         raise MissingExtra("pyarrow", "formats") from error
-    # A file of Arrow itself: threads that free a damaged file may outlive the interpreter, which frees a file of Python.
     with _reading(source, "Arrow"), pa.OSFile(os.fsencode(source.path)) as raw:
         start = raw.read(6)
         raw.seek(0)

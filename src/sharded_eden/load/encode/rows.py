@@ -214,13 +214,11 @@ class RowMaker:
     ) -> Ends:
         """Fill rows, (B, T) each, a block at a time; return where their windows end."""
         # One row by itself costs half of a block of one row.
-        if len(wanted) == 1 and not self._packed and self._fill_one(wanted[0], tokens[0], labels[0], loss_mask[0]):
-            if self._format.weighs_letters:
-                self._fetcher.check_loss(bool(loss_mask.any()))
-            return []
+        is_one = len(wanted) == 1 and not self._packed
+        is_filled = is_one and self._fill_one(wanted[0], tokens[0], labels[0], loss_mask[0])
         make, at = self._by_table if self._has_table and len(wanted) > 1 else self._one_by_one, 0
         ends: Ends = []
-        for first in range(0, len(sizes), self._block_rows):
+        for first in range(0, 0 if is_filled else len(sizes), self._block_rows):
             block = slice(first, first + self._block_rows)
             windows = sum(sizes[block])
             ends += make(wanted[at : at + windows], sizes[block], tokens[block], labels[block], loss_mask[block])

@@ -8,7 +8,8 @@ windows, and all contenders of a repeat read the same ones; ratios are medians o
     flat, ahead    the same; all windows of a batch are announced by `posix_fadvise(POSIX_FADV_WILLNEED)` first
     sqlite         ours without an index: what reads a database that nobody has indexed
     index          ours with an index, without read-ahead
-    index, ahead   ours with an index: the default
+    index, ahead   ours with an index: the batches of a dataset; the windows of a batch are announced first
+    index, stream  the same batches from a stream, as in training: it knows the order, so those of the next batches are, too
     peer:...       see `benchmarks.peers`; bases only, as all others
 """
 
@@ -34,7 +35,7 @@ from benchmarks.cold_state import THROTTLE, device_of, read_ahead, slow_reads, t
 from benchmarks.cold_tables import FLAT, SQLITE, Case, Measured, tables
 from benchmarks.data import ROOT
 
-CONTENDERS = (FLAT, "flat, ahead", "index", "index, ahead", SQLITE)
+CONTENDERS = (FLAT, "flat, ahead", "index", "index, ahead", "index, stream", SQLITE)
 PEERS = {
     "peer:LitDataStream": peers.PEERS,
     "peer:LitDataTokensStream": peers.PEERS,

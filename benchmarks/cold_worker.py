@@ -108,6 +108,34 @@ def ours(folder: Path, store: str, windows: Windows, *, index: bool, ahead: bool
     return read
 
 
+def stream(folder: Path, store: str, windows: Windows) -> Reader:
+    """Read the same windows as `ours` through a stream, which also announces those of its next batches, as in training."""
+    from sharded_eden.load.dataset import ShardedEdenDataset
+    from sharded_eden.train.stream import Stream
+
+    class InOrder(Stream):
+        """A stream in the order that all contenders read."""
+
+        def windows_at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+            return [(0, chosen[position]) for position in positions]
+
+    chosen, lengths = windows.chosen.tolist(), windows.lengths
+    rows = InOrder(
+        ShardedEdenDataset(
+            None, folder / store / "sequences", folder / store / "windows.db", WINDOW_SIZE, stride=STRIDE, compact=True
+        )
+    )
+    rows.set_end(len(chosen))
+    firsts = iter(range(0, len(chosen), BATCH))
+
+    def read(batch: Batch) -> list[np.ndarray]:
+        first = next(firsts)
+        codes = rows.__getitems__(range(first, first + len(batch))).stacked["codes"].numpy()
+        return [row[HEADER : HEADER + lengths[window]] for row, window in zip(codes, batch, strict=True)]
+
+    return read
+
+
 def peer(kind: str, folder: Path) -> Reader:
     """Read windows as a peer's users do; a kind that ends in `Stream` walks the peer's own shuffled order instead."""
     from benchmarks.peer_formats import Files, make
@@ -130,6 +158,7 @@ def opener(request: dict[str, Any], folder: Path, windows: Windows) -> Opener:
         "sqlite": lambda: ours(folder, store, windows, index=False),
         "index": lambda: ours(folder, store, windows, index=True),
         "index, ahead": lambda: ours(folder, store, windows, index=True, ahead=True),
+        "index, stream": lambda: stream(folder, store, windows),
     }
     return openers[name]
 

@@ -9,7 +9,6 @@ window of any size, and for each base. Each pass is a random order, dealt to the
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -20,12 +19,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from benchmarks import machine
+from benchmarks.report import Result, Table, write
 from sharded_eden import create_sample_database, precompute_window_database, write_splits
 
 LETTERS = np.frombuffer(b"ACGT", dtype=np.uint8)
 WINDOW, STRIDE = 64, 50
 CONTIG_BASES = 50_000
 SAMPLES = 10
+MOST_SECONDS, MOST_MEMORY_MB, MOST_FILE_MB = 180, 2000, 10
+"""The limits for 10 million windows and 100 million log rows."""
+RESULTS = Path(__file__).parent / "results"
 
 
 def write_data(folder: Path, windows: int) -> int:
@@ -74,40 +78,59 @@ def write_logs(folder: Path, windows: int, passes: int, ranks: int) -> int:
     return rows
 
 
+def measure(folder: Path) -> dict[str, float]:
+    """Run `report` in a process of its own; return seconds, memory and size of the file."""
+    command = [
+        sys.executable,
+        "-m",
+        "sharded_eden",
+        "report",
+        "report.html",
+        "seqdb",
+        "train_windows.db",
+        "--logs",
+        "logs",
+    ]
+    started = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True)
+    seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "seconds": seconds,
+        "processor_seconds": used.ru_utime + used.ru_stime,
+        "memory_mb": used.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10),
+        "file_mb": (folder / "report.html").stat().st_size / 1e6,
+    }
+
+
+def result_of(windows: int, rows: int, found: dict[str, float]) -> Result:
+    """Return the figures as a table."""
+    table = Table(f"{windows:,} windows, {rows:,} log rows", "", ["", "measured", "at most"])
+    table.rows = [
+        ["seconds", f"{found['seconds']:.0f}", f"{MOST_SECONDS}"],
+        ["seconds of processor time", f"{found['processor_seconds']:.0f}", ""],
+        ["memory (resident set), MB", f"{found['memory_mb']:,.0f}", f"{MOST_MEMORY_MB:,}"],
+        ["size of the file, MB", f"{found['file_mb']:.1f}", f"{MOST_FILE_MB}"],
+    ]
+    data = {"windows": windows, "rows": rows, **found}
+    return Result("report_scale", "`report` on windows and access logs", [table], data)
+
+
 def main() -> None:
-    """Write data and logs, run `report` in a process of its own, and print what it took."""
+    """Write data and logs, run `report` in a process of its own, and write what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=10_000_000)
     parser.add_argument("--passes", type=int, default=10)
     parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the data lie; they are removed at the end")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         windows = write_data(folder, arguments.windows)
         rows = write_logs(folder / "logs", windows, arguments.passes, arguments.ranks)
-        command = [
-            sys.executable,
-            "-m",
-            "sharded_eden",
-            "report",
-            "report.html",
-            "seqdb",
-            "train_windows.db",
-            "--logs",
-            "logs",
-        ]
-        started = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True)
-        seconds = time.perf_counter() - started
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        memory = used.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-        size = (folder / "report.html").stat().st_size / 1e6
-        print(
-            f"{windows:,} windows and {rows:,} log rows: {seconds:.0f} s ({used.ru_utime + used.ru_stime:.0f} s "
-            f"of processor time), "
-            f"{memory:,.0f} MB, a file of {size:.1f} MB, {os.cpu_count()} processors"
-        )
+        found = measure(folder)
+    print(write(result_of(windows, rows, found), machine.describe(), arguments.windows < 10_000_000, arguments.out))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from worlds import CONTIGS, STRIDE, T, as_lists, expected
 
 from sharded_eden import Stream
 from sharded_eden.errors import DatabaseError, EdenError, GeometryMismatch, MissingDatabase, MissingSequence, UsageError
+from sharded_eden.windows.index import index_window_database
 
 SAMPLES = ("S0", "S1", "S2.X")
 
@@ -81,6 +82,19 @@ def test_the_database_of_a_sample_is_missing(folder):
     assert f"{folder}/seqs/S1 holds no glm_dataset_S1.sqlite" in words
     assert f"sharded-eden build INPUT --out {folder}/seqs" in words
     assert f"sharded-eden split {folder}/seqs --out DIR" in words
+
+
+def test_an_index_names_the_samples_that_are_missing(folder, monkeypatch):
+    index_window_database(folder / "seqs", folder / "windows.db")
+    with monkeypatch.context() as patch:
+        patch.setattr("sharded_eden.load.dataset.check_samples", lambda *_: pytest.fail("the index has every sample"))
+        worlds.dataset(folder).close()
+    hidden = worlds.sample_db(folder, "S1").rename(folder / "S1.sqlite")
+    assert "of sample 'S1'" in words_of(MissingDatabase, folder)
+    assert index_window_database(folder / "seqs", folder / "windows.db").without_address
+    assert "of sample 'S1'" in words_of(MissingDatabase, folder)
+    hidden.rename(worlds.sample_db(folder, "S1"))
+    worlds.dataset(folder).close()
 
 
 def test_missing_samples_are_found_whatever_the_tags_before_and_after(tmp_path):

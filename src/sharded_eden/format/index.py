@@ -240,6 +240,11 @@ class IndexFile:
         return np.frombuffer(self.memory, dtype=dtype, count=shape[0], offset=file.tell())
 
 
+def identities_of(samples: NDArray[np.void]) -> list[FileIdentity]:
+    """Return the identities in the entries of `samples`."""
+    return list(map(FileIdentity._make, zip(*(samples[name].tolist() for name in FileIdentity._fields), strict=True)))
+
+
 def identity_of(sample: NDArray[np.void]) -> FileIdentity:
     """Return the identity in one entry of `samples`."""
-    return FileIdentity(*(int(sample[name]) for name in ("size_bytes", "mtime_ns", "inode", "device")))
+    return identities_of(sample.reshape(1))[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, UsageError, printable, shown
 from sharded_eden.format.commands import build_command
+from sharded_eden.format.many_files import for_many_files
 
 CONTIG_ID = "contig_id"
 LENGTH = "length"
@@ -85,7 +86,7 @@ def split_file_name(split: str) -> str:
 
 def sample_database_path(sequence_db_dir: str | os.PathLike[str], sample_id: str) -> Path:
     """Return where the sequence database of a sample lies."""
-    return Path(sequence_db_dir) / sample_id / f"glm_dataset_{sample_id}.sqlite"
+    return Path(sequence_db_dir, sample_id, f"glm_dataset_{sample_id}.sqlite")
 
 
 def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[str, Path]:
@@ -102,7 +103,10 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
         )
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    found = {name: path for name in names if _is_file(path := sample_database_path(folder, name))}
+    paths = [sample_database_path(folder, name) for name in names]
+    found = {
+        name: path for name, path, is_file in zip(names, paths, for_many_files(_is_file, paths), strict=True) if is_file
+    }
     if not found:
         raise MissingDatabase(
             f"No SQLite sequence databases found in {printable(folder)}: looked for <sample>/glm_dataset_<sample>.sqlite "

@@ -135,15 +135,16 @@ class ArrayDataset:
             self.window_min_length_threshold = self._index.geometry.min_length
             self._packs = PackIndex(self._index) if opts.packed else None
             self._length = self._index.total_windows if self._packs is None else self._packs.total
-            check_samples(self._index, self._reader, self.sequence_db_dir)
+            self._addresses = addresses_of(
+                self._index, self._reader, sequence_db_dir=self.sequence_db_dir, stride=self.stride, options=opts
+            )
+            if self._addresses is None or not self._addresses.has_every_sample:
+                check_samples(self._index, self._reader, self.sequence_db_dir)
             self.db_connections = Connections(self._reader, self.window_db_path)
 
             self._format = row_format_of(opts, seq_length, tokenizer, self._index, seed=self.seed)
             ids = self._format.encoding
             self.bos_id, self.eos_id, self.sep_id, self.pad_id = ids.bos, ids.eos, ids.sep, ids.pad
-            self._addresses = addresses_of(
-                self._index, self._reader, sequence_db_dir=self.sequence_db_dir, stride=self.stride, options=opts
-            )
             # `index` has read the databases that have addresses. All others show now whether SQLite can read them.
             is_sound = frozenset[str]() if self._addresses is None else self._addresses.sound_samples
             self._reader.open_all(is_sound if opts.read_with == "auto" else frozenset())
@@ -316,7 +317,16 @@ class ArrayDataset:
         what = "windows" if self._packs is None else "packs"
         length = self._length
         resolved = [
-            (0, index) if type(index) is int and 0 <= index < length else self._resolve(index, length, what)
+            (0, index)
+            if type(index) is int and 0 <= index < length
+            else index
+            if type(index) is tuple  # most are as they should be: a call costs more than these comparisons
+            and len(index) == 2
+            and type(index[0]) is int
+            and type(index[1]) is int
+            and index[0] >= 0
+            and 0 <= index[1] < length
+            else self._resolve(index, length, what)
             for index in indices
         ]
         if self._packs is None:

@@ -25,9 +25,10 @@ from sharded_eden.format.index import (
     RUNS_PER_BLOCK,
     FileIdentity,
     IndexFile,
-    identity_of,
+    identities_of,
     index_path,
 )
+from sharded_eden.format.many_files import for_many_files
 from sharded_eden.format.sqlite import is_mutable_now
 from sharded_eden.load.read.connections import PerThread
 from sharded_eden.load.read.plan import Address, Request
@@ -77,6 +78,9 @@ class WindowAddresses:
         DatabaseError: the file is damaged.
     """
 
+    has_every_sample: bool
+    """The samples of all windows have sequence databases: all contigs have addresses, and no file of those is missing."""
+
     ahead = (WINDOWS_AHEAD, BYTES_AHEAD)
     """The most windows, and bytes, that a worker announces beyond a batch."""
 
@@ -117,10 +121,12 @@ class WindowAddresses:
         self.names: list[str] = meta["samples"]
         self.paths = [self._all_paths.get(name) for name in self.names]
         self.page_bytes: list[int] = file.samples["page_bytes"].tolist()
-        self.expected = [identity_of(sample) for sample in file.samples]
-        usable = [self._is_as_indexed(k, name) for k, name in enumerate(self.names)]
+        self.expected = identities_of(file.samples)
+        usable = for_many_files(self._is_as_indexed, range(len(self.names)))
         # Samples without a window in this split have no entry: they are not read.
         has_entry = [size > 0 for size in self.page_bytes]
+        has_all = all(path is not None for path, entry in zip(self.paths, has_entry, strict=True) if entry)
+        self.has_every_sample = has_all and not meta["without_address"]
         self.changed_samples = [
             name for name, good, entry in zip(self.names, usable, has_entry, strict=True) if entry and not good
         ]
@@ -141,8 +147,8 @@ class WindowAddresses:
         self._checked_view = memoryview(self._checked)  # type: ignore[arg-type]
         self._runs_offset = file.runs.ctypes.data - np.frombuffer(file.memory, np.uint8).ctypes.data
 
-    def _is_as_indexed(self, number: int, name: str) -> bool:
-        path, found = self.paths[number], self._identities.get(name)
+    def _is_as_indexed(self, number: int) -> bool:
+        path, found = self.paths[number], self._identities.get(self.names[number])
         return (
             path is not None
             and found is not None

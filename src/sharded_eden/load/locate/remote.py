@@ -199,9 +199,9 @@ class RemoteAddresses(WindowAddresses):
         is_copy = found[:2] == described[:2] and meta["fingerprint"] == self._fingerprint
         return described if is_copy else found
 
-    def _is_as_indexed(self, number: int, name: str) -> bool:
+    def _is_as_indexed(self, number: int) -> bool:
         """Return whether the object is known: each request checks its version."""
-        return name in self._etags
+        return self.names[number] in self._etags
 
     def _open(self) -> None:
         super()._open()

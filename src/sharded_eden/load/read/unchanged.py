@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sharded_eden.errors import DatabaseError, MissingDatabase
 from sharded_eden.format.index import FileIdentity
+from sharded_eden.format.many_files import for_many_files
 
 
 def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
@@ -41,7 +42,8 @@ class Unchanged:
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self.paths = dict(paths)
-        self.identities = {name: file_identity(path) for name, path in self.paths.items()}
+        found = for_many_files(file_identity, list(self.paths.values()))
+        self.identities = dict(zip(self.paths, found, strict=True))
 
     def check(self, names: Iterable[str]) -> None:
         """Compare files with their first identities.

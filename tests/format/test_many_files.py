@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from sharded_eden.format import many_files
+from sharded_eden.format.many_files import for_many_files
+
+COUNT = 3 * many_files.PROBED + 17
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2 * many_files.SLOW_SECONDS])
+def test_results_are_in_order_and_only_slow_work_is_done_by_threads(seconds):
+    threads = set()
+
+    def work(number):
+        time.sleep(seconds) if seconds else None
+        threads.add(threading.get_ident())
+        return number * 2
+
+    before = threading.active_count()
+    assert for_many_files(work, range(COUNT)) == [number * 2 for number in range(COUNT)]
+    assert (len(threads) > 1) == bool(seconds)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("items", [0, 1, many_files.PROBED, many_files.PROBED + 1])
+def test_few_items(items):
+    assert for_many_files(str, range(items)) == [str(item) for item in range(items)]
+
+
+def test_the_first_error_is_raised_and_no_thread_is_left():
+    done = []
+
+    def work(number):
+        time.sleep(2 * many_files.SLOW_SECONDS)
+        done.append(number)
+        if number in {many_files.PROBED + 3, COUNT - 1}:
+            raise ValueError(number)
+
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=f"^{many_files.PROBED + 3}$"):
+        for_many_files(work, range(COUNT * 10))
+    assert threading.active_count() == before
+    assert len(done) < COUNT * 10

@@ -32,10 +32,10 @@ from typing import Any
 from benchmarks import cold_data, machine, peers, report
 from benchmarks.cold_data import SHAPES, SNIPPET, ColdShape, ColdWorld
 from benchmarks.cold_state import THROTTLE, device_of, read_ahead, slow_reads, throttle
-from benchmarks.cold_tables import FLAT, SQLITE, Case, Measured, tables
+from benchmarks.cold_tables import AHEAD, FLAT, FLAT_AHEAD, INDEX, SQLITE, STREAM, Case, Measured, tables
 from benchmarks.data import ROOT
 
-CONTENDERS = (FLAT, "flat, ahead", "index", "index, ahead", "index, stream", SQLITE)
+CONTENDERS = (FLAT, FLAT_AHEAD, INDEX, AHEAD, STREAM, SQLITE)
 PEERS = {
     "peer:LitDataStream": peers.PEERS,
     "peer:LitDataTokensStream": peers.PEERS,

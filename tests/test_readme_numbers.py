@@ -22,16 +22,16 @@ FASTEST = "over the fastest peer, batches of 32"
 
 SOURCES = {
     "One read per window": [
-        ("1.03", "cold", SHORT_BUILT, "requests a window"),
-        ("1.03", "cold", LONG_BUILT, "requests a window"),
-        ("3.80", "cold", SHORT_BUILT, "sqlite"),
-        ("11.41", "cold", LONG_BUILT, "sqlite"),
+        ("0.98", "cold", SHORT_BUILT, "requests a window"),
+        ("1.01", "cold", LONG_BUILT, "requests a window"),
+        ("2.55", "cold", SHORT_BUILT, "sqlite"),
+        ("10.94", "cold", LONG_BUILT, "sqlite"),
     ],
     "Fast, with a global shuffle": [
         ("1.68", "loading", FASTEST, SHORT),
         ("4.43", "loading", FASTEST, CHROMOSOME),
-        ("1.25", "cold", SHORT_BUILT, "index, ahead over flat"),
-        ("1.56", "cold", LONG_BUILT, "index, ahead over flat"),
+        ("1.44", "cold", SHORT_BUILT, "index, ahead over flat"),
+        ("1.66", "cold", LONG_BUILT, "index, ahead over flat"),
     ],
     "Almost no padding": [
         ("41.9%", "packing", "log-normal contigs", "useful, padded"),
@@ -39,16 +39,16 @@ SOURCES = {
     ],
     "Opens at once": [("0.044", "startup", "time", "ours"), ("8.9", "startup", "growth of the resident set", "ours")],
     "sharded-eden (the default: with an index)": [
-        ("7,596", "cold", SHORT_BUILT, "index, ahead"),
-        ("16,118", "cold", LONG_BUILT, "index, ahead"),
+        ("27,017", "cold", SHORT_BUILT, "index, ahead"),
+        ("24,156", "cold", LONG_BUILT, "index, ahead"),
     ],
     "flat file, one `pread` per window": [
-        ("6,078", "cold", SHORT_BUILT, "flat"),
-        ("10,300", "cold", LONG_BUILT, "flat"),
+        ("18,572", "cold", SHORT_BUILT, "flat"),
+        ("14,811", "cold", LONG_BUILT, "flat"),
     ],
     "flat file, all windows of a batch announced first": [
-        ("16,521", "cold", SHORT_BUILT, "flat, ahead"),
-        ("31,061", "cold", LONG_BUILT, "flat, ahead"),
+        ("53,117", "cold", SHORT_BUILT, "flat, ahead"),
+        ("40,056", "cold", LONG_BUILT, "flat, ahead"),
     ],
 } | {
     row: [(figure, "loading", of, shape) for figure, shape in zip(figures, (SHORT, LONG, CHROMOSOME), strict=True)]

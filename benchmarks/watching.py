@@ -25,7 +25,9 @@ from sharded_eden.train.statistics import LoaderCounter
 from sharded_eden.windows.index import index_window_database
 
 SHAPE = data.Shape("watching", "short contigs", 8, 20_000, 2_200, log_normal=True)
-BATCH, BATCHES, VALUES_EVERY = 32, 256, 50
+BATCH, VALUES_EVERY = 32, 50
+BATCHES = {0: 2048, 1: 256, 2: 256}
+"""By the number of workers: a log of 65,536 rows in one process, as opening and closing count there."""
 REPEATS = {0: 5, 1: 3, 2: 3}
 """By the number of workers."""
 WATCHED_BY = ("log, CSV", "log, Parquet", "LoaderCounter")
@@ -40,7 +42,8 @@ def loop(world: data.World, what: str, compact: bool, workers: int, repeat: int,
         options |= {"log_windows": True, "log_dir": folder, "log_format": what.rsplit(maxsplit=1)[-1].lower()}
     dataset = ShardedEdenDataset.open(world.sequence_db_dir, world.window_db, **options)
     stream = Stream(dataset)
-    first = repeat * BATCHES * BATCH
+    count = BATCHES[workers]
+    first = repeat * count * BATCH
     stream.__getitems__(range(BATCH))
     clock = time.perf_counter if workers else time.process_time
     batches: Iterable[Any]
@@ -50,10 +53,10 @@ def loop(world: data.World, what: str, compact: bool, workers: int, repeat: int,
         )
         batches = DataLoader(stream, batch_sampler=sampler, collate_fn=stream.collate_fn, num_workers=workers)
     else:
-        batches = in_process(stream, first)
+        batches = in_process(stream, first, count)
     counter = LoaderCounter(stream, samples_per_batch=BATCH, consumed_samples=first)
     begin = clock()
-    for number, _ in enumerate(islice(counter.watch(batches) if what == "LoaderCounter" else batches, BATCHES)):
+    for number, _ in enumerate(islice(counter.watch(batches) if what == "LoaderCounter" else batches, count)):
         if number == 0 and workers:
             begin = clock()
         if what == "LoaderCounter" and number % VALUES_EVERY == VALUES_EVERY - 1:
@@ -63,12 +66,12 @@ def loop(world: data.World, what: str, compact: bool, workers: int, repeat: int,
     dataset.close()
     if not workers:
         seconds += clock() - begin
-    return (BATCHES - (workers > 0)) * BATCH / seconds
+    return (count - (workers > 0)) * BATCH / seconds
 
 
-def in_process(stream: Stream, first: int) -> Iterator[Any]:
-    """Yield batches from a position on."""
-    for begin in range(first, first + BATCHES * BATCH, BATCH):
+def in_process(stream: Stream, first: int, count: int) -> Iterator[Any]:
+    """Yield some batches from a position on."""
+    for begin in range(first, first + count * BATCH, BATCH):
         yield stream.collate_fn(stream.__getitems__(range(begin, begin + BATCH)))
 
 

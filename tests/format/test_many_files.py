@@ -45,3 +45,23 @@ def test_the_first_error_is_raised_and_no_thread_is_left():
         for_many_files(work, range(COUNT * 10))
     assert threading.active_count() == before
     assert len(done) < COUNT * 10
+
+
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_without_more_threads_the_work_is_done_one_by_one(allowed, monkeypatch):
+    started, start = [], threading.Thread.start
+
+    def limited(thread):
+        if len(started) >= allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    def work(number):
+        time.sleep(2 * many_files.SLOW_SECONDS)
+        return -number
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert for_many_files(work, range(COUNT)) == [-number for number in range(COUNT)]
+    assert len(started) == allowed
+    assert not any(thread.is_alive() for thread in started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sharded_eden.load.encode.buffers import LOOKS, RowBuffers
+from sharded_eden.load.encode.buffers import BATCH_DTYPES, LABELS_OFFSET_BYTES, LOOKS, PAGE_BYTES, RowBuffers, positions
 
 
 @pytest.mark.parametrize("rows", [None, 1, 3])
@@ -41,3 +41,14 @@ def test_items_and_batches_that_are_kept_do_not_change(small):
                 assert torch.equal(item[name], tensor), name
                 assert torch.equal(batch[name][0], tensor), name
                 assert torch.equal(batch[name][2], tensor), name
+
+
+@pytest.mark.parametrize("length", [1, 16, 1000, 8192])
+def test_what_is_copied_lies_half_a_page_from_where_it_goes(length):
+    source = positions(length)
+    assert source.tolist() == list(range(length))
+    assert not source.flags.writeable
+    for rows in (1, 32):
+        tokens, labels, _, position_ids = (array.ctypes.data for array in RowBuffers(length, BATCH_DTYPES).get(rows))
+        assert (labels - tokens) % PAGE_BYTES == LABELS_OFFSET_BYTES
+        assert (position_ids - source.ctypes.data) % PAGE_BYTES == LABELS_OFFSET_BYTES

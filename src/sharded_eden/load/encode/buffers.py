@@ -81,6 +81,18 @@ class RowBuffers:
         self._pooled_bytes = 0
 
 
+@lru_cache
+def positions(length: int) -> NDArray[np.int64]:
+    """Return 0 to length - 1, (length,) int64, read-only, at the beginning of a page: half a page from `position_ids`.
+
+    See `LABELS_OFFSET_BYTES`: eight bytes before the same place in a page, copying a row costs 24 us instead of 1.5.
+    """
+    (found,), _ = _allocate((length,), (np.int64,))
+    found[:] = np.arange(length)
+    found.flags.writeable = False
+    return found
+
+
 def _allocate(shape: tuple[int, ...], dtypes: tuple[type[np.generic], ...]) -> tuple[Arrays, int]:
     """Return new arrays, and how many bytes they take."""
     cells = prod(shape)

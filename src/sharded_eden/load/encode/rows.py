@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharded_eden.load.encode.buffers import BATCH_DTYPES, RowBuffers
+from sharded_eden.load.encode.buffers import BATCH_DTYPES, RowBuffers, positions
 from sharded_eden.load.encode.codes import (
     BLOCK_BYTES,
     SENT,
@@ -73,7 +73,6 @@ class RowMaker:
         self._letters = row_format.buffer_bases
         self._untagged_header = row_format.header([])
         self._block_rows = max(1, BLOCK_BYTES // row_format.seq_length)
-        self._positions = np.arange(row_format.seq_length)
         self._buffers = PerThread(self._make_buffers, RowBuffers.clear)
         self._single_buffers = PerThread(self._make_single_buffers, RowBuffers.clear)
         self._scratch = PerThread(self._make_scratch, _forget)
@@ -195,12 +194,12 @@ class RowMaker:
             ends = self._fill_masked(wanted, sizes, tokens, labels, loss_mask, padding)
             self._fetcher.check_loss(bool(loss_mask.any()), masked=True)
         if not self._packed:
-            position_ids[...] = self._positions
+            position_ids[...] = positions(self._length)
             return stacked
         ends = [ends_with_tokens(row) for row in ends]
         for row, row_ends in zip(position_ids, ends, strict=True):
             for start, end in pairwise((0, *row_ends, self._length)):
-                row[start:end] = self._positions[: end - start]
+                row[start:end] = positions(self._length)[: end - start]
         stacked.update(boundaries(ends, self._length))
         return stacked
 

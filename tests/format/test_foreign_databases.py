@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from sharded_eden import ShardedEdenDataset, pack_window_database, verify
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase
 from sharded_eden.format import sqlite
 from sharded_eden.format.sqlite import open_read_only
+from sharded_eden.windows.index import index_window_database
 
 ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM r) SELECT"
 
@@ -234,6 +236,21 @@ def test_one_sequence_database_needs_no_sample_ids(tmp_path, name):
     oracle.write_window_db(tmp_path / "windows.db", {name: "ACGT" * 50}, 64, 50)
     with ShardedEdenDataset(None, tmp_path / "seqs", tmp_path / "windows.db", 64, stride=50) as dataset:
         assert dataset[0]["tokens"].tolist()[2:6] == list(b"ACGT")
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_a_second_sequence_database_needs_sample_ids(tmp_path, is_indexed):
+    folder = worlds.write(tmp_path, {"BCR__ECT-S0__CT1-1": "ACGT" * 50})
+    execute(sample_db(folder, "S0"), "UPDATE sequences SET contig_id = 'BCR__ECT-S7__CT1-1'")
+    (folder / "windows.db").unlink()
+    oracle.write_window_db(folder / "windows.db", {"BCR__ECT-S7__CT1-1": "ACGT" * 50}, worlds.T, worlds.STRIDE)
+    if is_indexed:
+        assert not index_window_database(folder / "seqs", folder / "windows.db").without_address
+    worlds.dataset(folder).close()
+    shutil.copytree(folder / "seqs/S0", folder / "seqs/S1")
+    (folder / "seqs/S1/glm_dataset_S0.sqlite").rename(sample_db(folder, "S1"))
+    with pytest.raises(MissingDatabase, match="of sample 'S7'"):
+        worlds.dataset(folder)
 
 
 def test_ctrl_c_ends_a_query(folder):

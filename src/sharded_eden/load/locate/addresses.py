@@ -126,7 +126,9 @@ class WindowAddresses:
         # Samples without a window in this split have no entry: they are not read.
         has_entry = [size > 0 for size in self.page_bytes]
         has_all = all(path is not None for path, entry in zip(self.paths, has_entry, strict=True) if entry)
-        self.has_every_sample = has_all and not meta["without_address"]
+        # One database has all contigs, whatever sample their IDs name. Beside others it has only those of its sample.
+        is_alone = len(self.names) == 1 < len(self._all_paths)
+        self.has_every_sample = has_all and not meta["without_address"] and not is_alone
         self.changed_samples = [
             name for name, good, entry in zip(self.names, usable, has_entry, strict=True) if entry and not good
         ]

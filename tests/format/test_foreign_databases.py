@@ -253,6 +253,44 @@ def test_a_second_sequence_database_needs_sample_ids(tmp_path, is_indexed):
         worlds.dataset(folder)
 
 
+def one_database_of_two_samples(folder):
+    contigs = {"BCR__ECT-S1__CT1-1": "ACGT" * 50, "BCR__ECT-S2__CT1-1": "TTTT" * 50}
+    worlds.write(folder, contigs)
+    execute(sample_db(folder, "S1"), "INSERT INTO sequences VALUES ('BCR__ECT-S2__CT1-1', '" + "TTTT" * 50 + "')")
+    shutil.rmtree(folder / "seqs/S2")
+    assert not index_window_database(folder / "seqs", folder / "windows.db").without_address
+
+
+def test_an_index_of_one_database_does_not_vouch_for_another_one(tmp_path):
+    one_database_of_two_samples(tmp_path)
+    worlds.dataset(tmp_path).close()
+    execute(sample_db(tmp_path, "S1"), "DELETE FROM sequences WHERE contig_id LIKE '%S2%'")
+    with pytest.raises(MissingDatabase, match="of sample 'S2'"):
+        worlds.dataset(tmp_path)
+
+
+def test_a_database_beside_one_that_was_alone_has_the_contigs_of_its_sample(tmp_path, caplog):
+    one_database_of_two_samples(tmp_path)
+    other = worlds.write(tmp_path / "other", {"BCR__ECT-S2__CT1-1": "GGGG" * 50})
+    shutil.copytree(other / "seqs/S2", tmp_path / "seqs/S2")
+    with worlds.dataset(tmp_path) as dataset:
+        rows = [dataset[i]["tokens"].tolist() for i in range(len(dataset))]
+    assert any(row[2:10] == list(b"GGGGGGGG") for row in rows)
+    assert not any(row[2:10] == list(b"TTTTTTTT") for row in rows)
+    assert "is not used: it was written when S1 was the only sequence database" in caplog.text
+    assert "sharded-eden index" in caplog.text
+
+
+def test_a_database_beside_one_that_was_alone_keeps_its_index(tmp_path, caplog):
+    folder = worlds.write(tmp_path, {"BCR__ECT-S1__CT1-1": "ACGT" * 50})
+    index_window_database(folder / "seqs", folder / "windows.db")
+    other = worlds.write(tmp_path / "other", {"BCR__ECT-S2__CT1-1": "GGGG" * 50})
+    shutil.copytree(other / "seqs/S2", folder / "seqs/S2")
+    with worlds.dataset(folder) as dataset:
+        assert dataset._addresses is not None
+    assert "is not used" not in caplog.text
+
+
 def test_ctrl_c_ends_a_query(folder):
     """Python handles the signal while SQLite works."""
     import signal

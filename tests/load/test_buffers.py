@@ -32,6 +32,18 @@ def test_many_at_once_all_have_memory_of_their_own():
     assert len(places) == 3 * len(held)
 
 
+def test_items_and_batches_may_be_written_to(small):
+    with small.dataset() as dataset, small.dataset() as other:
+        for item in (dataset[0], dataset.collate_fn([dataset[0]]), dataset.collate_fn(dataset.__getitems__([0, 1]))):
+            for tensor in item.values():
+                tensor[..., 2:].add_(5)
+        with torch.inference_mode():
+            dataset[0]["position_ids"].zero_()
+        for each in (dataset, other):
+            assert each[0]["position_ids"].tolist() == list(range(small.seq_length))
+            assert each.collate_fn(each.__getitems__([1]))["position_ids"].tolist() == [list(range(small.seq_length))]
+
+
 def test_items_and_batches_that_are_kept_do_not_change(small):
     with small.dataset(rc_aug=True) as dataset:
         kept = [dataset[i] for i in range(len(dataset))]

@@ -9,6 +9,7 @@ import pytest
 import worlds
 
 from sharded_eden.errors import EdenError
+from sharded_eden.format.index import IndexFile, write_index
 from sharded_eden.windows.index import index_window_database
 
 
@@ -27,6 +28,19 @@ def rows(folder, batch: int):
             return [dataset[i]["tokens"].tolist() for i in range(len(dataset))]
         indices = [list(range(i, min(i + batch, len(dataset)))) for i in range(0, len(dataset), batch)]
         return [row for some in indices for row in dataset.collate_fn(dataset.__getitems__(some))["tokens"].tolist()]
+
+
+@pytest.mark.parametrize("names", [["S0", "S1", "S0"], ["S0"], [], {}])
+def test_an_index_with_other_names_than_samples_is_not_used(indexed, caplog, names):
+    path = indexed / "windows.db.index"
+    sound, expected, file = path.read_bytes(), rows(indexed, 1), IndexFile(path)
+    try:
+        write_index(indexed / "other.index", {**file.meta, "samples": names}, file.samples, [file.runs])
+        (indexed / "other.index").rename(path)  # the old file is mapped
+        assert rows(indexed, 1) == expected
+    finally:
+        path.write_bytes(sound)
+    assert f"{len(names)} names of 2 samples" in caplog.text
 
 
 @pytest.mark.parametrize("batch", [1, 32])

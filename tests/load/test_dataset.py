@@ -120,7 +120,8 @@ def test_indices_may_be_any_integers(folder):
 
 
 BAD_INDICES = [
-    11, -12, 10**30, 4.0, np.float64(1), "1", "ab", b"1", None, slice(0, 2), (0, 1, 2), (1,), (), (0.0, 1), (0, "1"),
+    11, -12, 10**30, (10**30, 11), 4.0,
+    np.float64(1), "1", "ab", b"1", None, slice(0, 2), (0, 1, 2), (1,), (), (0.0, 1), (0, "1"),
     (-1, 0), (0, 11), (0, -12), np.array([0, 1]), {0, 1}, Ellipsis,
 ]  # fmt: skip
 
@@ -133,6 +134,12 @@ def test_other_indices_raise_index_error(folder, index):
             dataset[index]
         with pytest.raises(IndexError):
             dataset.__getitems__([0, index])
+
+
+@pytest.mark.parametrize("index", [10**5000, (0, -(10**5000))], ids=["window", "pair"])
+def test_integers_of_more_digits_than_python_prints(folder, index):
+    with worlds.dataset(folder) as dataset, pytest.raises(IndexError, match="out of range"):
+        dataset[index]
 
 
 # ---- methods of the original loader ----

@@ -196,6 +196,8 @@ class IndexFile:
                     raise ValueError(
                         f"{len(self.runs)} runs, {len(self.firsts)} firsts, {len(self.top)} entries of top"
                     )
+                if len(self.meta["samples"]) != len(self.samples):
+                    raise ValueError(f"{len(self.meta['samples'])} names of {len(self.samples)} samples")
                 # Slices and items of these cost a fifth of those of arrays.
                 self._runs_view = memoryview(self.runs.view(np.uint8))  # type: ignore[arg-type]
                 self._firsts_view = memoryview(self.firsts)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, UsageError, printable, shown
@@ -97,16 +98,21 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
         DatabaseError: a folder in it cannot be read: its sample would be left out.
     """
     folder = Path(sequence_db_dir)
-    if not folder.is_dir():
+    if not _is(stat.S_ISDIR, folder):
         raise MissingDatabase(
             f"{printable(folder)}: no such folder of sequence databases. Make one: {build_command(folder)}"
         )
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    try:
+        with os.scandir(folder) as entries:
+            found_here = [each for each in entries if not each.name.startswith(".")]
+    except OSError as error:
+        raise DatabaseError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
+    names = sorted(
+        each.name for each in found_here if each.is_symlink() or each.is_dir()
+    )  # links lead to folders or not
     paths = [sample_database_path(folder, name) for name in names]
-    found = {
-        name: path for name, path, is_file in zip(names, paths, for_many_files(_is_file, paths), strict=True) if is_file
-    }
+    are_files = for_many_files(lambda path: _is(stat.S_ISREG, path), paths)
+    found = {name: path for name, path, is_file in zip(names, paths, are_files, strict=True) if is_file}
     if not found:
         raise MissingDatabase(
             f"No SQLite sequence databases found in {printable(folder)}: looked for <sample>/glm_dataset_<sample>.sqlite "
@@ -115,10 +121,10 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
     return found
 
 
-def _is_file(path: Path) -> bool:
-    """Return whether there is a file, as `Path.is_file` of Python 3.13; that of 3.14 hides errors of permission."""
+def _is(kind: Callable[[int], bool], path: Path) -> bool:
+    """Return whether a path leads to a file or a folder; `Path.is_file` of Python 3.14 hides errors of permission."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return kind(path.stat().st_mode)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
             return False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import numpy as np
 
-from sharded_eden.errors import EdenError
+from sharded_eden.errors import EdenError, shown
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.encode.example import reverse_complement
 from sharded_eden.load.encode.rows import Arrays, RowMaker
@@ -367,9 +367,9 @@ class ArrayDataset:
             epoch, window_idx = index if isinstance(index, (tuple, list)) else (0, index)
             epoch, window_idx = operator.index(epoch), operator.index(window_idx)
         except (TypeError, ValueError):
-            raise IndexError(f"{index!r} is neither a window index nor (epoch, window index)") from None
+            raise IndexError(f"{shown(index)} is neither a window index nor (epoch, window index)") from None
         if not -length <= window_idx < length or epoch < 0:
-            raise IndexError(f"{index!r} is out of range: the {self.split} split has {length} {what}")
+            raise IndexError(f"{shown(index)} is out of range: the {self.split} split has {length} {what}")
         return epoch, window_idx % length
 
     # ---- methods of the original loader ----

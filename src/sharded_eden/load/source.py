@@ -5,10 +5,12 @@ Input: a folder or URL, and the window database. Output: readers. Costs one `sta
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from sharded_eden.errors import MissingDatabase, UsageError, printable
+from sharded_eden.format.commands import index_command
 from sharded_eden.format.kinds import expect, sequence_folder, window_database_or_folder
 from sharded_eden.format.schema import discover_sample_databases
 from sharded_eden.load.locate.addresses import WindowAddresses, open_addresses
@@ -17,7 +19,10 @@ from sharded_eden.load.locate.remote import RemoteAddresses, RemoteSequences
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.databases import SequenceReader
+from sharded_eden.load.read.samples import names_only
 from sharded_eden.storage.urls import folder_url, is_url
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -96,7 +101,7 @@ def addresses_of(
             copies=None if options.cache_bytes is None else (cache_folder(options) / COPIES, options.cache_bytes),
             read_ahead=options.read_ahead,
         )
-    return open_addresses(
+    addresses = open_addresses(
         index.path,
         sequence_db_dir=Path(sequence_db_dir),
         window_db_identity=index.identity,
@@ -106,3 +111,12 @@ def addresses_of(
         total_windows=index.total_windows,
         read_ahead=options.read_ahead,
     )
+    if addresses is not None and addresses.was_alone and not names_only(index, addresses.names[0]):
+        logger.warning(
+            "%s is not used: it was written when %s was the only sequence database, and has windows of other samples in it. "
+            "Write it again: %s",
+            addresses.path, addresses.names[0], index_command(sequence_db_dir, index.path),
+        )  # fmt: skip
+        addresses.close()
+        return None
+    return addresses

@@ -6,7 +6,6 @@ Input: integers. Output: dicts of tensors over the memory of the arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,10 +17,17 @@ from sharded_eden.load.encode.compact import Expander, across_windows
 from sharded_eden.load.encode.rows import Arrays, RowMaker
 from sharded_eden.load.worker_exit import wait_for_senders_at_exit
 
+_POSITION_IDS: dict[int, torch.Tensor] = {}
+"""{T: (T,) int64}."""
 
-@lru_cache(maxsize=8)
+
 def _shared_position_ids(seq_length: int) -> torch.Tensor:
-    return torch.arange(seq_length, dtype=torch.int64)
+    """Return the `position_ids` of all items of this length; new ones, if a user has written to the last ones."""
+    found = _POSITION_IDS.get(seq_length)
+    if found is None or found._version:  # of operations in place, on views of it, too
+        with torch.inference_mode(False):  # tensors of this mode count no versions
+            found = _POSITION_IDS[seq_length] = torch.arange(seq_length)
+    return found
 
 
 class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
@@ -29,7 +35,8 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
 
     An item is a dict of `tokens`, `labels`, `position_ids` (T,) int64, `loss_mask` (T,) float32 and, with
     `create_attention_mask`, `attention_mask` (1, T, T) bool, true where attention is forbidden. T is `seq_length`. A row is
-    BOS, control tag, SEP, upper-cased bases, EOS, padding.
+    BOS, control tag, SEP, upper-cased bases, EOS, padding. Items share `position_ids` and `attention_mask`: do not write to
+    these. All other tensors are your own, and so are those of batches.
 
     `dataset[i]` is window i in epoch 0, `dataset[epoch, i]` in any epoch: the epoch decides only the strand.
     With `objective="mlm"`, labels are not shifted: `labels` are the tokens before masking, everywhere, `loss_mask` is 0 where a
@@ -48,7 +55,6 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
 
     def _prepare(self) -> None:
         length = self.seq_length
-        self.position_ids = _shared_position_ids(length)
         self.attention_mask = (
             torch.ones((1, length, length), dtype=torch.bool).triu_(1) if self.options.create_attention_mask else None
         )
@@ -62,6 +68,11 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
     def _tensor_maker(self, fetcher: Any) -> RowMaker:
         """Return what makes the arrays under tensors; see `_array_maker`."""
         return RowMaker(self._format, fetcher, compact=self.options.compact, packed=self.options.packed, reuse=True)
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """0 to T - 1, (T,) int64: one tensor for all items and datasets, to save memory. Do not write to it."""
+        return _shared_position_ids(self.seq_length)
 
     def __getitem__(self, index: Index) -> Example:
         if self._items_are_batches:

@@ -79,7 +79,9 @@ class WindowAddresses:
     """
 
     has_every_sample: bool
-    """The samples of all windows have sequence databases: all contigs have addresses, and no file of those is missing."""
+    """The samples of all windows have sequence databases: all contigs have addresses, and the files are those indexed."""
+    was_alone: bool
+    """There was one sequence database, which has all contigs, whatever sample their IDs name; now there are others."""
 
     ahead = (WINDOWS_AHEAD, BYTES_AHEAD)
     """The most windows, and bytes, that a worker announces beyond a batch."""
@@ -126,12 +128,13 @@ class WindowAddresses:
         # Samples without a window in this split have no entry: they are not read.
         has_entry = [size > 0 for size in self.page_bytes]
         has_all = all(path is not None for path, entry in zip(self.paths, has_entry, strict=True) if entry)
-        # One database has all contigs, whatever sample their IDs name. Beside others it has only those of its sample.
-        is_alone = len(self.names) == 1 < len(self._all_paths)
-        self.has_every_sample = has_all and not meta["without_address"] and not is_alone
+        self.was_alone = len(self.names) == 1 < len(self._all_paths)
         self.changed_samples = [
             name for name, good, entry in zip(self.names, usable, has_entry, strict=True) if entry and not good
         ]
+        self.has_every_sample = (
+            has_all and not meta["without_address"] and not self.changed_samples and not self.was_alone
+        )
         self._usable = np.array(usable, dtype=np.bool_) if self.changed_samples else None
         digests = np.ascontiguousarray(file.samples["digest"]).view(np.uint8).reshape(-1, 16)
         was_read: list[int] = np.count_nonzero(digests, axis=1).tolist()
@@ -279,7 +282,7 @@ class WindowAddresses:
         self.__dict__.update(state)
         try:
             self._open()
-        except StaleIndex as error:
+        except (StaleIndex, KeyError, TypeError, ValueError) as error:  # its meta.json may hold anything
             raise DatabaseError(
                 f"{self.path}: it was replaced after the dataset was opened: {error}. Open the dataset again"
             ) from error

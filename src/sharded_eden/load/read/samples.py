@@ -49,6 +49,14 @@ def _check_only_sample(
             )
 
 
+def names_only(index: WindowIndex, sample_id: str) -> bool:
+    """Return whether all sequence IDs of a window database name one sample."""
+    try:
+        return all(extract_sample_id(sequence_id) == sample_id for sequence_id in index.sequence_ids_by_prefix(2))
+    except InputError:
+        return False
+
+
 def check_samples(index: WindowIndex, reader: SequenceReader, sequence_db_dir: str | os.PathLike[str]) -> None:
     """Raise an error for windows of samples without a sequence database.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pytest
+import worlds
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import worlds
+from pyarrow import parquet
 
 from sharded_eden.build.build import build_sequence_dbs
 from sharded_eden.build.fields import Pairs, sample_at
@@ -123,7 +124,7 @@ def test_column(tmp_path, kind, dictionary):
     table = pa.table({"sample.of": column, "sequence": [text for _, text in RECORDS]})
     path = tmp_path / f"a.{kind}"
     if kind == "parquet":
-        pa.parquet.write_table(table, path)
+        parquet.write_table(table, path)
     else:
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)

@@ -27,7 +27,7 @@ from sharded_eden.windows.index import index_window_database
 SHAPE = data.Shape("watching", "short contigs", 8, 20_000, 2_200, log_normal=True)
 BATCH, VALUES_EVERY = 32, 50
 BATCHES = {0: 2048, 1: 256, 2: 256}
-"""By the number of workers: a log of 65,536 rows in one process, as opening and closing count there."""
+"""By the number of workers: in one process a log has 65,536 rows, because the time to open and close it counts there."""
 REPEATS = {0: 5, 1: 3, 2: 3}
 """By the number of workers."""
 WATCHED_BY = ("log, CSV", "log, Parquet", "LoaderCounter")

@@ -104,12 +104,10 @@ def discover_sample_databases(sequence_db_dir: str | os.PathLike[str]) -> dict[s
         )
     try:
         with os.scandir(folder) as entries:
-            found_here = [each for each in entries if not each.name.startswith(".")]
+            # Links are followed when their database is looked up, where errors name the path.
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and (e.is_symlink() or e.is_dir()))
     except OSError as error:
         raise DatabaseError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
-    names = sorted(
-        each.name for each in found_here if each.is_symlink() or each.is_dir()
-    )  # links lead to folders or not
     paths = [sample_database_path(folder, name) for name in names]
     are_files = for_many_files(lambda path: _is(stat.S_ISREG, path), paths)
     found = {name: path for name, path, is_file in zip(names, paths, are_files, strict=True) if is_file}

@@ -170,13 +170,8 @@ class ArrayDataset:
 
         self._access_log = AccessLog.of(opts, split, rank, self._reader.only_sample) if opts.log_windows else None
         if not opts.skip_stats:
-            logger.info(
-                "%s: %d windows of %d contigs in %d samples",
-                split,
-                self.length,
-                self.distinct_sequences,
-                len(self._reader.paths),
-            )
+            counts = self.length, self.distinct_sequences, len(self._reader.paths)
+            logger.info("%s: %d windows of %d contigs in %d samples", split, *counts)
 
     @classmethod
     def open(
@@ -320,12 +315,7 @@ class ArrayDataset:
             (0, index)
             if type(index) is int and 0 <= index < length
             else index
-            if type(index) is tuple  # most are as they should be: a call costs more than these comparisons
-            and len(index) == 2
-            and type(index[0]) is int
-            and type(index[1]) is int
-            and index[0] >= 0
-            and 0 <= index[1] < length
+            if type(index) is tuple and [*map(type, index)] == [int, int] and index[0] >= 0 and 0 <= index[1] < length
             else self._resolve(index, length, what)
             for index in indices
         ]

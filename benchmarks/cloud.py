@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -57,9 +58,9 @@ SAMPLES = 4
 
 
 @contextmanager
-def serving(folder: Path, delay_seconds: float) -> Iterator[str]:
+def serving(folder: Path, delay_seconds: float, bytes_per_second: float = math.inf) -> Iterator[str]:
     """Serve a folder; yield the URL."""
-    command = [sys.executable, "-m", "benchmarks.range_server", str(folder), str(delay_seconds)]
+    command = [sys.executable, "-m", "benchmarks.range_server", str(folder), str(delay_seconds), str(bytes_per_second)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -75,7 +76,7 @@ def counts(server: str) -> dict[str, int]:
         return json.load(answer)
 
 
-def write_data(folder: Path, shape: str, page_size: int | None) -> Path:
+def write_data(folder: Path, shape: str, page_size: int | None, samples: int = SAMPLES) -> Path:
     """Write sequence databases, a window database and its index."""
     from sharded_eden import build_sequence_dbs, precompute_window_database
     from sharded_eden.split import write_splits
@@ -83,7 +84,7 @@ def write_data(folder: Path, shape: str, page_size: int | None) -> Path:
     contigs, mean = SHAPES[shape]
     choose = random.Random(7)
     folder.mkdir(parents=True)
-    for sample in range(SAMPLES):
+    for sample in range(samples):
         with (folder / f"S{sample}.fa").open("w") as file:
             for contig in range(contigs):
                 length = max(200, int(mean * choose.lognormvariate(-0.18, 0.6))) if mean < 10**6 else mean

@@ -1,16 +1,19 @@
-"""`python -m benchmarks.range_server FOLDER DELAY_SECONDS`: serves files over HTTP and as S3 does, each request after a delay.
+"""`python -m benchmarks.range_server FOLDER DELAY_SECONDS [BYTES_PER_SECOND]`: serves files over HTTP and as S3 does.
 
-Prints its port. `/FOLDER/...` are files; S3 clients take the first part of a path for the bucket, and `GET /BUCKET?list-type=2`
-lists one. Signatures are not checked. `GET /-/counts` returns {requests, bytes, in_flight}: since the last call, and how many
-were served at the same time. One event loop: requests that wait cost nothing.
+Each request is answered after a delay; all answers share a link of so many bytes per second. Prints its port. `/FOLDER/...` are
+files; S3 clients take the first part of a path for the bucket, and `GET /BUCKET?list-type=2` lists one. Signatures are not
+checked. `GET /-/counts` returns {requests, bytes, in_flight}: since the last call, and how many were served at the same time.
+One event loop: requests that wait cost nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
@@ -18,11 +21,16 @@ from xml.sax.saxutils import escape
 MODIFIED, MODIFIED_ISO = "Thu, 01 Jan 2026 00:00:00 GMT", "2026-01-01T00:00:00.000Z"
 
 
+PART_BYTES = 1 << 16
+"""Answers take turns on the link after so many bytes."""
+
+
 class Server:
     """Serves the files of a folder."""
 
-    def __init__(self, folder: Path, delay_seconds: float) -> None:
-        self._folder, self._delay_seconds = folder, delay_seconds
+    def __init__(self, folder: Path, delay_seconds: float, bytes_per_second: float) -> None:
+        self._folder, self._delay_seconds, self._bytes_per_second = folder, delay_seconds, bytes_per_second
+        self._link_is_free_at = 0.0
         self._files: dict[str, tuple[int, int, str]] = {}
         self._clear()
 
@@ -82,8 +90,20 @@ class Server:
             answer += f"Content-Range: bytes {start}-{end - 1}/{size_bytes}\r\n"
         body = b"" if method == "HEAD" else os.pread(descriptor, end - start, start)
         self._bytes += len(body)
-        writer.write(answer.encode() + b"\r\n" + body)
-        await writer.drain()
+        await self._send(answer.encode() + b"\r\n" + body, writer)
+
+    async def _send(self, answer: bytes, writer: asyncio.StreamWriter) -> None:
+        """Send an answer: at once, or in parts where the link is limited."""
+        if math.isinf(self._bytes_per_second):
+            writer.write(answer)
+            await writer.drain()
+            return
+        for at in range(0, len(answer), PART_BYTES):
+            part = answer[at : at + PART_BYTES]
+            self._link_is_free_at = max(self._link_is_free_at, time.monotonic()) + len(part) / self._bytes_per_second
+            await asyncio.sleep(self._link_is_free_at - time.monotonic())
+            writer.write(part)
+            await writer.drain()
 
     def _listing(self, bucket: str, prefix: str) -> bytes:
         """Return all objects of a bucket below a prefix, in one page."""
@@ -107,12 +127,14 @@ def _etag(found: os.stat_result) -> str:
     return f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"'
 
 
-async def main(folder: Path, delay_seconds: float) -> None:
+async def main(folder: Path, delay_seconds: float, bytes_per_second: float = math.inf) -> None:
     """Serve until the process is ended."""
-    server = await asyncio.start_server(Server(folder, delay_seconds).serve, "127.0.0.1", 0, backlog=1024)
+    server = await asyncio.start_server(
+        Server(folder, delay_seconds, bytes_per_second).serve, "127.0.0.1", 0, backlog=1024
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), *map(float, sys.argv[2:])))

@@ -68,6 +68,8 @@ def mix64_in_place(values: NDArray[np.uint64]) -> None:
     np.bitwise_xor(values, shifted, out=values)
 
 
+EPOCHS = 1 << 63
+"""Epochs are below this: access logs have 8 bytes for one."""
 MAX_LENGTH = 1 << 62
 ROUNDS = 12
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -42,6 +44,20 @@ def test_items_and_batches_may_be_written_to(small):
         for each in (dataset, other):
             assert each[0]["position_ids"].tolist() == list(range(small.seq_length))
             assert each.collate_fn(each.__getitems__([1]))["position_ids"].tolist() == [list(range(small.seq_length))]
+
+
+def test_a_mask_that_was_written_to_is_replaced(small):
+    causal = torch.ones((1, small.seq_length, small.seq_length), dtype=torch.bool).triu(1)
+    with small.dataset(create_attention_mask=True) as dataset:
+        for each in (dataset, pickle.loads(pickle.dumps(dataset))):
+            kept = each.attention_mask
+            assert each[0]["attention_mask"] is each[1]["attention_mask"] is kept
+            for write in (lambda mask: mask.fill_(True), lambda mask: mask[0, 3:].zero_()):
+                write(each[0]["attention_mask"])
+                with torch.inference_mode():
+                    assert torch.equal(each[1]["attention_mask"], causal)
+                assert torch.equal(each.collate_fn(each.__getitems__([1]))["attention_mask"], causal[None])
+            assert each.attention_mask is not kept
 
 
 def test_items_and_batches_that_are_kept_do_not_change(small):

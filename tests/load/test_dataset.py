@@ -122,7 +122,7 @@ def test_indices_may_be_any_integers(folder):
 BAD_INDICES = [
     11, -12, 10**30, (10**30, 11), 4.0,
     np.float64(1), "1", "ab", b"1", None, slice(0, 2), (0, 1, 2), (1,), (), (0.0, 1), (0, "1"),
-    (-1, 0), (0, 11), (0, -12), np.array([0, 1]), {0, 1}, Ellipsis,
+    (-1, 0), (2**63, 0), (0, 11), (0, -12), np.array([0, 1]), {0, 1}, Ellipsis,
 ]  # fmt: skip
 
 

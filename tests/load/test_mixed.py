@@ -103,6 +103,16 @@ def test_compact_batches_expand_to_the_same_rows(folders, packed, layouts):
         assert torch.equal(batch["labels"], collate(wanted.__getitems__(few))["labels"])
 
 
+@pytest.mark.parametrize("epoch", [-1, 2**63, 0.5])
+@pytest.mark.parametrize("layouts", [LAYOUTS[0], LAYOUTS[3]], ids=str)
+def test_epochs_out_of_range(folders, layouts, epoch):
+    datasets = opened(folders, layouts)
+    mixed = MixedRows(datasets, ["a", "b", "c"])
+    for items in ([(1, epoch, 0)], [(0, 0, 1), (1, epoch, 0)]):
+        with pytest.raises(IndexError, match="epoch"):
+            mixed.__getitems__(items)
+
+
 def test_masks_of_packed_rows(folders):
     datasets = opened(folders, LAYOUTS[3], packed=True, create_attention_mask=True)
     mixed = MixedRows(datasets, ["a", "b", "c"])

@@ -33,6 +33,7 @@ from sharded_eden.load.read.databases import Connections
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.read.samples import check_samples
 from sharded_eden.load.source import addresses_of, open_sequences
+from sharded_eden.shuffle import EPOCHS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -315,7 +316,10 @@ class ArrayDataset:
             (0, index)
             if type(index) is int and 0 <= index < length
             else index
-            if type(index) is tuple and [*map(type, index)] == [int, int] and index[0] >= 0 and 0 <= index[1] < length
+            if type(index) is tuple
+            and [*map(type, index)] == [int, int]
+            and 0 <= index[0] < EPOCHS
+            and 0 <= index[1] < length
             else self._resolve(index, length, what)
             for index in indices
         ]
@@ -358,7 +362,9 @@ class ArrayDataset:
             epoch, window_idx = operator.index(epoch), operator.index(window_idx)
         except (TypeError, ValueError):
             raise IndexError(f"{shown(index)} is neither a window index nor (epoch, window index)") from None
-        if not -length <= window_idx < length or epoch < 0:
+        if not 0 <= epoch < EPOCHS:
+            raise IndexError(f"{shown(index)} is out of range: an epoch is 0 or more, and below 2**63")
+        if not -length <= window_idx < length:
             raise IndexError(f"{shown(index)} is out of range: the {self.split} split has {length} {what}")
         return epoch, window_idx % length
 

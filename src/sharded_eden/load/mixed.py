@@ -22,6 +22,7 @@ from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.fetch import Wanted
 from sharded_eden.load.read.mixed import MixedFetcher, SourceWindow
 from sharded_eden.load.tensors import ShardedEdenDataset
+from sharded_eden.shuffle import EPOCHS
 
 Item = tuple[int, int, int]
 """(source, epoch, window or pack index)."""
@@ -162,7 +163,10 @@ class MixedRows(Dataset[Example]):
     def _wanted(self, items: Sequence[Item], *, log: bool = True) -> tuple[list[Wanted], list[int]]:
         """Return the windows of all rows, and how many each row has."""
         lengths = self._lengths
-        if self._is_plain and all(0 <= index < lengths[source] for source, _, index in items):
+        if self._is_plain and all(
+            type(epoch) is int and 0 <= epoch < EPOCHS and 0 <= index < lengths[source]
+            for source, epoch, index in items
+        ):
             return [(epoch, SourceWindow.of(source, index)) for source, epoch, index in items], [1] * len(items)
         by_source: dict[int, list[int]] = {}
         for k, (source, _, _) in enumerate(items):

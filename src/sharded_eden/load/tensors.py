@@ -21,6 +21,12 @@ _POSITION_IDS: dict[int, torch.Tensor] = {}
 """{T: (T,) int64}."""
 
 
+def _causal_mask(length: int) -> torch.Tensor:
+    """Return the attention mask of a row, (1, T, T) bool: true above the diagonal, where attention is forbidden."""
+    with torch.inference_mode(False):  # tensors of this mode count no versions
+        return torch.ones((1, length, length), dtype=torch.bool).triu(1)
+
+
 def _shared_position_ids(seq_length: int) -> torch.Tensor:
     """Return the `position_ids` of all items of this length; new ones, if a user has written to the last ones."""
     found = _POSITION_IDS.get(seq_length)
@@ -54,20 +60,30 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
     """
 
     def _prepare(self) -> None:
-        length = self.seq_length
-        self.attention_mask = (
-            torch.ones((1, length, length), dtype=torch.bool).triu_(1) if self.options.create_attention_mask else None
-        )
+        self._set_mask(_causal_mask(self.seq_length) if self.options.create_attention_mask else None)
         self._rows = self._tensor_maker(self._fetcher)
         self._items_are_batches = self.options.compact or self.options.packed
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._set_mask(self._attention_mask)  # loading it has changed its version
         wait_for_senders_at_exit()
+
+    def _set_mask(self, mask: torch.Tensor | None) -> None:
+        self._attention_mask = mask
+        self._mask_version = 0 if mask is None else mask._version
 
     def _tensor_maker(self, fetcher: Any) -> RowMaker:
         """Return what makes the arrays under tensors; see `_array_maker`."""
         return RowMaker(self._format, fetcher, compact=self.options.compact, packed=self.options.packed, reuse=True)
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """The mask of all items, (1, T, T) bool; None without `create_attention_mask`. Do not write to it."""
+        mask = self._attention_mask
+        if mask is not None and mask._version != self._mask_version:  # a user has written to the last one
+            self._set_mask(_causal_mask(self.seq_length))
+        return self._attention_mask
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -81,7 +97,8 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
         self._log([wanted])  # before it is read: a window that fails is in the log, too
         item = {name: torch.from_numpy(array) for name, array in self._rows.one(wanted).items()}
         item["position_ids"] = self.position_ids
-        return item if self.attention_mask is None else {**item, "attention_mask": self.attention_mask}
+        mask = self.attention_mask
+        return item if mask is None else {**item, "attention_mask": mask}
 
     def __getitems__(self, indices: Sequence[Index]) -> Rows:
         """Return the items of many indices at once: a sequence of items over one buffer.
@@ -95,12 +112,13 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
     def _rows_of(self, arrays: Arrays) -> Rows:
         """Return arrays as tensors over the same memory, with the attention mask."""
         stacked = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self.attention_mask is None or "codes" in stacked:
+        mask = self.attention_mask
+        if mask is None or "codes" in stacked:
             return Rows(stacked, {})
         if "cu_seqlens" not in stacked:
-            return Rows(stacked, {"attention_mask": self.attention_mask})
+            return Rows(stacked, {"attention_mask": mask})
         apart = across_windows(stacked["cu_seqlens"], self.seq_length)
-        return Rows({**stacked, "attention_mask": apart[:, None] | self.attention_mask}, {})
+        return Rows({**stacked, "attention_mask": apart[:, None] | mask}, {})
 
     def expander(self) -> Expander:
         """Return a module that expands compact batches of this dataset into tensors, on their device.

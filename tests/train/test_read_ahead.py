@@ -1,7 +1,7 @@
 """Read-ahead: the windows of a worker's next batches are announced to the kernel, no others, and rows stay what they are.
 
-Every first look into the page cache fails here (`RWF_NOWAIT`), as on a disk whose data are not in memory. What the process then
-asks of the kernel is recorded, in workers too, and passed on.
+Every first look into the page cache fails here (`RWF_NOWAIT`), and every read waits, as on a disk whose data are not in memory.
+What the process asks of the kernel is recorded, in workers too, and passed on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ import oracle
 from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler, precompute_window_database
 from sharded_eden.errors import DatabaseError
 from sharded_eden.load.locate import addresses
+from sharded_eden.load.read import positioned
 from sharded_eden.train.ahead import NextBatches
 from sharded_eden.train.lightning.datamodule import ShardedEdenDataModule
 from sharded_eden.train.stream import EvaluationStream, RepeatedEvaluation
@@ -40,6 +42,9 @@ CONTIGS = {f"BCR__ECT-S{k % 3}__CT1-{k}": worlds.random_sequence(1500 + 40 * k, 
 
 Range = tuple[str, int, int]
 """File name, offset, bytes."""
+
+
+DISK_SECONDS = 100e-6
 
 
 class Recorded(NamedTuple):
@@ -77,6 +82,7 @@ def cold(monkeypatch, tmp_path) -> Recorded:
     def without_cache(descriptor, buffers, offset, flags=0):
         if flags:
             raise BlockingIOError
+        time.sleep(DISK_SECONDS)
         return preadv(descriptor, buffers, offset)
 
     def record(descriptor, offset, length, advice):
@@ -204,6 +210,30 @@ def test_switched_off_nothing_is_announced(folder, cold):
     for position in range(20):
         stream.__getitems__([position])
     assert cold.announced() == {}
+
+
+def test_where_reads_do_not_wait_only_their_own_batch_is_announced(folder, cold, monkeypatch):
+    """To announce the next ones, too, costs more than it saves."""
+    monkeypatch.setattr(f"{__name__}.DISK_SECONDS", 0)
+    monkeypatch.setattr(positioned, "WAIT_SECONDS", 1.0)  # this machine may be busy
+    stream = Stream(open_dataset(folder))
+    for first in range(0, 160, 32):
+        stream.__getitems__(range(first, first + 32))
+    (announced,) = cold.announced().values()
+    assert announced == ranges_of(stream, range(160))
+    assert stream.dataset.items_ahead == 0
+
+
+def test_waiting_is_measured_again_after_some_batches(folder, cold, monkeypatch):
+    monkeypatch.setattr(positioned, "COLD_BATCHES", 8)
+    stream = Stream(open_dataset(folder))
+    ahead = []
+    for position in range(60):
+        monkeypatch.setattr(positioned, "WAIT_SECONDS", 1e-6 if position < 20 else 1.0)
+        stream.__getitems__([position])
+        ahead.append(stream.dataset.items_ahead)
+    assert ahead[:20] == [addresses.WINDOWS_AHEAD] * 20
+    assert ahead[40:] == [0] * 20
 
 
 def test_warm_data_are_not_announced(folder, cold, monkeypatch):

@@ -8,7 +8,9 @@ first that finds nothing. That one and all after it are announced to the kernel 
 then read. So warm data need no second call, and cold data one call that fails for each batch. Source: preadv2(2),
 posix_fadvise(2).
 
-After a batch that waited for the disk, `cold_batches` is above 0; callers then `announce` windows of later batches.
+After a batch that waited for the disk though it was announced, `cold_batches` is above 0; callers then `announce` windows of
+later batches. The windows of a large batch on a fast disk arrive while others are announced: to announce them earlier costs more
+than it saves.
 
 If a file changes while it is read, `DatabaseError` is raised: size and mtime are compared after each batch, and the page
 pointers must equal those in the index. `sharded_eden.load.read.unchanged` says which changes are not detected.
@@ -36,9 +38,9 @@ from sharded_eden.load.read.plan import Planner, Reads, Request
 from sharded_eden.load.read.unchanged import changed_error
 
 COLD_BATCHES = 1024
-"""Batches for which data count as cold after one that waited, or after an announcement of what is not in the page cache."""
+"""Batches for which data count as cold after one that waited. Then another one shows whether it is still so."""
 WAIT_SECONDS = 20e-6
-"""A read that takes longer has waited, where the file system cannot tell: from the page cache it takes about 3 µs."""
+"""A batch whose reads take longer than this on average has waited: from the page cache, one takes 3 to 10 µs."""
 
 
 class PositionedReader:
@@ -93,7 +95,6 @@ class PositionedReader:
                 if self._has_first_of(reads):
                     self.cold_batches = 0
                     return
-                self.cold_batches = COLD_BATCHES
             self._will_need(reads, range(len(reads.sizes)))
 
     def _has_first_of(self, reads: Reads) -> bool:
@@ -171,7 +172,7 @@ class PositionedReader:
             if size_bytes != reads.sizes[number]:
                 end = reads.offsets[number] + size_bytes
                 raise self._unread(reads.descriptors[number], f"it ends at byte {end:,}, inside a window")
-        if self._announces and (self._flags or perf_counter() - began > WAIT_SECONDS * len(late)):
+        if self._announces and perf_counter() - began > WAIT_SECONDS * len(late):
             self.cold_batches = COLD_BATCHES
 
     def _unread(self, descriptor: int, problem: str) -> DatabaseError:

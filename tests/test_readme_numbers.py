@@ -23,15 +23,15 @@ FASTEST = "over the fastest peer, batches of 32"
 SOURCES = {
     "One read per window": [
         ("0.98", "cold", SHORT_BUILT, "requests a window"),
-        ("1.01", "cold", LONG_BUILT, "requests a window"),
-        ("2.55", "cold", SHORT_BUILT, "sqlite"),
-        ("10.94", "cold", LONG_BUILT, "sqlite"),
+        ("1.00", "cold", LONG_BUILT, "requests a window"),
+        ("2.54", "cold", SHORT_BUILT, "sqlite"),
+        ("10.95", "cold", LONG_BUILT, "sqlite"),
     ],
     "Fast, with a global shuffle": [
         ("3.76", "loading", FASTEST, SHORT),
         ("5.10", "loading", FASTEST, CHROMOSOME),
-        ("1.44", "cold", SHORT_BUILT, "index, ahead over flat"),
-        ("1.66", "cold", LONG_BUILT, "index, ahead over flat"),
+        ("1.38", "cold", SHORT_BUILT, "index, ahead over flat"),
+        ("1.53", "cold", LONG_BUILT, "index, ahead over flat"),
     ],
     "Almost no padding": [
         ("41.9%", "packing", "log-normal contigs", "useful, padded"),
@@ -39,16 +39,16 @@ SOURCES = {
     ],
     "Opens at once": [("0.044", "startup", "time", "ours"), ("8.9", "startup", "growth of the resident set", "ours")],
     "sharded-eden (the default: with an index)": [
-        ("27,017", "cold", SHORT_BUILT, "index, ahead"),
-        ("24,156", "cold", LONG_BUILT, "index, ahead"),
+        ("26,182", "cold", SHORT_BUILT, "index, ahead"),
+        ("33,250", "cold", LONG_BUILT, "index, ahead"),
     ],
     "flat file, one `pread` per window": [
-        ("18,572", "cold", SHORT_BUILT, "flat"),
-        ("14,811", "cold", LONG_BUILT, "flat"),
+        ("19,085", "cold", SHORT_BUILT, "flat"),
+        ("16,290", "cold", LONG_BUILT, "flat"),
     ],
     "flat file, all windows of a batch announced first": [
-        ("53,117", "cold", SHORT_BUILT, "flat, ahead"),
-        ("40,056", "cold", LONG_BUILT, "flat, ahead"),
+        ("52,885", "cold", SHORT_BUILT, "flat, ahead"),
+        ("40,619", "cold", LONG_BUILT, "flat, ahead"),
     ],
 } | {
     row: [(figure, "loading", of, shape) for figure, shape in zip(figures, (SHORT, LONG, CHROMOSOME), strict=True)]

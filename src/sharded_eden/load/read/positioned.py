@@ -9,8 +9,8 @@ then read. So warm data need no second call, and cold data one call that fails f
 posix_fadvise(2).
 
 After a batch that waited for the disk though it was announced, `cold_batches` is above 0; callers then `announce` windows of
-later batches. The windows of a large batch on a fast disk arrive while others are announced: to announce them earlier costs more
-than it saves.
+later batches. The windows of a large batch on a fast disk arrive while others are announced: to announce them earlier costs
+more than it saves.
 
 If a file changes while it is read, `DatabaseError` is raised: size and mtime are compared after each batch, and the page
 pointers must equal those in the index. `sharded_eden.load.read.unchanged` says which changes are not detected.
@@ -91,10 +91,9 @@ class PositionedReader:
             reads = self._planner.plan(
                 [request for request in requests if request[0] not in missing] if missing else requests, scratch, used
             )
-            if self._flags and reads.sizes:
-                if self._has_first_of(reads):
-                    self.cold_batches = 0
-                    return
+            if self._flags and reads.sizes and self._has_first_of(reads):
+                self.cold_batches = 0
+                return
             self._will_need(reads, range(len(reads.sizes)))
 
     def _has_first_of(self, reads: Reads) -> bool:

@@ -313,15 +313,12 @@ class ArrayDataset:
         what = "windows" if self._packs is None else "packs"
         length = self._length
         resolved = [
-            (0, index)
-            if type(index) is int and 0 <= index < length
-            else index
-            if type(index) is tuple
-            and [*map(type, index)] == [int, int]
-            and 0 <= index[0] < EPOCHS
-            and 0 <= index[1] < length
-            else self._resolve(index, length, what)
-            for index in indices
+            (0, key)
+            if type(key) is int and 0 <= key < length
+            else key
+            if type(key) is tuple and [*map(type, key)] == [int, int] and 0 <= key[0] < EPOCHS and 0 <= key[1] < length
+            else self._resolve(key, length, what)
+            for key in indices
         ]
         if self._packs is None:
             return resolved, [1] * len(resolved)

@@ -35,6 +35,38 @@ def outcomes(engine: Engine) -> tuple[dict[int, object], list[object]]:
     return ended, heard
 
 
+INTERRUPTED_IN_POLARS = """
+import builtins, signal
+import numpy, polars
+from sharded_eden.jobs import connect_polars_to_numpy
+
+def load(name, *arguments, **options):
+    if "multiarray" in name and not seen:
+        seen.append(name)
+        signal.raise_signal(signal.SIGINT)
+    return real(name, *arguments, **options)
+
+seen, real, builtins.__import__ = [], builtins.__import__, load
+try:
+    {first_use}
+except BaseException as error:
+    print(type(error).__name__)
+print(seen, polars.Series(numpy.arange(3)).to_list())
+"""
+
+
+@pytest.mark.parametrize(
+    ("first_use", "ends"),
+    [("connect_polars_to_numpy()", "KeyboardInterrupt"), ("polars.Series(numpy.zeros(1))", "PanicException")],
+)
+def test_ctrl_c_while_polars_loads_numpy(first_use: str, ends: str) -> None:
+    """The second case is what Polars does without our function; where it no longer panics, the function may go."""
+    program = INTERRUPTED_IN_POLARS.format(first_use=first_use)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout == f"{ends}\n['numpy._core.multiarray'] [0, 1, 2]\n"
+    assert ("panicked" in run.stderr) == (ends == "PanicException")
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_results_errors_and_messages(jobs: int) -> None:
     ended, heard = outcomes(Engine("local", jobs))

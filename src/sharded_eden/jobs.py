@@ -116,6 +116,32 @@ def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -
         yield ended
 
 
+def connect_polars_to_numpy() -> None:
+    """Let Polars load NumPy's C interface now, where no signal handler raises an exception.
+
+    Polars loads it for the first array that it is given. An exception that a signal handler raises in that moment, such as
+    KeyboardInterrupt, makes Polars print a Rust backtrace and raise its PanicException instead. A Ctrl-C that comes while this
+    function runs is raised at its end.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, in the main thread.
+    """
+    import numpy as np
+    import polars as pl
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        pl.Series(np.zeros(1))  # Python's signal handlers run in the main thread; None: the handler is not Python's
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        pl.Series(np.zeros(1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received and callable(before):
+        before(received[0], None)
+
+
 class _Worker:
     """A worker process of a pool."""
 
@@ -130,6 +156,7 @@ def _begin_worker(messages: Any, stop: Connection, begun: Any) -> None:
     _Worker.messages = messages
     begun.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops its workers
+    connect_polars_to_numpy()  # before the signal that stops a task has its handler
     signal.signal(signal.SIGUSR1, _stop_task)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -21,6 +21,7 @@ from rich.text import Text
 from sharded_eden.cli.help import COMMON, HelpCommand
 from sharded_eden.cli.level import LEVEL, Level, traced
 from sharded_eden.cli.reference import KEPT, PRINTS_RESULT, epilog
+from sharded_eden.jobs import connect_polars_to_numpy
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
@@ -90,6 +91,7 @@ def _command(function: Callable[..., Output]) -> Callable[..., None]:
             raise typer.BadParameter("--quiet and --verbose exclude each other")
         LEVEL.set(Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL)
         try:
+            connect_polars_to_numpy()
             with traced(arguments):
                 output = function(**arguments)
         except KeyboardInterrupt as error:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ import numpy as np
 from xopen import xopen
 
 from sharded_eden import create_sample_database
+from sharded_eden.cli.level import peak_mb
 from sharded_eden.format.schema import sample_database_path
 from sharded_eden.similar.groups import THRESHOLD
 from sharded_eden.similar.pairs import similar_contigs
@@ -184,11 +183,10 @@ def cost(megabases: int) -> None:
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         disk = sum(path.stat().st_size for path in scratch.iterdir()) / 1e6
     scale = 1000 / (len(databases) * 10)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
     print(
         f"cost: {len(databases) * 10} Mb in {wall:.0f} s ({processor:.0f} s of processor time, one process); for a gigabase "
         f"{wall * scale:.0f} s, {processor * scale:.0f} s of processor time and {disk * scale:.0f} MB of temporary files. "
-        f"Peak memory {memory:.0f} MB, {os.cpu_count()} processors"
+        f"Peak memory {peak_mb() or 0:.0f} MB, {os.cpu_count()} processors"
     )
 
 

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +129,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        windows = write_data(folder, arguments.windows)
-        rows = write_logs(folder / "logs", windows, arguments.passes, arguments.ranks)
+        # The memory of a process counts from that of the process that starts it, so this one stays small.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            windows = pool.submit(write_data, folder, arguments.windows).result()
+            rows = pool.submit(write_logs, folder / "logs", windows, arguments.passes, arguments.ranks).result()
         found = measure(folder)
     print(write(result_of(windows, rows, found), machine.describe(), arguments.windows < 10_000_000, arguments.out))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -30,7 +29,9 @@ import polars as pl
 
 from benchmarks import machine
 from benchmarks.data import ROOT, SEED, STRIDE, WINDOW_SIZE
+from benchmarks.report import Result, Table, write
 from sharded_eden.build.build import create_sample_database
+from sharded_eden.cli.level import peak_mb
 from sharded_eden.format.schema import make_sequence_id
 from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.pack import pack_window_database
@@ -39,12 +40,15 @@ from sharded_eden.windows.precompute import precompute_window_database
 if TYPE_CHECKING:  # torch has no place in the memory of the steps that prepare
     from sharded_eden.load.dataset import ShardedEdenDataset
 
+RESULTS = Path(__file__).parent / "results"
 SAMPLES = 1000
 WINDOWS_OF_SHORT_CONTIG = 1.066
 """Windows of a contig of the metagenome, on average."""
 DENSE_STRIDE, DENSE_WINDOWS, DENSE_SAMPLES = 40, 300, 20
 """How a few bases make many windows: stride, windows of a contig; samples, the same number whatever the windows."""
 ITEMS, ROUNDS = 1000, 21
+PREPARED = {"sorted": "`precompute`, sorted split", "unsorted": "`precompute`, unsorted split", "pack": "`pack`"}
+WHAT = {"open_seconds": "time", "private_mb": "growth of the private memory"}
 MOST_SECONDS, MOST_PRIVATE_MB, MOST_RATIO = 0.2, 10.0, 1.1
 """What opening may take, and a random item, as a multiple of one from a hundredth of the windows."""
 
@@ -176,12 +180,6 @@ def measure(step: str, *paths: Path) -> dict[str, Any]:
     return told
 
 
-def _number(value: object) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.2f}" if isinstance(value, float) else str(value)
-
-
 def warm(folder: Path) -> None:
     """Read all files of a folder once, so that they are in the page cache."""
     for path in sorted(folder.rglob("*")):
@@ -196,7 +194,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--windows", type=int, default=100_000_000)
     parser.add_argument("--folder", type=Path, default=ROOT / "scale", help="removed at the end")
-    parser.add_argument("--steps", default="sorted,unsorted,pack,dense", help="default: %(default)s")
+    parser.add_argument(
+        "--steps", default="sorted,unsorted,pack,dense", help="default: %(default)s, which writes a result"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -205,48 +206,77 @@ def main() -> None:
         start, cpu = time.perf_counter(), time.process_time()
         told = CHILDREN[step](*map(Path, paths))
         told |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-        print(json.dumps(told | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}))
+        print(json.dumps(told | {"peak_mb": peak_mb()}))
         return
-    print("; ".join(f"{name} {value}" for name, value in machine.describe().items()), flush=True)
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    steps = options.steps.split(",")
     try:
-        _run(options.steps.split(","), options.windows, folder)
+        prepared = [_prepare(step, options.windows, folder) for step in PREPARED if step in steps]
+        opened = _open_and_read(options.windows, folder) if "dense" in steps else {}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if set(steps) == {*PREPARED, "dense"}:
+        result = result_of(prepared, opened)
+        print(write(result, machine.describe(), options.windows < 100_000_000, options.out))
 
 
-def _run(steps: list[str], windows: int, folder: Path) -> None:
-    for step in ("sorted", "unsorted", "pack"):
-        if step in steps:
-            split, output = folder / f"{step}.parquet", folder / f"{step}.db"
-            metagenome(split, windows // 2 if step == "pack" else windows, is_sorted=step != "unsorted")
-            if step == "pack":
-                precompute_window_database(split, output, WINDOW_SIZE, STRIDE)
-                measure("pack", output)
-            else:
-                measure("precompute", split, output)
-            split.unlink()
-            output.unlink()
-    if "dense" in steps:
-        small, large = folder / "small", folder / "large"
-        for world, many in ((small, windows // 100), (large, windows)):
-            dense(world, many)
-            warm(world)
-        steps_of_opening = ("open-cold", "open") if os.geteuid() == 0 else ("open",)
-        if len(steps_of_opening) == 1:
-            print("not run as root: the page cache cannot be dropped, opening is measured warm only")
-        told = {step: [measure(step, large) for _ in range(3)] for step in steps_of_opening}
-        for step, each in told.items():
-            for key, most in (("open_seconds", MOST_SECONDS), ("private_mb", MOST_PRIVATE_MB)):
-                _compare(f"{step}: {key}", statistics.median(one[key] for one in each), most)
-        for world in (small, large):
-            warm(world)
-        _compare("read: a random item, large over small", measure("read", small, large)["other_ratio"], MOST_RATIO)
+def _prepare(step: str, windows: int, folder: Path) -> dict[str, Any]:
+    """Write a split, measure what is made of it, and remove both."""
+    split, output = folder / f"{step}.parquet", folder / f"{step}.db"
+    metagenome(split, windows // 2 if step == "pack" else windows, is_sorted=step != "unsorted")
+    if step == "pack":
+        precompute_window_database(split, output, WINDOW_SIZE, STRIDE)
+        told = measure("pack", output)
+    else:
+        told = measure("precompute", split, output)
+    split.unlink()
+    output.unlink()
+    return {"step": PREPARED[step]} | told
 
 
-def _compare(what: str, value: float, most: float) -> None:
-    print(f"{what} {value:.3g}, at most {most:g}: {'reached' if value <= most else 'MISSED'}", flush=True)
+def _open_and_read(windows: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Measure opening, cold and warm, and random items."""
+    small, large = folder / "small", folder / "large"
+    for world, many in ((small, windows // 100), (large, windows)):
+        dense(world, many)
+        warm(world)
+    steps = ["open-cold", "open"] if os.geteuid() == 0 else ["open"]
+    if len(steps) == 1:
+        print("not run as root: the page cache cannot be dropped, opening is measured warm only")
+    told = {step: [measure(step, large) for _ in range(3)] for step in steps}
+    for world in (small, large):
+        warm(world)
+    return told | {"read": [measure("read", small, large)]}
+
+
+def result_of(prepared: list[dict[str, Any]], opened: dict[str, list[dict[str, Any]]]) -> Result:
+    """Return the figures as tables."""
+    columns = ["step", "windows", "seconds", "processor seconds", "memory (resident set)", "on disk"]
+    preparing = Table("Preparing", "Contigs with a median length of 2.2 kb (mean 4 kb), in 1,000 samples.", columns)
+    for one in prepared:
+        into = f" into {one['packs']:,} packs" if "packs" in one else ""
+        seconds = [f"{one[name]:,.0f}" for name in ("seconds", "cpu_seconds")]
+        disk = f"{one['bytes'] / 1e9:.2f} GB"
+        preparing.rows.append([one["step"], f"{one['windows']:,}{into}", *seconds, f"{one['peak_mb']:,.0f} MB", disk])
+    opening = Table("Opening, with an index and control tags", "Medians of 3.", ["", "measured", "at most"])
+    for step, title in (("open-cold", "nothing in the page cache"), ("open", "all files in the page cache")):
+        if each := opened.get(step):
+            for key, unit, most in (("open_seconds", "s", MOST_SECONDS), ("private_mb", "MB", MOST_PRIVATE_MB)):
+                value = statistics.median(one[key] for one in each)
+                row = [f"{title}: {WHAT[key]}", f"{value:.3f} {unit}", f"{most:g} {unit}"]
+                opening.rows.append(row)
+    read = opened["read"][0]
+    note = "Medians of 20 rounds of 1,000 items, interleaved; all files in the page cache."
+    items = Table("Random whole items", note, ["", "a hundredth", "all windows", "ratio", "at most"])
+    for kind, title, most in (
+        ("other", "other items in each round", f"{MOST_RATIO:g}"),
+        ("same", "the same items", ""),
+    ):
+        microseconds = [f"{read[f'{kind}_{size}_us']:.1f} µs" for size in ("small", "large")]
+        items.rows.append([title, *microseconds, f"{read[f'{kind}_ratio']:.2f}", most])
+    title = f"{opened['open'][0]['windows']:,} windows"
+    return Result("scale", title, [preparing, opening, items], {"prepared": prepared, **opened})
 
 
 if __name__ == "__main__":

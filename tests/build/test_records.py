@@ -10,6 +10,7 @@ import random
 import re
 import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,26 @@ def test_inputs_are_files_folders_and_patterns_each_file_once(tmp_path: Path) ->
     with pytest.warns(EdenWarning, match=r"b\.fa is .*b\.fa"):
         again = find_inputs([tmp_path / "b.fa", tmp_path / "sub/../b.fa", tmp_path])
     assert [f.name for f in again] == ["b.fa", "a.FASTA.gz", "c.fna.zst", "d.fsa"]
+
+
+def test_a_file_of_a_folder_that_needs_format_is_named(tmp_path: Path) -> None:
+    for name in ("a.fa", "contigs.parquet", "skipped.parquet", "weights.bin", ".hidden.parquet"):
+        write(tmp_path / "in" / name, FASTA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_inputs([tmp_path / "in"]) == [tmp_path / "in/a.fa"]
+    for name in ("sub/b.parquet", "sub/c.bin", "sub/c.idx", "sub/d.arrow"):
+        write(tmp_path / "in" / name, FASTA)
+    for given in (f"{tmp_path}/in", f"{tmp_path}/i*"):
+        with pytest.warns(EdenWarning, match=r"in/sub/b\.parquet and 2 more not read: .* only with --format$"):
+            assert find_inputs([given]) == [tmp_path / "in/a.fa"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named = [tmp_path / f"in/sub/{name}" for name in ("b.parquet", "c.bin", "d.arrow")]
+        assert find_inputs([tmp_path / "in", *named]) == [tmp_path / "in/a.fa", *named]
+        assert find_inputs([tmp_path / "in"], format="parquet")[-1] == named[0]
+    with pytest.raises(InputError, match=r"holds no file to read \(\.fa.*\)\. For b\.parquet, give its --format"):
+        find_inputs([tmp_path / "in/sub"])
 
 
 def test_inputs_that_stand_for_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sharded_eden.build.formats import ENDINGS, FORMATS, ONLY_IF_NAMED, WITH_FIE
 from sharded_eden.build.skipped import BadRecord, Skip
 from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
 from sharded_eden.errors import InputError, UsageError, printable, shown, warn
-from sharded_eden.format.schema import check_sample_id
+from sharded_eden.format.schema import CONTIGS_FILE, SKIPPED_FILE, check_sample_id
 
 COMPRESSED_ENDINGS = (".gz", ".bgz", ".xz", ".zst", ".bz2")
 """Endings of compressed files, which may follow the ending of a format."""
@@ -70,10 +70,11 @@ def find_inputs(
     formats = tuple(name for name in FORMATS if name not in ONLY_IF_NAMED) if format is None else (format,)
     found: dict[Path, Path] = {}
     again: list[str] = []
+    unread: list[Path] = []
     for given in inputs:
         path = check_path(given, "input")
         if path.is_dir():
-            files = _files_below(path, formats, out, again)
+            files = _files_below(path, formats, out, again, unread)
         elif path.exists() or str(given) == STANDARD_INPUT:
             files = [path]
         else:
@@ -81,11 +82,13 @@ def find_inputs(
             files = [
                 file
                 for match in matches
-                for file in (_files_below(match, formats, out, again) if match.is_dir() else [_present(match)])
+                for file in (_files_below(match, formats, out, again, unread) if match.is_dir() else [_present(match)])
             ]
         if not files:
             endings = " ".join(ending for name in formats for ending in ENDINGS[name])
             reason = f"holds no file to read ({endings}, or one of these with {' '.join(COMPRESSED_ENDINGS)})"
+            if format is None and unread:
+                reason += f". For {printable(unread[0].name)}, give its --format"
             raise InputError(
                 f"{printable(path)}: {reason if path.is_dir() else 'no such file, and no file matches it as a pattern'}"
             )
@@ -98,8 +101,18 @@ def find_inputs(
     if again:
         more = f", and {len(again) - REPEATED_SHOWN:,} more" if len(again) > REPEATED_SHOWN else ""
         warn(f"inputs that are given more than once are read once: {'; '.join(again[:REPEATED_SHOWN])}{more}")
+    unread = [file for file in unread if file.resolve() not in found]
+    if format is None and unread:
+        more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
+        warn(
+            f"{printable(unread[0])}{more} not read: in a folder, Parquet, Arrow and Megatron's files are read only with "
+            "--format"
+        )
     return list(found.values())
 
+
+OWN_TABLES = (CONTIGS_FILE, SKIPPED_FILE)
+"""Tables that `build` writes, which are no input."""
 
 REPEATED_SHOWN = 5
 """The number of repeated inputs that a warning names."""
@@ -145,8 +158,14 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _files_below(folder: Path, formats: tuple[str, ...], out: Path | None, again: list[str]) -> list[Path]:
-    """Return the files of a folder, links followed; a folder that is reached twice is read once and added to `again`."""
+def _files_below(
+    folder: Path, formats: tuple[str, ...], out: Path | None, again: list[str], unread: list[Path]
+) -> list[Path]:
+    """Return the files of a folder, links followed.
+
+    A folder that is reached twice is read once and added to `again`. Files that need `--format` are added to `unread`, where
+    `formats` are others.
+    """
     files = []
     walked: dict[tuple[int, int], str] = {}
 
@@ -161,7 +180,16 @@ def _files_below(folder: Path, formats: tuple[str, ...], out: Path | None, again
             folders.clear()
             continue
         folders[:] = sorted(n for n in folders if not n.startswith(".") and not (out and _same(Path(parent, n), out)))
-        files += [_present(Path(parent, n)) for n in names if not n.startswith(".") and _split_name(n)[1] in formats]
+        of_format = {n: _split_name(n)[1] for n in sorted(names) if not n.startswith(".")}
+        files += [_present(Path(parent, n)) for n, of in of_format.items() if of in formats]
+        unread += [
+            Path(parent, n)
+            for n, of in of_format.items()
+            if of in ONLY_IF_NAMED
+            and of not in formats
+            and n not in OWN_TABLES
+            and (of != "indexed" or f"{n.removesuffix('.bin')}.idx" in names)
+        ]
     return sorted(files)
 
 

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from enum import Enum, auto
 from pathlib import Path
@@ -87,9 +87,20 @@ def _of_path(value: Any) -> str:
 
 def _peak() -> str:
     """Return the largest memory of this process as text; empty where the system does not tell."""
+    megabytes = peak_mb()
+    return "" if megabytes is None else f"; {megabytes:,.0f} MB of memory at most"
+
+
+def peak_mb() -> float | None:
+    """Return the largest resident set of this process so far, in MB; None where the system does not tell."""
+    with suppress(OSError):
+        # getrusage() would count that of the process that started this one, too (Linux carries it over).
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError:
-        return ""
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB of memory at most"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

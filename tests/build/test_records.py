@@ -195,9 +195,9 @@ def test_a_file_of_a_folder_that_needs_format_is_named(tmp_path: Path) -> None:
         assert find_inputs([tmp_path / "in"]) == [tmp_path / "in/a.fa"]
     for name in ("sub/b.parquet", "sub/c.bin", "sub/c.idx", "sub/d.arrow"):
         write(tmp_path / "in" / name, FASTA)
-    for given in (f"{tmp_path}/in", f"{tmp_path}/i*"):
+    for source in (f"{tmp_path}/in", f"{tmp_path}/i*"):
         with pytest.warns(EdenWarning, match=r"in/sub/b\.parquet and 2 more not read: .* only with --format$"):
-            assert find_inputs([given]) == [tmp_path / "in/a.fa"]
+            assert find_inputs([source]) == [tmp_path / "in/a.fa"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         named = [tmp_path / f"in/sub/{name}" for name in ("b.parquet", "c.bin", "d.arrow")]

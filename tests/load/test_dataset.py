@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -18,11 +20,12 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from worlds import STRIDE, T, as_lists, expected
 
 import oracle
-from sharded_eden import ShardedEdenDataset
-from sharded_eden.errors import DatabaseError, EdenWarning, GeometryMismatch, MissingSequence, UsageError
+from sharded_eden import Mixture, ShardedEdenDataset
+from sharded_eden.errors import DatabaseError, EdenError, EdenWarning, GeometryMismatch, MissingSequence, UsageError
 from sharded_eden.load.encode.batch import Rows
 from sharded_eden.load.encode.example import is_reversed
 from sharded_eden.shuffle import derive_keys
+from sharded_eden.windows.index import index_window_database
 
 KEYS = {"tokens", "labels", "position_ids", "loss_mask"}
 
@@ -586,3 +589,73 @@ def test_errors_are_what_callers_of_the_original_catch(folder):
     assert issubclass(DatabaseError, ValueError)
     with pytest.raises(FileNotFoundError):
         ShardedEdenDataset(None, folder / "no", folder / "windows.db", T)
+
+
+@pytest.mark.parametrize("in_mixture", [False, True])
+def test_files_of_an_index_are_closed_with_their_thread_and_their_mixture(tmp_path, in_mixture):
+    folder = worlds.write(tmp_path)
+    index_window_database(folder / "seqs", folder / "windows.db")
+
+    def read_all() -> None:
+        rows = Mixture([(one, 1), (two, 1)]) if in_mixture else one
+        rows.__getitems__(range(8))
+        assert open_files_below(folder / "seqs")
+
+    with worlds.dataset(folder) as one, worlds.dataset(folder) as two:
+        for _ in range(3):
+            thread = threading.Thread(target=read_all)
+            thread.start()
+            thread.join()
+            gc.collect()
+            assert open_files_below(folder / "seqs") == []
+
+
+def test_close_closes_the_rest_after_an_error(tmp_path):
+    folder = worlds.write(tmp_path)
+    index_window_database(folder / "seqs", folder / "windows.db")
+    log = {"log_windows": True, "log_dir": tmp_path / "log", "log_format": "parquet"}
+    one, two = worlds.dataset(folder, **log), worlds.dataset(folder)
+    rows = Mixture([(two, 1), (one, 1)]).dataset
+    rows.__getitems__([(0, 0, 0), (1, 0, 0)])
+    assert open_files_below(folder / "seqs")
+    shutil.rmtree(tmp_path / "log")
+    with pytest.raises(EdenError, match="log"):
+        rows.close()
+    assert open_files_below(folder / "seqs") == []
+
+
+def test_locate_many_takes_what_items_take(tmp_path):
+    with worlds.dataset(worlds.write(tmp_path)) as dataset:
+        every = dataset.locate_many(range(len(dataset)))
+        assert dataset.locate_many(np.arange(len(dataset))) == every
+        assert dataset.locate_many([-1, (3, 0)]) == [every[-1], every[0]]
+        for wrong in (len(dataset), 2**63, "0", 1.0):
+            with pytest.raises(IndexError, match=r"out of range|neither a window index"):
+                dataset.locate_many([wrong])
+
+
+def test_writing_to_the_header_of_a_window_changes_no_other(tmp_path):
+    with worlds.dataset(worlds.write(tmp_path), use_control_tags=True) as dataset:
+        expected = dataset[0]["tokens"]
+        dataset.fetch(0).header[:] = 9
+        assert dataset[0]["tokens"].equal(expected)
+
+
+def test_an_empty_dataset_announces_nothing(tmp_path):
+    folder = worlds.write(tmp_path)
+    worlds.execute(folder / "windows.db", "DELETE FROM window_mappings")
+    with worlds.dataset(folder) as dataset:
+        assert (len(dataset), dataset.items_ahead) == (0, 0)
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("", 0), ("3", 3), ("three", "RANK must be an integer, not 'three'")])
+def test_the_rank_of_the_environment(tmp_path, monkeypatch, rank, expected):
+    monkeypatch.setenv("RANK", rank)
+    folder = worlds.write(tmp_path)
+    if isinstance(expected, str):
+        with pytest.raises(UsageError, match=expected):
+            worlds.dataset(folder, log_windows=True, log_dir=tmp_path / "log")
+    else:
+        with worlds.dataset(folder, log_windows=True, log_dir=tmp_path / "log") as dataset:
+            dataset[0]
+        assert [f"_rank{expected}_" in path.name for path in (tmp_path / "log").iterdir()] == [True]

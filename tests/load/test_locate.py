@@ -132,3 +132,18 @@ def test_the_command_that_rebuilds_says_what_was_left_out_for_its_letters(tmp_pa
     precompute_window_database(split, folder / "w.db", 64, 50, overwrite=True)
     with closing(WindowIndex(folder / "w.db")) as index:
         assert "--max-ambiguous" not in index.rebuild_command(WindowGeometry())
+
+
+def test_counting_and_hashing_a_damaged_database_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = write_windows(tmp_path / "windows.db", [f"BCR__ECT-S0__CT1-{k:05}" for k in range(3000)])
+    worlds.execute(path, "INSERT INTO metadata VALUES ('total_windows', 3000)")  # so that opening does not count
+    raw = bytearray(path.read_bytes())
+    size = int.from_bytes(raw[16:18], "big")
+    for kind in (0x0D, 0x0A):  # a leaf of the table, and one of the index
+        leaves = [k for k in range(1, len(raw) // size) if raw[k * size] == kind]
+        raw[leaves[len(leaves) // 2] * size] = 0xFF
+    path.write_bytes(raw)
+    with closing(WindowIndex(path)) as index:
+        for name in ("fingerprint", "distinct_sequences"):
+            with pytest.raises(DatabaseError, match="malformed"):
+                getattr(index, name)

@@ -6,17 +6,22 @@ import dataclasses
 import inspect
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import oracle
-from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset
+from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset, precompute_window_database
 from sharded_eden.errors import GeometryMismatch, MissingDatabase, UnknownArgument, UsageError
+from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.load.options import ExampleOptions, with_option_fields
+from sharded_eden.windows.pack import pack_window_database
 
 OPTIONS = {option.name: option.default for option in dataclasses.fields(ExampleOptions)}
 
@@ -227,3 +232,67 @@ def test_numpy_values_are_accepted(small):
         small.dataset(rc_aug=True, soft_mask_weight=0.5, loss_on_eos=True) as plain,
     ):
         assert dataset[0]["loss_mask"].tolist() == plain[0]["loss_mask"].tolist()
+
+
+def test_numpy_numbers_are_pythons_numbers(small, tmp_path):
+    split = tmp_path / "split.parquet"
+    lengths = {name: len(letters) for name, letters in small.contigs.items()}
+    pl.DataFrame({"contig_id": list(lengths), "length": list(lengths.values())}).write_parquet(split)
+    size, stride, least, seed = np.int64(64), np.int32(50), np.uint16(20), np.int64(7)
+    share = np.float32(0.5)
+    path = tmp_path / "windows.db"
+    precompute_window_database(
+        split,
+        path,
+        size,
+        stride,
+        window_min_length_threshold=least,
+        max_ambiguous=share,
+        sequences=small.sequence_db_dir,
+    )
+    pack_window_database(path, seed=seed)
+    whole = tmp_path / "whole.db"
+    precompute_window_database(split, whole, size, stride)
+    numbers = {
+        "window_min_length_threshold": least,
+        "rank": seed,
+        "request_seconds": np.float32(60),
+    }
+    log = {
+        "log_windows": True,
+        "log_dir": tmp_path / "log",
+        "log_format": "parquet",
+        "log_file_bytes": np.int64(1 << 20),
+    }
+    with ShardedEdenDataset(
+        None, small.sequence_db_dir, path, size, stride=stride, seed=seed, packed=True, **numbers, **log
+    ) as dataset:
+        dataset[0]
+    with ShardedEdenDataset(
+        None, small.sequence_db_dir, whole, np.int64(48), derive_windows=True, window_min_length_threshold=np.int64(12)
+    ) as dataset:
+        assert dataset[0]["tokens"].shape == (48,)
+        derived = dataset.window_db_path
+    for database in (path, derived):
+        with closing(sqlite3.connect(database)) as connection:
+            found = dict(connection.execute("SELECT key, value FROM metadata"))
+        assert {type(value) for value in found.values()} <= {int, float}
+        assert found["window_size"] == (64 if database == path else 48)
+    with pytest.raises(UsageError, match="window_size must be an integer, not 64.5"):
+        WindowGeometry(window_size=64.5)
+
+
+def test_open_derives_with_the_default_stride_of_the_other_size(small, tmp_path):
+    split, windows = tmp_path / "split.parquet", tmp_path / "windows.db"
+    lengths = {name: len(letters) for name, letters in small.contigs.items()}
+    pl.DataFrame({"contig_id": list(lengths), "length": list(lengths.values())}).write_parquet(split)
+    precompute_window_database(split, windows, 64, small.stride)
+    options = {"seq_length": 48, "derive_windows": str(tmp_path)}
+    with (
+        ShardedEdenDataset(None, small.sequence_db_dir, windows, **options) as expected,
+        ShardedEdenDataset.open(small.sequence_db_dir, windows, **options) as opened,
+        ShardedEdenDataset.open(small.sequence_db_dir, windows, derive_windows=str(tmp_path)) as same,
+        ShardedEdenDataset.open(small.sequence_db_dir, windows, stride=30, **options) as given,
+    ):
+        assert opened.window_db_path == expected.window_db_path
+        assert (opened.stride, same.stride, given.stride) == (expected.stride, small.stride, 30)

@@ -329,12 +329,9 @@ def _compare(
     geometry = windows.geometry
     n, first, last, different, recorded, present, length = columns
     start = last * geometry.stride
-    # Recorded lengths are exact. Without them, only the first window may be short, or empty, unless tails are kept.
+    # Recorded lengths are exact.
     with_a_base = (last > 0).astype(np.int64)
-    least = np.where(
-        (last > 0) & (not geometry.keep_tail), geometry.window_size, np.maximum(with_a_base, geometry.min_length)
-    )
-    needed = np.where(recorded >= 0, np.maximum(recorded, start + with_a_base), start + least)
+    needed = np.where(recorded >= 0, np.maximum(recorded, start + with_a_base), geometry.least_lengths(last))
     is_short = np.where(recorded >= 0, length != needed, length < needed) & (present != 0)
     expected = geometry.counts(length)
     if windows.has_holes:

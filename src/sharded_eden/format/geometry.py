@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,7 +50,11 @@ class WindowGeometry:
 
     def __post_init__(self) -> None:
         for name, least in (("window_size", 1), ("stride", 1), ("min_length", 0), ("special_tokens", 0)):
-            value = getattr(self, name)
+            try:
+                value = operator.index(getattr(self, name))
+            except TypeError:
+                raise UsageError(f"{name} must be an integer, not {shown(getattr(self, name))}") from None
+            object.__setattr__(self, name, value)  # a NumPy integer would be stored as a BLOB
             if value > MOST:
                 raise UsageError(f"{name} must be at most {MOST:,}, not {shown(value)}")
             if value < least:
@@ -91,6 +96,21 @@ class WindowGeometry:
                 np.minimum(windows, long_enough) if self.min_length <= self.window_size else np.zeros_like(windows)
             )
         return windows
+
+    def least_lengths(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the least length of contigs that have these windows.
+
+        The first window of a contig may be short. Later ones are whole, or with `keep_tail` have a base or more.
+
+        Args:
+            windows: (C,) int64, numbers of windows in their contigs.
+
+        Returns:
+            (C,) int64, bases.
+        """
+        is_later = windows > 0
+        is_whole = is_later & (not self.keep_tail)
+        return windows * self.stride + np.where(is_whole, self.window_size, np.maximum(is_later, self.min_length))
 
     def unseen_bases(self, lengths: NDArray[np.int64]) -> int:
         """Return how many bases of these contigs are in no row: tails, gaps, and contigs left out.

@@ -6,11 +6,14 @@ number of windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
+import numpy as np
 
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.format.commands import precompute_command
@@ -28,6 +31,14 @@ OPTIONAL_TABLES = {
 }
 METADATA_KEYS = frozenset({*WindowGeometry().as_metadata(), "total_windows", "distinct_sequences", "fingerprint"})
 """The keys whose values must be integers."""
+
+
+def metadata_rows(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the rows of the `metadata` table; NumPy numbers, which SQLite would store as BLOBs, become Python's."""
+    return [
+        (key, float(value) if isinstance(value, float | np.floating) else operator.index(value))
+        for key, value in values.items()
+    ]
 
 
 class WindowDatabase:

@@ -298,4 +298,8 @@ def _rank() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         return int(torch.distributed.get_rank())
-    return int(os.environ.get("RANK", "0"))
+    given = os.environ.get("RANK") or "0"
+    try:
+        return int(given)
+    except ValueError:
+        raise UsageError(f"the environment variable RANK must be an integer, not {shown(given)}") from None

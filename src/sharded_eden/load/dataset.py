@@ -11,7 +11,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -117,6 +117,7 @@ class ArrayDataset:
         stride = None if stride is None else integer(stride, "stride")
         self.split = split
         self.seed = integer(seed, "seed")
+        rank = None if rank is None else integer(rank, "rank")
 
         window_size = seq_length if opts.window_size is None else opts.window_size
         self.window_db_path = window_db_to_open(
@@ -153,15 +154,9 @@ class ArrayDataset:
             self._tags_digest = tags.digest if isinstance(tags, TableTags) else None
             self.ctrl_ids_map: Mapping[str, list[int]] = tags if isinstance(tags, ControlTags) else {}
             self._fetcher = WindowFetcher(
-                self._index,
-                self._reader,
-                self._addresses,
-                self._format,
-                tags=tags,
-                split=split,
-                seed=self.seed,
-                rc_aug=rc_aug,
-            )
+                self._index, self._reader, self._addresses, self._format,
+                tags=tags, split=split, seed=self.seed, rc_aug=rc_aug,
+            )  # fmt: skip
             warn_of_rows(self._index, self._fetcher, self._format, packed=opts.packed)
             self._array_rows = self._array_maker(self._fetcher)
             self._prepare()
@@ -196,7 +191,10 @@ class ArrayDataset:
         index.close()
         if options.get("packed") and row_tokens is not None:
             options = {"seq_length": row_tokens, "window_size": geometry.window_size, **options}
-        options = {"seq_length": geometry.window_size, "stride": geometry.stride, **options}
+        options = {"seq_length": geometry.window_size, **options}
+        is_other_size = (options.get("window_size") or options["seq_length"]) != geometry.window_size
+        if not (is_other_size and options.get("derive_windows")):  # windows of another size have a default of their own
+            options = {"stride": geometry.stride, **options}
         return cls(tokenizer, sequence_db_dir, window_db_path, **options)
 
     # ---- properties ----
@@ -297,7 +295,7 @@ class ArrayDataset:
     @property
     def items_ahead(self) -> int:
         """The most items to `announce` beyond a batch: 0 while what is read is in the page cache."""
-        return self._fetcher.windows_ahead * self._length // self._index.total_windows
+        return self._fetcher.windows_ahead * self._length // max(1, self._index.total_windows)
 
     def announce(self, indices: Sequence[Index]) -> None:
         """Tell the kernel which items are read soon. An error is raised when they are read."""
@@ -328,7 +326,8 @@ class ArrayDataset:
 
     def locate_many(self, window_indices: Sequence[int]) -> list[tuple[str, int]]:
         """Return the (sequence ID, window_in_seq_idx) of windows."""
-        return self._index.names(window_indices)
+        total = self._index.total_windows
+        return self._index.names([self._resolve(index, total, "windows")[1] for index in window_indices])
 
     def fetch(self, index: Index) -> Window:
         """Return a window as it is in the database.
@@ -348,7 +347,7 @@ class ArrayDataset:
         for k, ((epoch, window_idx), (sequence_id, window_in_seq_idx, _)) in enumerate(
             zip(wanted, located, strict=True)
         ):
-            header = self._format.header([]) if placed.headers is None else placed.headers[k]
+            header = self._format.header([]) if placed.headers is None else placed.headers[k].copy()
             bases = letters[k, placed.first[k] : placed.end[k]]
             yield Window(bases, placed.reverse[k], header, window_idx, sequence_id, window_in_seq_idx, epoch)
 
@@ -376,10 +375,10 @@ class ArrayDataset:
 
     def close(self) -> None:
         """Close every database and log that this process has opened for this dataset. It may be called again."""
-        for name in ("_access_log", "_reader", "_addresses", "_index"):
-            part = self.__dict__.get(name)
-            if part is not None:
-                part.close()
+        with ExitStack() as parts:  # the last one first; all are closed, also after an error
+            for name in ("_index", "_addresses", "_reader", "_access_log"):
+                if (part := self.__dict__.get(name)) is not None:
+                    parts.callback(part.close)
 
     def __enter__(self) -> Self:
         return self

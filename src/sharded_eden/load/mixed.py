@@ -8,7 +8,7 @@ have index files and equal row layouts: they are read into one buffer and encode
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -211,10 +211,11 @@ class MixedRows(Dataset[Example]):
 
     def close(self) -> None:
         """Close all sources."""
-        for fetcher in self._fetchers:
-            fetcher.close()
-        for dataset in self.datasets:
-            dataset.close()
+        with ExitStack() as parts:  # all are closed, also after an error
+            for dataset in self.datasets:
+                parts.callback(dataset.close)
+            for fetcher in self._fetchers:
+                parts.callback(fetcher.close)
 
 
 _COMMON = (

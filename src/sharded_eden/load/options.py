@@ -132,11 +132,14 @@ class ExampleOptions:
                 boolean(value, name, WITH_TAGS)
             elif option.type == "bool":
                 boolean(value, name)
-            elif option.type == "float" and not _is_number(value):
-                raise UsageError(f"{name} must be a number, not {shown(value)}")
+            elif option.type == "float":
+                if not _is_number(value):
+                    raise UsageError(f"{name} must be a number, not {shown(value)}")
+                if type(value) not in {int, float}:
+                    object.__setattr__(self, name, float(value))  # a NumPy number, which JSON and SQLite do not accept
+            elif option.type == "int" or (option.type == "int | None" and value is not None):
+                object.__setattr__(self, name, integer(value, name))
         self._check_objective()
-        if self.window_min_length_threshold is not None:
-            integer(self.window_min_length_threshold, "window_min_length_threshold")
         if self.tags is not None:
             object.__setattr__(self, "tags", absolute_path(self.tags, "tags"))
             if self.use_control_tags:
@@ -145,11 +148,9 @@ class ExampleOptions:
             raise UsageError("tag_template and tag_dropout need a table: pass tags=")
         if not 0 <= self.tag_dropout <= 1:
             raise UsageError(f"tag_dropout must be from 0 to 1, not {self.tag_dropout}")
-        if self.window_size is not None:
-            integer(self.window_size, "window_size")
         if not isinstance(self.derive_windows, bool):
             absolute_path(self.derive_windows, "derive_windows")
-        if not 1 <= integer(self.requests_in_flight, "requests_in_flight") <= MOST_IN_FLIGHT:
+        if not 1 <= self.requests_in_flight <= MOST_IN_FLIGHT:
             raise UsageError(
                 f"requests_in_flight must be from 1 to {MOST_IN_FLIGHT}, not {shown(self.requests_in_flight)}"
             )
@@ -157,16 +158,15 @@ class ExampleOptions:
             raise UsageError(f"request_seconds must be above 0 and at most {MOST_SECONDS}, not {self.request_seconds}")
         if self.cache_dir is not None:
             absolute_path(self.cache_dir, "cache_dir")
-        if self.cache_bytes is not None and integer(self.cache_bytes, "cache_bytes") < 1:
+        if self.cache_bytes is not None and self.cache_bytes < 1:
             raise UsageError(f"cache_bytes must be at least 1, not {shown(self.cache_bytes)}")
-        check_log(self.log_format, integer(self.log_file_bytes, "log_file_bytes"))
+        check_log(self.log_format, self.log_file_bytes)
         if self.log_dir is not None:
             absolute_path(self.log_dir, "log_dir")
 
     def _check_objective(self) -> None:
         if self.objective not in get_args(Objective):
             raise UsageError(f"objective must be one of {', '.join(get_args(Objective))}, not {shown(self.objective)}")
-        integer(self.mlm_span, "mlm_span")
         if self.objective == "mlm":
             for name, why in (
                 ("create_attention_mask", "the mask is causal, but masked bases are predicted from both sides"),

@@ -262,7 +262,7 @@ class _Joined:
             if count := int(np.count_nonzero(number == value)):
                 self.without[reason] += count
         self._numbers = {name: k for k, name in enumerate(samples)}
-        self._stride = windows.geometry.stride
+        self._geometry = windows.geometry
         # The runs of one sample are one slice of these.
         if number.size and (np.diff(number) < 0).any():
             order = np.argsort(number, kind="stable")
@@ -310,9 +310,10 @@ class _Joined:
         reason = found[REASON].fill_null(0).to_numpy()
         is_missing = bases < 0
         recorded = found[LENGTH].to_numpy()
-        is_short = ~is_missing & (
-            (found[LAST].to_numpy() * self._stride > bases) | ((recorded >= 0) & (recorded != bases))
-        )
+        last = found[LAST].to_numpy()
+        starts_inside = (last == 0) | (last * self._geometry.stride < bases)
+        least = self._geometry.least_lengths(last)
+        is_short = ~is_missing & ~np.where(recorded >= 0, (recorded == bases) & starts_inside, bases >= least)
         has_address = ~is_missing & ~is_short & (reason == 0)
         places = self._order[rows]
         chosen = places[has_address]

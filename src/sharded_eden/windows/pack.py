@@ -35,7 +35,7 @@ from sharded_eden.format.kinds import expect
 from sharded_eden.format.lengths import window_lengths
 from sharded_eden.format.publish import copy_database, create_database, publishing, writing
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, trust_nothing, unreadable
-from sharded_eden.format.window_db import WindowDatabase
+from sharded_eden.format.window_db import WindowDatabase, metadata_rows
 from sharded_eden.progress import Meter, Progress
 from sharded_eden.shuffle import Permutation
 from sharded_eden.windows.existing import existing_packs
@@ -225,7 +225,7 @@ def write_packs(
     database.executemany(
         "DELETE FROM metadata WHERE key = ?", ((key,) for key in (*totals, "pack_row_tokens", "pack_tokenizer"))
     )
-    database.executemany("INSERT INTO metadata (key, value) VALUES (?, ?)", totals.items())
+    database.executemany("INSERT INTO metadata (key, value) VALUES (?, ?)", metadata_rows(totals))
     return PackResult(
         windows=total,
         packs=packs,

@@ -22,6 +22,7 @@ from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.pages.btree import PageFile
 from sharded_eden.format.publish import create_database, publishing
+from sharded_eden.format.window_db import metadata_rows
 from sharded_eden.progress import Progress
 from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.existing import existing_windows
@@ -168,7 +169,7 @@ def precompute_window_database(
             }
             optional = {DERIVED_FROM: derived_from, "max_ambiguous": max_ambiguous}
             metadata.update({key: value for key, value in optional.items() if value is not None})
-            database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata.items())
+            database.executemany("INSERT INTO metadata VALUES (?, ?)", metadata_rows(metadata))
             if existing is not None:
                 existing.check_contigs(database, writer.fingerprint.value(), writer.windows)
             if pack and note is not None:

@@ -72,6 +72,8 @@ class PackIndex:
             rows = self._index.connection.execute(_LOOKUP, (wanted,)).fetchall()
         except READ_ERRORS as error:
             raise unreadable(self._index.path, error) from error
+        if len(rows) != len(packs):
+            raise DatabaseError(f"{self._index.path}: a pack is there twice. Pack it again: {self._cure}")
         members = []
         for pack, (blob,) in zip(packs, rows, strict=True):
             if not isinstance(blob, bytes) or not blob or len(blob) % 8:

@@ -293,14 +293,20 @@ class WindowIndex:
         """Contigs with at least one window; counted where the metadata does not tell."""
         if "distinct_sequences" in self.metadata:
             return self.metadata["distinct_sequences"]
-        return int(self.connection.execute("SELECT count(DISTINCT sequence_id) FROM window_mappings").get)
+        try:
+            return int(self.connection.execute("SELECT count(DISTINCT sequence_id) FROM window_mappings").get)
+        except READ_ERRORS as error:
+            raise unreadable(self.path, error) from error
 
     @cached_property
     def fingerprint(self) -> int:
         """The integer that ties checkpoints to this window database."""
         if "fingerprint" in self.metadata:
             return self.metadata["fingerprint"]
-        return fingerprint_of_rows(self.connection, self.metadata, self.total_windows)
+        try:
+            return fingerprint_of_rows(self.connection, self.metadata, self.total_windows)
+        except READ_ERRORS as error:
+            raise unreadable(self.path, error) from error
 
     def close(self) -> None:
         """Close every connection of this process."""

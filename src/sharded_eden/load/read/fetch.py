@@ -295,13 +295,10 @@ class WindowFetcher:
     def _needed_bases(self, window_idx: int, start: int, recorded: int | None) -> int:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
         contig_length = self._index.contig_length(window_idx) if recorded is None else recorded
+        if contig_length is None:
+            return int(self._index.geometry.least_lengths(np.array([start // self._stride]))[0])
         least = 1 if start else 0  # the one window of a contig without bases is a row without bases
-        if contig_length is not None:
-            return max(start + least, min(start + self._window_size, contig_length))
-        # Without recorded lengths: a contig's first window may be short, the later ones are whole unless tails are kept.
-        geometry = self._index.geometry
-        whole = start > 0 and not geometry.keep_tail
-        return start + (self._window_size if whole else max(least, geometry.min_length))
+        return max(start + least, min(start + self._window_size, contig_length))
 
     def _missing(
         self,

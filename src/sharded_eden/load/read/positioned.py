@@ -25,7 +25,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
@@ -62,6 +62,7 @@ class PositionedReader:
         read_ahead: bool,
     ) -> None:
         self._paths, self._expected = paths, expected
+        self._pid = os.getpid()
         self._files: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
         self._limit = max(8, connection_budget())
@@ -238,3 +239,9 @@ class PositionedReader:
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
+
+    def __del__(self, pid: Callable[[], int] = os.getpid) -> None:
+        if (
+            getattr(self, "_pid", -1) == pid()
+        ):  # its thread has ended; a forked child leaves the files of its parent alone
+            self.close()

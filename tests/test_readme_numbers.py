@@ -28,19 +28,19 @@ SOURCES = {
         ("10.95", "cold", LONG_BUILT, "sqlite"),
     ],
     "Fast, with a global shuffle": [
-        ("3.76", "loading", FASTEST, SHORT),
-        ("5.10", "loading", FASTEST, CHROMOSOME),
-        ("1.38", "cold", SHORT_BUILT, "index, ahead over flat"),
-        ("1.53", "cold", LONG_BUILT, "index, ahead over flat"),
+        ("3.06", "loading", FASTEST, CHROMOSOME),
+        ("5.07", "loading", FASTEST, LONG),
+        ("1.32", "cold", SHORT_BUILT, "index, stream over flat"),
+        ("1.97", "cold", LONG_BUILT, "index, stream over flat"),
     ],
     "Almost no padding": [
         ("41.9%", "packing", "log-normal contigs", "useful, padded"),
         ("99.90%", "packing", "log-normal contigs", "useful, packed"),
     ],
     "Opens at once": [("0.044", "startup", "time", "ours"), ("8.9", "startup", "growth of the resident set", "ours")],
-    "sharded-eden (the default: with an index)": [
-        ("26,182", "cold", SHORT_BUILT, "index, ahead"),
-        ("33,250", "cold", LONG_BUILT, "index, ahead"),
+    "sharded-eden, with an index, through a `Stream`": [
+        ("24,986", "cold", SHORT_BUILT, "index, stream"),
+        ("31,587", "cold", LONG_BUILT, "index, stream"),
     ],
     "flat file, one `pread` per window": [
         ("19,085", "cold", SHORT_BUILT, "flat"),
@@ -53,15 +53,11 @@ SOURCES = {
 } | {
     row: [(figure, "loading", of, shape) for figure, shape in zip(figures, (SHORT, LONG, CHROMOSOME), strict=True)]
     for row, of, figures in (
-        ("sharded-eden, with an index", "ours, batches", ("47,601", "53,908", "54,217")),
-        (
-            "flat memory-mapped file with the same encoder, single items",
-            "flat memory map",
-            ("42,743", "42,546", "42,537"),
-        ),
-        ("LitData, its own shuffled loop", "litdata, its own shuffled loop", ("13,827", "12,676", "11,836")),
-        ("Streaming", "mosaicml-streaming, batches of 32", ("4,598", "4,289", "3,930")),
-        ("SQL `substr()` and lists of token ids, single items", "naive, byte tokenizer", ("1,126", "261", "5.3")),
+        ("sharded-eden, with an index", "ours, batches", ("32,402", "30,389", "28,261")),
+        ("flat memory-mapped file with the same encoder", "flat memory map, batches", ("53,967", "45,058", "44,018")),
+        ("LitData, its own shuffled loop", "litdata, its own shuffled loop", ("8,618", "8,110", "8,638")),
+        ("Streaming, single items", "mosaicml-streaming, single items", ("3,588", "3,882", "3,664")),
+        ("SQL `substr()` and lists of token ids, single items", "naive, byte tokenizer", ("667", "179", "3.8")),
     )
 }
 

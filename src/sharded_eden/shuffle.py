@@ -127,7 +127,10 @@ class Permutation:
         Raises:
             IndexError: a position outside [0, length).
         """
-        values = np.array(positions, dtype=np.uint64)
+        try:
+            values = np.array(positions, dtype=np.uint64)
+        except OverflowError:  # below 0, or beyond 64 bits
+            raise IndexError(f"a position is outside an order of {self.length} windows") from None
         if values.size and int(values.max()) >= self.length:
             raise IndexError(f"position {int(values.max())} is outside an order of {self.length} windows")
         outside: NDArray[np.int64] | None = None  # values that are still outside [0, length); None: all of them

@@ -164,3 +164,11 @@ def test_the_example_stops_and_goes_on_exactly(folder, tmp_path):
     with np.load(tmp_path / "whole.npz") as one, np.load(tmp_path / "parts.npz") as two:
         assert set(one) == {"data", "one", "two", "out"}
         assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_new_source_reads_nothing(folder, tmp_path):
+    source = StreamSource(plain(folder, log_windows=True, log_dir=tmp_path))
+    assert not list(tmp_path.rglob("*.csv"))
+    source[0]
+    (log,) = tmp_path.rglob("*.csv")
+    assert len(log.read_text().splitlines()) == 2

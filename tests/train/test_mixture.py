@@ -381,3 +381,13 @@ def test_positions_beyond_those_of_a_checkpoint_are_refused(folders):
     for position in (1 << 62, 1 << 63, 1 << 80):
         with pytest.raises(IndexError, match=f"position {position} of a mixture is not below"):
             mixture.windows_at([0, position])
+
+
+@pytest.mark.parametrize("begin", [1 << 62, (1 << 65) + 1])
+def test_a_phase_that_no_position_reaches_is_refused(small, begin):
+    with (
+        small.dataset() as one,
+        small.dataset(seed=1) as two,
+        pytest.raises(UsageError, match=f"below position 2\\*\\*62, not at {begin}"),
+    ):
+        Mixture([(one, 1), (two, 1)], phases=[(begin, [1, 2])])

@@ -12,7 +12,7 @@ import worlds
 from mixtures import WEIGHTS, mixture_of, write_sources
 
 from sharded_eden.errors import InputError, MissingExtra, UsageError
-from sharded_eden.train.mixture_file import mixture_config
+from sharded_eden.train.mixture_file import Source, mixture_config
 
 TOML = """
 skip = [[10, 12]]
@@ -180,3 +180,12 @@ def test_paths_of_options_are_relative_to_the_file(tmp_path, monkeypatch):
     names = {"tags": "tags.csv", "derive_windows": "derived", "log_dir": "logs", "cache_dir": "cache"}
     assert sources["a"].options == {name: str(tmp_path / "here" / path) for name, path in names.items()}
     assert sources["b"].options == {"derive_windows": True}
+
+
+def test_none_is_as_if_left_out(folder):
+    source = {"window_db_path": folder / "source0" / "windows.db", "weight": 2, "sequence_db_dir": None}
+    assert len(opened([source], sequence_db_dir=folder / "source0" / "seqs")) == 11
+    with pytest.raises(UsageError, match="source 'source 0' has no window_db_path"):
+        mixture_config([{**source, "window_db_path": None}])
+    with pytest.raises(UsageError, match="val has no window_db_path"):
+        Source.of(None, "val")

@@ -132,3 +132,12 @@ def test_the_order_of_this_version_is_fixed():
     """A change here breaks every checkpoint: bump `state.VERSION` with it."""
     assert Order(1000, 42, 0)(np.arange(6)).tolist() == [674, 501, 571, 66, 414, 430]
     assert Order(10**9, 42, 1)(np.arange(3)).tolist() == [837474752, 166008271, 5169272]
+
+
+@pytest.mark.parametrize("position", [-1, 10, 1 << 70])
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_positions_outside_are_refused(position, kind):
+    if kind is np.array and position == 1 << 70:
+        kind = lambda values: np.array(values, dtype=object)  # noqa: E731
+    with pytest.raises(IndexError, match="outside an order of 10 windows"):
+        Order(10, 0, 0)(kind([3, position]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 import re
 import warnings
@@ -232,3 +233,71 @@ def test_the_default_number_of_workers_fits_this_machine(folder):  # noqa: F811
     module = ShardedEdenDataModule(folder / "seqs", folder / "windows.db", seq_length=64, stride=50)
     assert module.num_workers == min(8, len(os.sched_getaffinity(0)))
     assert module_of(folder, num_workers=8).num_workers == 8
+
+
+def in_workers(stream, epochs) -> list[list[list[int]]]:
+    """The rows of passes over persistent forked workers; None: without `set_epoch`."""
+    loader = DataLoader(
+        stream, batch_size=7, collate_fn=stream.collate_fn,
+        num_workers=1, persistent_workers=True, multiprocessing_context="fork",
+    )  # fmt: skip
+    passes = []
+    for epoch in epochs:
+        if epoch is not None:
+            stream.set_epoch(epoch)
+        passes.append(rows(loader))
+    return passes
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_running_workers_follow_a_copy(small, copied):
+    with small.dataset(rc_aug=True) as dataset:
+        n, other = len(dataset), copied(Stream(dataset))
+        assert in_workers(other, (0, 1)) == [at(dataset, range(n)), at(dataset, range(n, 2 * n))]
+        other.dataset.close()
+
+
+def test_running_workers_follow_the_rank_that_was_forked_with_the_stream(small):
+    with small.dataset(rc_aug=True) as dataset:
+        n, stream = len(dataset), Stream(dataset)
+        here, there = multiprocessing.get_context("fork").Pipe()
+        rank = multiprocessing.get_context("fork").Process(
+            target=lambda: there.send((in_workers(stream, (None, 1)), stream.epoch))
+        )
+        rank.start()
+        assert here.poll(60)
+        passes, epoch = here.recv()
+        rank.join()
+        assert passes == [at(dataset, range(n)), at(dataset, range(n, 2 * n))]
+        assert (epoch, stream.epoch) == (1, 0), "ranks may be in other epochs"
+
+
+def test_workers_get_the_memory_of_the_rank_that_pickles_the_stream(small):
+    with small.dataset() as dataset:
+        stream = Stream(dataset)
+        of_parent, stream._epoch_owner = stream._epoch, 1  # as in another process, which was spawned with the stream
+        of_worker = stream.__getstate__()["_epoch"]
+        stream.set_epoch(2)
+        assert (int(of_worker), int(of_parent)) == (2, 0)
+
+
+def test_the_data_module_goes_on_in_the_pass_of_a_state(folder):  # noqa: F811
+    import worlds
+
+    with worlds.dataset(folder, rc_aug=True) as dataset:
+        sampler = StreamBatchSampler(Stream(dataset), micro_batch_size=2, global_batch_size=4)
+        sampler.set_epoch(2)
+        state = sampler.state_dict(consumed_samples=8)
+    for is_open in (True, False):
+        module = module_of(folder)
+        if is_open:
+            module.setup("fit")
+        module.load_state_dict(state)
+        assert rows(islice(module.train_dataloader(), 2)) == _tokens(folder, range(2 * 23 + 8, 2 * 23 + 12))
+        assert module.state_dict() == state
+
+
+@pytest.mark.parametrize("epochs", [1.5, "2", None])
+def test_a_number_of_passes_that_is_no_integer_is_refused(folder, epochs):  # noqa: F811
+    with pytest.raises(UsageError, match="num_epochs must be an integer"):
+        module_of(folder, num_epochs=epochs)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import tracemalloc
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +15,7 @@ from resume import assert_same_stream, row_hashes
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from sharded_eden import Stream
+from sharded_eden import ArrayDataset, ArrayStream, Mixture, Stream
 from sharded_eden.errors import StateError, UsageError
 from sharded_eden.train.sampler import BatchPlan, MicroBatches, StreamBatchSampler, evaluation_positions
 
@@ -180,3 +183,72 @@ def test_a_plain_loop_over_one_pass_ends(small):
         assert len(batches) == len(sampler) == -(-len(dataset) // 2)
         with pytest.raises(TypeError, match="endless"):
             len(StreamBatchSampler(Stream(dataset), micro_batch_size=2, global_batch_size=8))
+
+
+@pytest.mark.parametrize("kind", ["one", "mixture"])
+def test_what_is_saved_can_be_loaded(small, kind):
+    with small.dataset() as dataset:
+
+        def sampler(seed: int) -> StreamBatchSampler:
+            stream = Stream(dataset, seed=seed) if kind == "one" else Mixture([(dataset, 1)], seed=seed)
+            return StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8)
+
+        saving = sampler(np.int64(1))
+        saving.set_epoch(np.int64(2))
+        state = json.loads(json.dumps(saving.state_dict(consumed_samples=np.int64(24))))
+        resumed = sampler(1)
+        resumed.load_state_dict(state)
+        assert (resumed.consumed_samples, resumed.stream.epoch) == (24, 2)
+        resumed.consumed_samples = np.int64(8)
+        iterator = iter(resumed)
+        iterator.load_state_dict(json.loads(json.dumps(iterator.state_dict())))
+        for consumed in (12.0, -8, "8", 1 << 62):
+            with pytest.raises(UsageError, match="consumed_samples must"):
+                saving.state_dict(consumed_samples=consumed)
+
+
+def test_an_array_stream_saves_integers_of_python(small):
+    with ArrayDataset.open(small.sequence_db_dir, small.window_db) as dataset:
+        stream = ArrayStream(dataset, np.int64(40), seed=np.int64(1))
+        stream.set_epoch(np.int64(2))
+        assert json.loads(json.dumps(stream.state(np.int64(8))))["epoch"] == 2
+        assert len(stream) == 40
+
+
+def test_sizes_far_too_large_are_refused_at_once():
+    with pytest.raises(UsageError, match=r"micro batch sizes that fit: 1, 2, 4, .*, 16384$"):
+        BatchPlan(micro_batch_size=3, global_batch_size=1 << 40)
+    with pytest.raises(UsageError, match="micro batch sizes that fit: none, since 3 ranks do not divide it"):
+        BatchPlan(micro_batch_size=1, global_batch_size=1 << 40, data_parallel_size=3)
+    BatchPlan(micro_batch_size=1, global_batch_size=1 << 40, rampup_batch_size=(1, 1, 100))
+
+
+@pytest.mark.parametrize("rampup", [(4, 4), (4, 4, 4, 4), (), (4, 0, 100)])
+def test_a_ramp_up_that_is_none_is_refused(rampup):
+    with pytest.raises(UsageError, match="does not lead to global_batch_size=16"):
+        BatchPlan(micro_batch_size=1, global_batch_size=16, rampup_batch_size=rampup)
+
+
+def test_numbers_of_a_ramp_up_are_integers():
+    plan = BatchPlan(micro_batch_size=1, global_batch_size=16, rampup_batch_size=[np.int64(4), 4, 100])
+    assert plan == BatchPlan(micro_batch_size=1, global_batch_size=16, rampup_batch_size=(4, 4, 100))
+    assert plan.rampup_batch_size == (4, 4, 100)
+    with pytest.raises(UsageError, match="rampup_batch_size must be an integer, not '4'"):
+        BatchPlan(micro_batch_size=1, global_batch_size=16, rampup_batch_size=("4", 4, 100))
+    with pytest.raises(UsageError, match=r"global_batch_size=6 is not a multiple"):
+        BatchPlan(micro_batch_size=4, global_batch_size=16, rampup_batch_size=(4, 2, 100))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_evaluation_keeps_no_list_of_its_positions(ranks):
+    tracemalloc.start()
+    try:
+        positions = evaluation_positions(10**6, micro_batch_size=8, rank=ranks - 1, data_parallel_size=ranks)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    first = [*range(16, 24), *range(40, 48)] if ranks == 3 else list(range(16))
+    assert list(islice(positions, 16)) == list(positions[:16]) == [positions[k] for k in range(16)] == first
+    assert len(positions) == len(list(positions)) == (10**6 if ranks == 1 else -(-(10**6) // 24) * 8)
+    with pytest.raises(IndexError):
+        positions[len(positions)]

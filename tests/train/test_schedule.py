@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from decimal import Decimal
 from fractions import Fraction
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharded_eden import Mixture, Stream
 from sharded_eden.errors import UsageError
+from sharded_eden.train.order import keep
 from sharded_eden.train.schedule import Phase, Schedule, Skips, block_of, counts_after, integer_weights
 
 WEIGHTS = (
@@ -161,3 +164,39 @@ def test_skips_leave_out_exactly_their_ranges(drawn):
 def test_what_is_no_range_is_refused(each):
     with pytest.raises(UsageError, match="skip takes"):
         Skips([each])
+
+
+class Raced(OrderedDict):
+    """Another thread removes everything between two steps of this one."""
+
+    def get(self, key, default=None):
+        found = super().get(key, default)
+        self.clear()
+        return found
+
+    def __len__(self):
+        length = super().__len__()
+        self.clear()
+        return length
+
+
+def test_threads_may_remove_what_another_thread_uses(small):
+    schedule = Schedule([Phase(0, (1, 3))], 0)
+    blocks = [range(k, k + 8) for k in (0, 0, 1024, 2048, 3072, 0)]
+    wanted = [[part.tolist() for part in Schedule(schedule.phases, 0).locate(block)] for block in blocks]
+    schedule._blocks = Raced()
+    schedule._blocks[0, 0] = schedule._block(0, 0)
+    assert [[part.tolist() for part in schedule.locate(block)] for block in blocks] == wanted
+    with small.dataset() as dataset:
+        for stream, name in ((Stream(dataset), "_orders"), (Mixture([(dataset, 1)]), "_orders_of")):
+            far = [k * len(dataset) for k in range(12)]
+            wanted = stream.windows_at(far)
+            setattr(stream, name, Raced(dict.fromkeys(range(100, 109))))
+            assert [stream.windows_at([position])[0] for position in far] == wanted
+
+
+def test_the_newest_are_kept():
+    kept = OrderedDict()
+    for k in range(5):
+        assert keep(kept, k, -k, 3) == -k
+    assert list(kept.items()) == [(2, -2), (3, -3), (4, -4)]

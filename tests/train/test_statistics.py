@@ -7,6 +7,7 @@ import os
 import re
 import time
 import warnings
+from itertools import islice
 
 import lightning.pytorch as pl
 import pytest
@@ -294,3 +295,45 @@ def test_other_data_modules_are_told_what_to_use(clean_world: World, tmp_path):
         warnings.simplefilter("ignore")
         with pytest.raises(UsageError, match="needs a ShardedEdenDataModule"):
             trainer.fit(Model(), DataLoader(Stream(dataset), batch_size=2))
+
+
+def test_an_incomplete_last_batch_ends_at_the_end_of_the_stream(clean_world: World):
+    with ShardedEdenDataset.open(clean_world.seqs, clean_world.train) as dataset:
+        stream = Stream(dataset, num_samples=10)
+        sampler = StreamBatchSampler(stream, micro_batch_size=4, global_batch_size=4, drop_last=False)
+        loader = DataLoader(stream, batch_sampler=sampler, collate_fn=stream.collate_fn)
+        counter = LoaderCounter(stream, samples_per_batch=4)
+        assert [counter.values()["loader/samples"] for _ in counter.watch(loader)] == [4, 8, 10]
+        assert counter.values()["loader/bases"] == expected(stream, range(10))[2]
+
+
+@pytest.mark.parametrize("samples", [8, None])
+@pytest.mark.parametrize("is_asked_often", [True, False])
+def test_passes_of_set_epoch_begin_at_their_start(clean_world: World, samples, is_asked_often):
+    with ShardedEdenDataset.open(clean_world.seqs, clean_world.train) as dataset:
+        stream = Stream(dataset, num_samples=samples)
+        n = len(stream)
+        sampler = StreamBatchSampler(stream, micro_batch_size=4, global_batch_size=4)
+        loader = DataLoader(stream, batch_sampler=sampler, collate_fn=stream.collate_fn)
+        counter = LoaderCounter(stream, samples_per_batch=4)
+        seen = []
+        for epoch in (0, 1, 2):
+            sampler.set_epoch(epoch)
+            for _ in counter.watch(islice(loader, 2)):
+                if is_asked_often or epoch == 2:
+                    seen.append(counter.values())
+        assert [values["loader/samples"] for values in seen] == [4, 8] * (3 if is_asked_often else 1)
+        reached = [(epoch * n + k) for epoch in ((0, 1, 2) if is_asked_often else (2,)) for k in (4, 8)]
+        assert [values["loader/pass"] for values in seen] == [position // len(dataset) for position in reached]
+        read = [epoch * n + k for epoch in (0, 1, 2) for k in range(8)]
+        assert counter.values()["loader/bases"] == expected(Stream(dataset), read)[2]
+
+
+def test_the_pass_of_a_resumed_job_is_no_new_one(clean_world: World):
+    with ShardedEdenDataset.open(clean_world.seqs, clean_world.train) as dataset:
+        stream = Stream(dataset)
+        counter = LoaderCounter(stream, consumed_samples=8)
+        stream.set_epoch(2)  # as loading a state does
+        counter.reach(12)
+        assert counter.values()["loader/samples"] == 12
+        assert counter.values()["loader/windows"] == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oracle
-from sharded_eden import Stream
+from sharded_eden import ArrayStream, Stream
 from sharded_eden.errors import UsageError
 from sharded_eden.load.encode.batch import collate
 from sharded_eden.load.encode.example import is_reversed
@@ -83,3 +83,13 @@ def test_evaluations_that_are_counted_on_and_on_repeat_their_rows(small):
         for position in (-1, 100):
             with pytest.raises(IndexError, match="outside evaluations of 100 rows"):
                 stream[position]
+
+
+@pytest.mark.parametrize("kind", [Stream, ArrayStream])
+def test_numbers_that_are_no_integers_are_refused(small, kind):
+    with small.dataset() as dataset:
+        for number in (1.5, "8"):
+            with pytest.raises(UsageError, match="num_samples must be an integer"):
+                kind(dataset, num_samples=number)
+            with pytest.raises(UsageError, match="seed must be an integer"):
+                kind(dataset, seed=number)

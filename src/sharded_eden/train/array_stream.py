@@ -18,7 +18,7 @@ from sharded_eden.errors import UsageError, shown
 from sharded_eden.load.dataset import ArrayDataset
 from sharded_eden.load.encode.rows import Arrays
 from sharded_eden.load.options import integer
-from sharded_eden.train.order import Order
+from sharded_eden.train.order import Order, keep
 from sharded_eden.train.state import AcceptOtherData, make_state, position_of
 
 KEPT_ORDERS = 4
@@ -45,7 +45,7 @@ class ArrayStream:
         shuffle: False visits the windows in the order of their indices, in every pass.
 
     Raises:
-        UsageError: the dataset has no windows.
+        UsageError: the dataset has no windows, or `num_samples` or `seed` is not an integer.
 
     Example:
         >>> from sharded_eden import ArrayDataset, ArrayStream
@@ -67,11 +67,11 @@ class ArrayStream:
                 f"{dataset.window_db_path} holds no window, so there is nothing to stream. Precompute it with a lower "
                 "--window-min-length-threshold, or from a split that has contigs"
             )
-        if num_samples is not None and num_samples < 0:
+        if num_samples is not None and (num_samples := integer(num_samples, "num_samples")) < 0:
             raise UsageError(f"num_samples must not be negative, but is {num_samples}")
         self.dataset = dataset
         self.num_samples = num_samples
-        self.seed = dataset.seed if seed is None else seed
+        self.seed = dataset.seed if seed is None else integer(seed, "seed")
         self.shuffle = shuffle
         self._orders: OrderedDict[int, Order] = OrderedDict()
         self._start_pass(0)
@@ -120,9 +120,9 @@ class ArrayStream:
         Raises:
             UsageError: a negative epoch.
         """
-        if not 0 <= integer(epoch, "epoch") < MAX_EPOCH:
+        if not 0 <= (number := integer(epoch, "epoch")) < MAX_EPOCH:
             raise UsageError(f"epoch must lie in [0, {MAX_EPOCH}), but is {shown(epoch)}")
-        self._start_pass(epoch)
+        self._start_pass(number)
 
     def _start_pass(self, epoch: int) -> None:
         self._pass = epoch
@@ -152,15 +152,20 @@ class ArrayStream:
         """
         return self._items(self._checked(positions))
 
-    def columns(self, first: int, end: int) -> Columns:
+    def columns(self, first: int, end: int, epoch: int | None = None) -> Columns:
         """Return the items at the positions from `first` to before `end`, as `windows_at` does, in a third of the time.
+
+        Args:
+            first: the first position.
+            end: the position after the last.
+            epoch: of the positions; None is the one that `set_epoch` chose.
 
         Raises:
             IndexError: a position below 0, or at or beyond `num_samples`.
         """
         if end <= first:
             return Columns(*np.zeros((3, 0), dtype=np.int64))
-        begin, last = self._checked([first, end - 1])
+        begin, last = self._checked([first, end - 1], epoch)
         return self._columns(range(begin, last + 1))
 
     def _columns(self, positions: range) -> Columns:
@@ -170,8 +175,8 @@ class ArrayStream:
         index = by_epoch(epoch, places, lambda number, part: self._visit(first + number, part))
         return Columns(np.zeros(len(places), dtype=np.int64), epoch + first, index)
 
-    def _checked(self, positions: Sequence[int]) -> list[int]:
-        """Return positions of the endless stream, after checking them."""
+    def _checked(self, positions: Sequence[int], epoch: int | None = None) -> list[int]:
+        """Return positions of the endless stream, after checking them; None is the epoch that `set_epoch` chose."""
         try:
             checked = [operator.index(p) for p in positions]
         except TypeError as error:
@@ -180,7 +185,7 @@ class ArrayStream:
             if position < 0 or (self.num_samples is not None and position >= self.num_samples):
                 end = "without end" if self.num_samples is None else f"of {self.num_samples} samples"
                 raise IndexError(f"position {position} is outside a stream {end}")
-        if shift := self.epoch * self._samples_of_an_epoch:
+        if shift := (self.epoch if epoch is None else epoch) * self._samples_of_an_epoch:
             checked = [position + shift for position in checked]
         return checked
 
@@ -206,9 +211,7 @@ class ArrayStream:
             return places
         order = self._orders.get(epoch)
         if order is None:
-            while len(self._orders) >= KEPT_ORDERS:
-                self._orders.popitem(last=False)
-            order = self._orders[epoch] = Order(len(self.dataset), self.seed, epoch)
+            order = keep(self._orders, epoch, Order(len(self.dataset), self.seed, epoch), KEPT_ORDERS)
         return order(places)
 
 

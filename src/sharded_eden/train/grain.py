@@ -47,7 +47,7 @@ class StreamSource:
     def __init__(self, stream: ArrayStream, *, batch_size: int | None = None) -> None:
         if batch_size is not None and integer(batch_size, "batch_size") < 1:
             raise UsageError(f"batch_size must be at least 1, but is {batch_size}")
-        if batch_size is None and "cu_seqlens" in stream.arrays([0] if stream.num_samples != 0 else []):
+        if batch_size is None and stream.dataset.options.packed:
             raise UsageError(
                 "rows of packs differ in the length of their cu_seqlens: use StreamSource(stream, batch_size=...)"
             )

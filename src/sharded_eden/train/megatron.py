@@ -8,6 +8,7 @@ of micro batches of a step does. Megatron is never imported here unless the job 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
@@ -79,7 +80,7 @@ def plan_of_job(
     micro_batch_size: int,
     global_batch_size: int,
     data_parallel_size: int,
-    rampup_batch_size: tuple[int, int, int] | None = None,
+    rampup_batch_size: Sequence[int] | None = None,
 ) -> BatchPlan:
     """Return the sizes of a step: from Megatron's calculator where this process has initialized it, else those given.
 
@@ -107,8 +108,8 @@ def plan_of_job(
     )
     _check_same("the data-parallel size", data_parallel_size, full.running // (full.micro_batches * micro_batch_size))
     if rampup_batch_size is not None:
-        first, increment, samples = rampup_batch_size
         own = BatchPlan(micro_batch_size=1, global_batch_size=global_batch_size, rampup_batch_size=rampup_batch_size)
+        first, increment, samples = rampup_batch_size
         steps = (global_batch_size - first) // increment
         # Both only grow: where they agree on either side of each of our increases, they agree everywhere.
         turns = {-(-k * samples // steps) for k in range(steps + 1)} if steps else {0}

@@ -19,7 +19,7 @@ from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.shuffle import derive_keys, permute_each
 from sharded_eden.train.array_stream import KEPT_ORDERS, Columns, by_epoch
 from sharded_eden.train.mixture_state import Past, make_mixture_state, position_of_mixture
-from sharded_eden.train.order import Order
+from sharded_eden.train.order import Order, keep
 from sharded_eden.train.schedule import Phase, Schedule, Skips, Weights, integer_weights
 from sharded_eden.train.state import MAX_POSITION, AcceptOtherData
 from sharded_eden.train.stream import Stream
@@ -69,7 +69,6 @@ class Mixture(Stream):
     ) -> None:
         self.names, datasets, weights = _sources(sources)
         super().__init__(MixedRows(datasets, self.names), num_samples, seed=seed)  # type: ignore[arg-type]
-        self.seed = integer(self.seed, "seed")
         first = Phase(0, integer_weights(weights))
         later = [Phase(_begin(begin), integer_weights(self._in_order(each))) for begin, each in map(_phase, phases)]
         self.schedule = Schedule([first, *later], self.seed)
@@ -155,9 +154,8 @@ class Mixture(Stream):
         order = self._orders_of.get(visit)
         if order is None:
             source, epoch = visit
-            while len(self._orders_of) >= KEPT_ORDERS * len(self.names):
-                self._orders_of.popitem(last=False)
-            order = self._orders_of[visit] = Order(int(self._lengths[source]), self._seeds[source], epoch)
+            order = Order(int(self._lengths[source]), self._seeds[source], epoch)
+            keep(self._orders_of, visit, order, KEPT_ORDERS * len(self.names))
         return order
 
 
@@ -191,6 +189,8 @@ def _begin(begin: Any) -> int:
         raise UsageError(
             f"a phase begins at position 1 or later, not {number}: the weights of the sources hold from 0 on"
         )
+    if number >= MAX_POSITION:
+        raise UsageError(f"a phase begins below position 2**62, not at {shown(number)}")
     return number
 
 

@@ -71,9 +71,9 @@ class Source:
         """
         parts = dict(given) if isinstance(given, Mapping) else {"window_db_path": given}
         _check_keys(parts, (*_PATHS, *_SOURCE_OPTIONS), called)
-        if "window_db_path" not in parts:
+        paths = {name: path for name in _PATHS if (path := parts.pop(name, None)) is not None}
+        if "window_db_path" not in paths:
             raise UsageError(f"{called} has no window_db_path")
-        paths = {name: parts.pop(name) for name in _PATHS if parts.get(name) is not None}
         for name in _PATH_OPTIONS:
             if isinstance(parts.get(name), str | os.PathLike):
                 parts[name] = _path(parts[name], f"{name} of {called}", folder)

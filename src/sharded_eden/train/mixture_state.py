@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sharded_eden.errors import EdenError, StateError, shown
 from sharded_eden.train.schedule import Skips
-from sharded_eden.train.state import RESTART, AcceptOtherData, position_in
+from sharded_eden.train.state import RESTART, AcceptOtherData, position_in, position_to_save
 
 MIXTURE_VERSION = 4
 """The version of a state of a mixture: programs that know only streams of one dataset refuse it."""
@@ -28,7 +28,8 @@ def make_mixture_state(
 ) -> dict[str, Any]:
     """Return the state to save: JSON-like and rank-independent."""
     sources = [{"name": name, **source} for name, source in zip(names, identity["sources"], strict=True)]
-    state = {"version": MIXTURE_VERSION, "consumed_samples": consumed_samples, **identity, "sources": sources}
+    consumed = position_to_save(consumed_samples)
+    state = {"version": MIXTURE_VERSION, "consumed_samples": consumed, **identity, "sources": sources}
     return {**state, "epoch": epoch, "samples_of_an_epoch": samples_of_an_epoch} if epoch else state
 
 

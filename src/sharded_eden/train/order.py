@@ -6,9 +6,25 @@ it from a uniform one.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TypeVar
+
 from sharded_eden.shuffle import MAX_LENGTH, Permutation
 
-__all__ = ["MAX_LENGTH", "Order"]
+__all__ = ["MAX_LENGTH", "Order", "keep"]
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> Value:
+    """Store a value that was computed, remove the oldest beyond `most`, and return the value. Several threads may do so."""
+    kept[key] = value
+    with suppress(KeyError):  # other threads have removed all
+        while len(kept) > most:
+            kept.popitem(last=False)
+    return value
 
 
 class Order(Permutation):

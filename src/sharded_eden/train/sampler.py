@@ -10,8 +10,9 @@ size. Micro step t uses the positions [t * m * dp, (t + 1) * m * dp) of the glob
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -20,6 +21,9 @@ from sharded_eden.errors import UsageError
 from sharded_eden.load.options import integer
 from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass
+
+MOST_LISTED = 1 << 14
+"""The largest micro batch size that an error lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class BatchPlan:
     """Examples of one optimizer step on all ranks together."""
     data_parallel_size: int = 1
     """Ranks that see different examples."""
-    rampup_batch_size: tuple[int, int, int] | None = None
+    rampup_batch_size: Sequence[int] | None = None
     """(first global batch size, increment, samples until the full size), as Megatron's `--rampup-batch-size`."""
 
     def __post_init__(self) -> None:
@@ -46,27 +50,30 @@ class BatchPlan:
                 raise UsageError(f"{name} must be an integer of at least 1, not {value!r}")
         self._check_fits(self.global_batch_size)
         if self.rampup_batch_size is not None:
-            self._check_rampup(*self.rampup_batch_size)
+            rampup = tuple(integer(each, "each number of rampup_batch_size") for each in self.rampup_batch_size)
+            object.__setattr__(self, "rampup_batch_size", rampup)  # the class is frozen
+            self._check_rampup(rampup)
 
     def _check_fits(self, size: int) -> None:
         if size % self.per_micro_step == 0:
             return
         below = size // self.per_micro_step * self.per_micro_step
         near = " and ".join(str(fit) for fit in (below, below + self.per_micro_step) if fit)
-        micro = [m for m in range(1, size + 1) if size % (m * self.data_parallel_size) == 0]
+        micro = [m for m in range(1, min(size, MOST_LISTED) + 1) if size % (m * self.data_parallel_size) == 0]
         raise UsageError(
             f"global_batch_size={size} is not a multiple of micro_batch_size={self.micro_batch_size} times data-parallel size "
             f"{self.data_parallel_size}. Nearest global batch sizes that fit: {near}; micro batch sizes that fit: "
             + (", ".join(map(str, micro)) or f"none, since {self.data_parallel_size} ranks do not divide it")
         )
 
-    def _check_rampup(self, first: int, increment: int, samples: int) -> None:
-        if first < 1 or increment < 1 or samples < 1 or (self.global_batch_size - first) % increment:
+    def _check_rampup(self, rampup: tuple[int, ...]) -> None:
+        if len(rampup) != 3 or min(rampup) < 1 or (self.global_batch_size - rampup[0]) % rampup[1]:
             raise UsageError(
                 f"rampup_batch_size={self.rampup_batch_size} does not lead to global_batch_size={self.global_batch_size}: it "
                 "must be (first size, increment, samples) with whole increments between the first size and the last"
             )
-        for size in range(first, self.global_batch_size, increment):
+        first, increment, _ = rampup
+        for size in range(first, self.global_batch_size, increment)[:2]:  # where these fit, all do
             self._check_fits(size)
 
     @property
@@ -128,7 +135,7 @@ class MicroBatches(Iterator[list[int]]):
         self._rank = rank
         self._end = end
         self._drop_last = drop_last
-        self._begins = consumed_samples
+        self._begins = integer(consumed_samples, "consumed_samples")
         self._micro_step = 0
 
     def __next__(self) -> list[int]:
@@ -211,7 +218,7 @@ class StreamBatchSampler(Sampler[list[int]]):
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
             data_parallel_size=data_parallel_size,
-            rampup_batch_size=None if rampup_batch_size is None else (*rampup_batch_size,),
+            rampup_batch_size=rampup_batch_size,
         )
         self.rank = rank
         self.consumed_samples = integer(consumed_samples, "consumed_samples")
@@ -279,7 +286,26 @@ class StreamBatchSampler(Sampler[list[int]]):
         self.stream.set_epoch(epoch)
 
 
-def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_parallel_size: int) -> list[int]:
+class _Groups(Sequence[int]):
+    """Groups of consecutive integers at equal distances, none of them in memory."""
+
+    def __init__(self, begins: range, size: int) -> None:
+        self._begins, self._size = begins, size
+
+    def __len__(self) -> int:
+        return len(self._begins) * self._size
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(range(begin, begin + self._size) for begin in self._begins)
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[number] for number in range(*k.indices(len(self)))]
+        group, inside = divmod(range(len(self))[k], self._size)
+        return self._begins[group] + inside
+
+
+def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_parallel_size: int) -> Sequence[int]:
     """Return the positions of one rank in one finite pass that drops nothing.
 
     Every rank gets the same number. Ranks with fewer rows repeat rows from the start; their positions are `total` and above. A
@@ -292,10 +318,6 @@ def evaluation_positions(total: int, *, micro_batch_size: int, rank: int, data_p
         data_parallel_size: the number of ranks that share the pass.
     """
     if data_parallel_size == 1:
-        return list(range(total))
-    per_micro_step = micro_batch_size * data_parallel_size
-    return [
-        start + rank * micro_batch_size + k
-        for start in range(0, total, per_micro_step)
-        for k in range(micro_batch_size)
-    ]
+        return range(total)
+    first = rank * micro_batch_size
+    return _Groups(range(first, total + first, micro_batch_size * data_parallel_size), micro_batch_size)

@@ -19,6 +19,7 @@ import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Rational
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.shuffle import Permutation
+from sharded_eden.train.order import keep
 from sharded_eden.train.state import MAX_POSITION
 
 LEAST_BLOCK = 1024
@@ -213,11 +215,10 @@ class Schedule:
             nth = np.empty(size, dtype=np.int64)
             nth[by_source] = np.arange(size) - np.repeat(np.cumsum(shares) - shares, shares)
             nth += np.array(before, dtype=np.int64)[source] + np.array(self._before[number], dtype=np.int64)[source]
-            while len(self._blocks) >= KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
-            found = self._blocks[key] = _Block(source, nth)
+            found = keep(self._blocks, key, _Block(source, nth), KEPT_BLOCKS)
         else:
-            self._blocks.move_to_end(key)
+            with suppress(KeyError):  # another thread has removed it
+                self._blocks.move_to_end(key)
         return found
 
 

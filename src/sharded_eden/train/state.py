@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sharded_eden.errors import StateError, UsageError, shown
+from sharded_eden.load.options import integer
 
 VERSION = 1
 """The usual version of a state; 2 has an epoch; 3 belongs to rows that version 0.1 of this package would not make."""
@@ -35,11 +36,14 @@ def make_state(
 
     `rows` are those of now and those of version 0.1, `epoch` is that of `Stream.set_epoch`. Programs that would ignore an epoch
     or other rows refuse the version of a state that has them.
+
+    Raises:
+        UsageError: `consumed_samples` is no position.
     """
     now, of_0_1 = rows
     state = {
         "version": VERSION + 2 if now != of_0_1 else _version(epoch),
-        "consumed_samples": consumed_samples,
+        "consumed_samples": position_to_save(consumed_samples),
         "seed": seed,
         "fingerprint": fingerprint,
         "geometry": dict(geometry),
@@ -150,6 +154,18 @@ def _quoted(value: object) -> str:
     if not isinstance(value, Mapping) or len(value) >= 20:
         return shown(value)
     return "{" + ", ".join(f"{shown(key)}: {shown(part)}" for key, part in value.items()) + "}"
+
+
+def position_to_save(consumed_samples: Any) -> int:
+    """Return a position as a state holds it: an int of Python, also of a NumPy integer.
+
+    Raises:
+        UsageError: it is not an integer in [0, 2**62), which `position_in` would refuse.
+    """
+    position = integer(consumed_samples, "consumed_samples")
+    if not 0 <= position < MAX_POSITION:
+        raise UsageError(f"consumed_samples must lie in [0, 2**62), but is {shown(position)}")
+    return position
 
 
 def position_in(state: Mapping[str, Any], key: str) -> int:

@@ -70,6 +70,7 @@ class LoaderCounter:
             )
         self._prefix = prefix
         self._totals = Totals(stream)
+        self._pass: int | None = None  # that of the positions; None before the first one is reached
         self._before = (0, 0, 0)
         self._since = time.perf_counter()
         self._waited = self._paused = 0.0
@@ -79,6 +80,7 @@ class LoaderCounter:
         """Yield the batches of a loader, and count them and the time until each arrives."""
         for batch, seconds in arrivals(loader):
             self.waited(seconds)
+            self._enter_pass()
             self.reach(self._reached + self._per_batch)
             yield batch
 
@@ -91,8 +93,25 @@ class LoaderCounter:
         self._paused += seconds
 
     def reach(self, consumed_samples: int) -> None:
-        """State the position that the job has reached."""
-        self._reached = consumed_samples
+        """State the position that the job has reached, in the pass that `set_epoch` chose.
+
+        The end of a finite stream is the last one: beyond it, ranks with fewer rows repeat some.
+        """
+        self._enter_pass()
+        end = self._stream.num_samples
+        self._reached = consumed_samples if end is None else min(consumed_samples, end)
+
+    def _enter_pass(self) -> None:
+        """Where `set_epoch` has begun another pass, count the rest of the last one, and go on at position 0."""
+        epoch = self._stream.epoch
+        if self._pass not in {None, epoch}:
+            self._count()
+            self._reached = self._counted = 0
+        self._pass = epoch
+
+    def _count(self) -> None:
+        self._totals.add(self._counted, self._reached, self._pass)
+        self._counted = self._reached
 
     def values(self) -> dict[str, float]:
         """Return what was read and how fast, since the last call; totals since the beginning of the process.
@@ -108,16 +127,15 @@ class LoaderCounter:
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused, 1e-9)
         totals = self._totals
-        if self._reached > self._counted:
-            totals.add(self._counted, self._reached)
-        self._counted = self._reached
+        self._count()
         rows, windows, tokens = (
             new - old for new, old in zip((totals.rows, totals.windows, totals.tokens), self._before, strict=True)
         )
         self._before = (totals.rows, totals.windows, totals.tokens)
         length = self._stream.dataset.seq_length
         share = min(1.0, self._waited / seconds)
-        position = self._stream.epoch * len(self._stream) + self._reached
+        epoch = self._stream.epoch if self._pass is None else self._pass
+        position = epoch * len(self._stream) + self._reached
         found: dict[str, float] = {
             "windows_per_second": windows / seconds,
             "tokens_per_second": rows * length / seconds,

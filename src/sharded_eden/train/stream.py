@@ -9,10 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from sharded_eden.errors import warn
 from sharded_eden.load.encode.batch import Example, Rows
@@ -38,7 +39,7 @@ class Stream(ArrayStream, Dataset[Example]):
         shuffle: False visits the windows in the order of their indices, in every pass.
 
     Raises:
-        UsageError: the dataset has no windows.
+        UsageError: the dataset has no windows, or `num_samples` or `seed` is not an integer.
 
     Example:
         >>> from sharded_eden import ShardedEdenDataset, Stream
@@ -61,6 +62,17 @@ class Stream(ArrayStream, Dataset[Example]):
         super().__init__(dataset, num_samples, seed=seed, shuffle=shuffle)
         self._next_batches = NextBatches()
         self._last_pass: int | None = None
+        _STREAMS.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._own()
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _STREAMS.add(self)
+        if not self._epoch.is_shared():  # a deep copy, or from a file; workers get the memory of their parent
+            self._share(self.epoch, int(self._end))
 
     @property
     def epoch(self) -> int:
@@ -91,6 +103,11 @@ class Stream(ArrayStream, Dataset[Example]):
         self._epoch, self._end = shared.unbind()
         self._epoch_owner = os.getpid()
 
+    def _own(self) -> None:
+        """Before workers start: let them share the memory of this process, not of the one that it got the stream from."""
+        if self._epoch_owner != os.getpid() and get_worker_info() is None:
+            self._share(self.epoch, int(self._end))
+
     def _end_of_asking(self) -> int:
         """Return the position from which on nothing is read in this pass, as far as this stream knows."""
         return min(int(self._end), ENDLESS if self.num_samples is None else self.num_samples)
@@ -119,6 +136,18 @@ class Stream(ArrayStream, Dataset[Example]):
     def collate_fn(self, batch: Any) -> Any:
         """Collate examples into a batch, as the dataset does."""
         return self.dataset.collate_fn(batch)
+
+
+_STREAMS: WeakSet[Stream] = WeakSet()
+"""Of this process: what it forks may be workers."""
+
+
+def _before_fork() -> None:
+    for stream in list(_STREAMS):
+        stream._own()
+
+
+os.register_at_fork(before=_before_fork)
 
 
 def warn_of_repeated_pass(stream: Stream, remedy: str) -> None:

@@ -33,7 +33,7 @@ class _Counted(NamedTuple):
     """A range of positions; sums are (n + 1,) int64 each, from 0 on."""
 
     pass_: int
-    """The pass that `set_epoch` had chosen: it decides what a position means."""
+    """The pass of `set_epoch`: it decides what a position means."""
     first: int
     end: int
     source: NDArray[np.int64]
@@ -66,17 +66,18 @@ class Totals:
         self.rows_of: dict[str, int] = dict.fromkeys(self._names, 0)
         self._counted: _Counted | None = None
 
-    def add(self, first: int, end: int) -> None:
-        """Add the positions from `first` to `end` of the stream, which is not included.
+    def add(self, first: int, end: int, pass_: int | None = None) -> None:
+        """Add the positions from `first` to `end`, which is not included, of a pass; None is the one `set_epoch` chose.
 
         Raises:
             IndexError: a position at or beyond the end of the stream.
             DatabaseError: a window database or its index cannot be read.
         """
+        pass_ = self._stream.epoch if pass_ is None else pass_
         while first < end:
             counted = self._counted
-            if counted is None or counted.pass_ != self._stream.epoch or not counted.first <= first < counted.end:
-                counted = self._counted = self._count(first, end)
+            if counted is None or counted.pass_ != pass_ or not counted.first <= first < counted.end:
+                counted = self._counted = self._count(first, end, pass_)
             low, high = first - counted.first, min(end, counted.end) - counted.first
             windows, bases, tokens = (counted.sums[:, high] - counted.sums[:, low]).tolist()
             self.rows += high - low
@@ -89,19 +90,19 @@ class Totals:
                     self.rows_of[name] += count
             first += high - low
 
-    def _count(self, first: int, needed: int) -> _Counted:
+    def _count(self, first: int, needed: int, pass_: int) -> _Counted:
         """Count positions from `first` on: those before `needed`, or more, up to a pass."""
         end = first + min(POSITIONS_AT_ONCE, max(needed - first, len(self._stream.dataset)))
         if self._stream.num_samples is not None:
             end = max(needed, min(end, self._stream.num_samples))
-        source, epoch, index = self._stream.columns(first, end)
+        source, epoch, index = self._stream.columns(first, end, pass_)
         sums = np.zeros((3, len(index) + 1), dtype=np.int64)
         for k, dataset in enumerate(self._datasets):
             own = np.flatnonzero(source == k)
             if len(own):
                 sums[:, own + 1] = _of_rows(dataset, epoch[own], index[own], has_lengths=self._has_lengths[k])
         np.cumsum(sums, axis=1, out=sums)
-        return _Counted(self._stream.epoch, first, end, source, sums)
+        return _Counted(pass_, first, end, source, sums)
 
 
 def _of_rows(dataset: Any, epoch: Counts, index: Counts, *, has_lengths: bool) -> Counts:

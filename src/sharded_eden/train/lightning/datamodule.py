@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from sharded_eden.jobs import usable_processors
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
-from sharded_eden.load.options import ExampleOptions, absolute_path, path_or_url, takes_options
+from sharded_eden.load.options import ExampleOptions, absolute_path, integer, path_or_url, takes_options
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, restate_progress
 from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
@@ -125,7 +125,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         super().__init__()
         if vocab_file is not None or merges_file is not None:
             raise UsageError("vocab_file and merges_file are not read: pass the tokenizer itself as tokenizer=")
-        if num_epochs < 1:
+        if integer(num_epochs, "num_epochs") < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
         self.sequence_db_dir: str | None = None
@@ -208,7 +208,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._accumulation = Accumulation.set_on(self.trainer, plan)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved position.
+        """Continue from a saved position, in the pass that `set_epoch` had chosen.
 
         Raises:
             StateError: it is no state, or was saved for other data, another seed or another geometry.
@@ -217,7 +217,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if "train" not in self._splits.streams:
             self._pending_state = dict(state_dict)
             return
-        consumed, _ = self._splits.streams["train"][0].position_of(state_dict, self.accept_other_data)
+        (stream,) = self._splits.streams["train"]
+        consumed, epoch = stream.position_of(state_dict, self.accept_other_data)
+        stream.set_epoch(epoch)
         self._position = Position(consumed)
 
     def train_dataloader(self) -> DataLoader[Example]:
@@ -302,12 +304,11 @@ class ShardedEdenDataModule(pl.LightningDataModule):
 
     def batch_plan(self) -> BatchPlan:
         """Return the sizes of a step on the ranks of this job: from Megatron's calculator, where one is initialized."""
-        rampup = self.rampup_batch_size
         return plan_of_job(
             micro_batch_size=self.micro_batch_size,
             global_batch_size=self.global_batch_size,
             data_parallel_size=self.data_parallel().size,
-            rampup_batch_size=None if rampup is None else (rampup[0], rampup[1], rampup[2]),
+            rampup_batch_size=self.rampup_batch_size,
         )
 
     def data_parallel(self) -> DataParallel:

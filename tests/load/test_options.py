@@ -278,7 +278,7 @@ def test_numpy_numbers_are_pythons_numbers(small, tmp_path):
             found = dict(connection.execute("SELECT key, value FROM metadata"))
         assert {type(value) for value in found.values()} <= {int, float}
         assert found["window_size"] == (64 if database == path else 48)
-    with pytest.raises(UsageError, match="window_size must be an integer, not 64.5"):
+    with pytest.raises(UsageError, match=r"window_size must be an integer, not 64\.5"):
         WindowGeometry(window_size=64.5)
 
 

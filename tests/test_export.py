@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import worlds
@@ -188,3 +189,24 @@ def test_another_index_of_the_same_tokens_is_noticed(tmp_path):
         build_sequence_dbs([tmp_path / "data.bin"], tmp_path / "out", **options)
     build_sequence_dbs([tmp_path / "data.bin"], tmp_path / "out", force=True, **options)
     assert sorted(contents(tmp_path / "out")) == ["ACGT", "GGTT"]
+
+
+def test_only_an_export_is_replaced(folder, tmp_path):
+    def export(out: Path, to: str) -> None:
+        export_windows(folder / "windows.db", folder / "seqs", out, to)
+
+    for name in ("windows.db", "other.bin", "split.parquet", "out.bin"):
+        (tmp_path / name).write_bytes((folder / "windows.db").read_bytes())
+    pl.DataFrame({"contig_id": ["a"]}).write_parquet(tmp_path / "split.parquet")
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, to, there in (
+        ("windows.db", "parquet", "a window database"),
+        ("split.parquet", "parquet", "a Parquet file"),
+        ("out", "indexed", "a window database"),
+    ):
+        with pytest.raises(UsageError, match=rf"OUT: .* exists and is {there}: give another name"):
+            export(tmp_path / name, to)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    for _ in range(2):  # an earlier export is replaced
+        export(tmp_path / "new.parquet", "parquet")
+        export(tmp_path / "new", "indexed")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sharded_eden.errors import EdenError, InputError, MissingExtra, UsageError
-from sharded_eden.jobs import Engine, run_tasks
+from sharded_eden.jobs import Engine, _Worker, run_tasks
 
 
 def work(task: int, say) -> int:
@@ -78,6 +78,23 @@ def test_results_errors_and_messages(jobs: int) -> None:
     assert isinstance(ended[7], MissingExtra)
     assert "pip install '.[numbers]'" in str(ended[7])
     assert sorted(heard) == [("at", task) for task in range(9)]
+
+
+def die_in_a_message(task: tuple[str, int], say) -> int:
+    how, number = task
+    if number == 0:
+        _Worker.one_at_a_time.acquire()
+        if how == "half of it is sent":
+            os.write(_Worker.messages.fileno(), b"\0\0\x10\0abc")  # 4096 bytes are announced
+        os.kill(os.getpid(), signal.SIGKILL)
+    say(number)
+    return number
+
+
+@pytest.mark.parametrize("how", ["it is not begun", "half of it is sent"])
+def test_a_worker_that_dies_while_it_sends_a_message_is_an_error(how: str) -> None:
+    with pytest.raises(EdenError, match="a worker process died"):
+        list(run_tasks(die_in_a_message, [(how, number) for number in range(6)], Engine(jobs=2)))
 
 
 def test_tasks_are_read_as_they_are_needed() -> None:
@@ -180,7 +197,7 @@ def test_a_cluster_loses_a_node_and_no_row(tmp_path: Path) -> None:
 def test_a_script_without_a_main_guard_is_the_cause_that_is_named(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from sharded_eden.jobs import Engine, run_tasks\n"
+        "from sharded_eden.jobs import Engine, _Worker, run_tasks\n"
         "def work(task, say):\n    return task\n"
         "print(list(run_tasks(work, range(4), Engine('local', 2))))\n"
     )

@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -130,6 +131,10 @@ def test_three_samples_or_more_always_succeed_and_shares_of_bases_are_met(
         assert sum(sizes) >= share * total or ran_out
         # More than 1.5 times its share only if one sample causes it because all remaining samples are large.
         assert sum(sizes) <= 1.5 * share * total or sum(sizes) - max(sizes) <= share * total
+
+
+def test_a_numpy_seed_divides_like_pythons() -> None:
+    assert [share_of("S0", seed) for seed in (np.int64(42), np.uint8(42))] == [share_of("S0", 42)] * 2
 
 
 def test_thirteen_samples_with_default_shares_succeed_for_every_seed(tmp_path: Path) -> None:

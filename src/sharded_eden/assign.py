@@ -5,6 +5,7 @@ Input: names and bases. Output: {name: split}. No file is read.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 from hashlib import blake2b
 
@@ -67,7 +68,9 @@ def assign_groups(
 
 def share_of(name: str, seed: int) -> float:
     """Return the number in [0, 1) by which samples or contigs are ordered: a hash of the name, keyed by the seed."""
-    digest = blake2b(name.encode(), digest_size=8, key=repr(seed).encode(), person=b"eden split").digest()
+    digest = blake2b(
+        name.encode(), digest_size=8, key=repr(operator.index(seed)).encode(), person=b"eden split"
+    ).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from sharded_eden.errors import MissingExtra, UsageError, shown
+from sharded_eden.format.kinds import begins_with, check_replaceable
 from sharded_eden.format.publish import publishing
 from sharded_eden.load.dataset import ArrayDataset
 from sharded_eden.load.encode.example import COMPLEMENT
@@ -122,6 +123,9 @@ class _Sum:
 def _write_indexed(out: Path, dataset: ArrayDataset, blocks: Iterator[list[tuple[int, int]]]) -> Exported:
     builder_class, torch = _megatron()
     paths = Path(f"{out}.bin"), Path(f"{out}.idx")
+    is_pair = begins_with(b"MMIDIDX")
+    for path in paths:
+        check_replaceable(path, "OUT", "of an indexed dataset", lambda _: is_pair(paths[1]))
     written = _Sum()
     # The index is published last: without it, nobody takes the tokens for a dataset.
     with publishing(paths[1]) as index, publishing(paths[0]) as tokens_file:
@@ -164,6 +168,7 @@ def _write_parquet(out: Path, dataset: ArrayDataset, blocks: Iterator[list[tuple
         ("reverse", pa.bool_()), ("sequence", pa.string()),
     ]  # fmt: skip
     schema = pa.schema(columns)
+    check_replaceable(out, "OUT", "such an export", lambda path: pq.read_schema(path).names == schema.names)
     written = _Sum()
     with publishing(out) as path, _writer(pq, path, schema) as writer:
         for block in blocks:

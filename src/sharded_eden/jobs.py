@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -146,14 +146,16 @@ class _Worker:
     """A worker process of a pool."""
 
     messages: Any = None
-    """The queue of its messages."""
+    """The pipe of its messages, which all workers share."""
+    one_at_a_time: Any = None
+    """The lock of that pipe."""
     is_busy = False
     """Whether it is in a task, and not in `say`: a message that is cut short would block its reader."""
     is_stopped = False
 
 
-def _begin_worker(messages: Any, stop: Connection, begun: Any) -> None:
-    _Worker.messages = messages
+def _begin_worker(messages: Connection, one_at_a_time: Any, stop: Connection, begun: Any) -> None:
+    _Worker.messages, _Worker.one_at_a_time = messages, one_at_a_time
     begun.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops its workers
     connect_polars_to_numpy()  # before the signal that stops a task has its handler
@@ -183,7 +185,8 @@ def _say(message: object) -> None:
     _Worker.is_busy = False
     if _Worker.is_stopped:
         raise TaskStopped
-    _Worker.messages.put(message)
+    with _Worker.one_at_a_time:
+        _Worker.messages.send(message)
     _Worker.is_busy = True
 
 
@@ -211,13 +214,13 @@ def _run_in_pool(
     function: Work[Task, Result], tasks: Iterator[Task], jobs: int, heard: Say
 ) -> Iterator[Ended[Task, Result]]:
     context = multiprocessing.get_context("spawn")  # a forked worker would inherit SQLite connections and threads
-    messages, begun = context.SimpleQueue(), context.Event()
+    begun = context.Event()
+    received, messages = context.Pipe(duplex=False)
     stop_of_workers, stop = context.Pipe(duplex=False)
-    listener = threading.Thread(target=_listen, args=(messages, inbox := _Inbox()), daemon=True)
+    listener = threading.Thread(target=_listen, args=(received, inbox := _Inbox()), daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop_of_workers, begun)
-    )
+    arguments = messages, context.Lock(), stop_of_workers, begun
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=arguments)
     running: dict[Future[Result], Task] = {}
     try:
         while True:
@@ -246,9 +249,9 @@ def _run_in_pool(
         stop.close()
         pool.shutdown(wait=True, cancel_futures=True)
         stop_of_workers.close()
-        messages.put(None)
+        messages.close()  # the workers have ended: nobody holds this end of the pipe any more
         listener.join()
-        messages.close()
+        received.close()
 
 
 class _Inbox:
@@ -268,10 +271,11 @@ class _Inbox:
                 return
 
 
-def _listen(messages: Any, inbox: _Inbox) -> None:
-    """Read the pipe all the time: a worker that writes to a full pipe would wait forever."""
-    while (message := messages.get()) is not None:
-        inbox.put(message)
+def _listen(messages: Connection, inbox: _Inbox) -> None:
+    """Read the pipe until its end, all the time: a worker that writes to a full pipe would wait forever."""
+    with suppress(Exception):  # its end, or a message that a killed worker has not sent to its end
+        while True:
+            inbox.put(messages.recv())
 
 
 RAY_RETRIES = 5

@@ -191,6 +191,8 @@ def write_splits(
 def _check_request(by: str, shares: Mapping[str, float], lists: Lists, seed: int) -> None:
     if by not in {"sample", "contig"}:
         raise UsageError(f"by must be 'sample' or 'contig', not {shown(by)}")
+    if not hasattr(seed, "__index__"):
+        raise UsageError(f"seed must be an integer, not {shown(seed)}")
     if abs(seed) >= 2**128:
         raise UsageError(f"--seed {shown(seed)} is invalid: it must have at most 38 digits")
     for name, share in shares.items():

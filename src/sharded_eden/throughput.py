@@ -6,6 +6,7 @@ Takes some seconds for each line of the result. Windows are visited in the order
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import time
@@ -129,8 +130,8 @@ def bench(
     """
     methods = list(start_methods)
     known = torch.multiprocessing.get_all_start_methods()
-    if batch_size < 1 or seconds <= 0 or (max_workers or 0) < 0:
-        raise UsageError("batch_size must be at least 1, seconds above 0, and workers not below 0")
+    if batch_size < 1 or not 0 < seconds < math.inf or (max_workers or 0) < 0:
+        raise UsageError("batch_size must be at least 1, seconds above 0 and finite, and workers not below 0")
     if unknown := [method for method in methods if method not in known]:
         raise UsageError(f"{unknown[0]!r} is not a start method here: use {', '.join(known)}")
     most = min(8, usable_processors()) if max_workers is None else max_workers

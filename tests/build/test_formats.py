@@ -23,7 +23,7 @@ from sharded_eden.build import fasta
 from sharded_eden.build.formats import ReadOptions
 from sharded_eden.build.records import Record, default_sample_id, find_inputs, read_records
 from sharded_eden.build.source import Source, file_state
-from sharded_eden.errors import InputError, MissingExtra, UsageError
+from sharded_eden.errors import EdenWarning, InputError, MissingExtra, UsageError
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("Bio")
@@ -166,7 +166,8 @@ def test_folders_hold_sequence_files_and_tables_only_on_demand(tmp_path: Path) -
     for name in ("a.fa", "b.jsonl.gz", "c.gbff", "d.parquet", "out/contigs.parquet", "out/x.fa"):
         put(tmp_path / name, b"x")
     out = tmp_path / "out"
-    assert [path.name for path in find_inputs([tmp_path], out=out)] == ["a.fa", "b.jsonl.gz", "c.gbff"]
+    with pytest.warns(EdenWarning, match=r"d\.parquet not read"):
+        assert [path.name for path in find_inputs([tmp_path], out=out)] == ["a.fa", "b.jsonl.gz", "c.gbff"]
     assert [path.name for path in find_inputs([tmp_path], format="parquet", out=out)] == ["d.parquet"]
 
 

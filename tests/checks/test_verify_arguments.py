@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 
+import numpy as np
 import polars as pl
 import pytest
 import worlds
 from faults import World
 from worlds import execute, query, random_sequence, sample_db
 
-from sharded_eden import ShardedEdenDataset, bench, build_sequence_dbs, cli, verify
+from sharded_eden import ShardedEdenDataset, bench, build_sequence_dbs, cli, stats, verify
 from sharded_eden.errors import UsageError
 from sharded_eden.format.parquet import write_parquet
 
@@ -127,3 +128,12 @@ def test_the_dataset_names_swapped_arguments(world):
     shutil.copy(world.train, world.seqs / "train_windows.db")  # window databases may lie beside the samples
     ShardedEdenDataset(None, world.seqs, world.seqs / "train_windows.db", 64, stride=50).close()
     assert verify(world.seqs, [world.seqs]).findings == []
+
+
+def test_numpy_seeds(world):
+    assert (
+        verify(world.seqs, [world.train], seed=np.int64(3)).findings
+        == verify(world.seqs, [world.train], seed=3).findings
+    )
+    one, two = (stats(world.seqs, sample=0.5, seed=seed) for seed in (np.int64(3), 3))
+    assert repr(one) == repr(two)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -43,6 +44,9 @@ def test_bench_measures_every_stage_and_loader(small, capsys):
 def test_bench_refuses_what_it_cannot_measure(small, tmp_path):
     with pytest.raises(UsageError, match="'thread' is not a start method here: use fork"):
         bench(small.sequence_db_dir, small.window_db, start_methods=["thread"])
+    for seconds in (math.nan, math.inf, 0.0):
+        with pytest.raises(UsageError, match="seconds above 0 and finite"):
+            bench(small.sequence_db_dir, small.window_db, seconds=seconds)
     with pytest.raises(UsageError, match="batch_size must be at least 1"):
         bench(small.sequence_db_dir, small.window_db, batch_size=0)
     with pytest.raises(DatabaseError, match="no such window database"):

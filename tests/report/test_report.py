@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import sys
 from html.parser import HTMLParser
@@ -278,3 +279,15 @@ def test_a_logged_run_over_the_genomes_of_the_demo(tmp_path):
     assert result.faults == []
     assert "Every window was read exactly twice." in said
     assert any(text.startswith("The shuffle is global") for text in said)
+
+
+def test_only_a_report_is_replaced(world, tmp_path):
+    out = tmp_path / "train_windows.db"
+    shutil.copy(world / "train_windows.db", out)
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=r"OUT\.html: .* exists and is a window database: give another name"):
+        write_report(out, world / "seqdb")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.txt exists and is not a report"):
+        write_report(tmp_path / "notes.txt", world / "seqdb")
+    assert out.read_bytes() == before

@@ -19,7 +19,7 @@ from sharded_eden.build.sample import SampleResult, write_sample
 from sharded_eden.build.skipped import Skip, SkippedRows, with_skipped
 from sharded_eden.build.source import STANDARD_INPUT, FileState, Source, file_state
 from sharded_eden.build.staging import DIRECT, Place
-from sharded_eden.errors import UsageError, printable
+from sharded_eden.errors import UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.jobs import Say
 from sharded_eden.progress import Ticker
@@ -222,6 +222,6 @@ class _Files:
         if not self._task.is_asked_for:
             return _NamesAnotherSample()
         return UsageError(
-            f"{where}: its ID names sample {named!r}, --sample says {self._task.sample!r}. Leave --sample out, or give "
-            "these records other names"
+            f"{where}: its ID names sample {shown(named)}, --sample says {shown(self._task.sample)}. Leave --sample out, or "
+            "give these records other names"
         )

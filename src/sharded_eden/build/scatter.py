@@ -174,11 +174,11 @@ def _sample_of(record: Record, file: Input, pattern: re.Pattern[str] | None) -> 
         match = pattern.search(record.name)
         if match is None or match["sample"] is None:
             raise BadRecord(
-                f"{where}: --sample-regex {pattern.pattern!r} finds no sample in its name", "sample", record.name
+                f"{where}: --sample-regex {shown(pattern.pattern)} finds no sample in its name", "sample", record.name
             )
         option, sample = "--sample-regex", match["sample"]
     if by_id is not None and by_id != sample:
-        raise UsageError(f"{where}: its ID names sample {by_id!r}, {option} gives {shown(sample)}")
+        raise UsageError(f"{where}: its ID names sample {shown(by_id)}, {option} gives {shown(sample)}")
     schema.check_sample_id(sample, f"{where}, by {option}")
     return sample
 

@@ -6,6 +6,7 @@ request a Parquet file of all pairs. Memory: the ID of every contig, and see `si
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from sharded_eden.checks.findings import EXAMPLES, Findings, Tally
 from sharded_eden.errors import UsageError, shown
 from sharded_eden.format.commands import split_command
+from sharded_eden.format.kinds import check_replaceable
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID
 from sharded_eden.format.sqlite import open_read_only
@@ -52,17 +54,19 @@ class NearDuplicates:
     """Contigs with windows that are too short to be compared."""
 
 
-def check_request(window_dbs: int, threshold: float) -> None:
+def check_request(window_dbs: int, threshold: float, pairs: str | os.PathLike[str] | None = None) -> None:
     """Refuse a request that cannot be fulfilled, before anything is read.
 
     Raises:
-        UsageError: there are not 2 to 62 window databases, or the threshold is invalid.
+        UsageError: there are not 2 to 62 window databases, the threshold is invalid, or another file is at `pairs`.
         MissingExtra: sourmash is not installed.
     """
     if not 2 <= window_dbs <= MOST_SPLITS:
         raise UsageError(
             f"--near-duplicates compares splits: name the window databases of 2 to {MOST_SPLITS} splits, not of {window_dbs}"
         )
+    if pairs is not None:
+        check_replaceable(Path(pairs), "--pairs", "a table of pairs", _is_table_of_pairs)
     check_threshold(threshold)
     check_library()
 
@@ -161,6 +165,14 @@ def _between(similar: Similar, splits: NDArray[np.int64], number: int, other_num
     )
 
 
+def _is_table_of_pairs(path: Path) -> bool:
+    """Return whether a file is one that `_write` has written."""
+    return list(pl.read_parquet_schema(path))[: len(_COLUMNS)] == _COLUMNS
+
+
+_COLUMNS = [ONE, "split_of_one", OTHER, "split_of_other", CONTAINMENT, IDENTITY]
+
+
 def _write(similar: Similar, splits: NDArray[np.int64], window_dbs: list[Path], out: Path) -> None:
     names = {}
     for value in np.unique(splits).tolist():
@@ -172,6 +184,5 @@ def _write(similar: Similar, splits: NDArray[np.int64], window_dbs: list[Path], 
         for name in (ONE, OTHER)
     ]
     frame = similar.named().with_columns(columns)
-    order = [ONE, "split_of_one", OTHER, "split_of_other", CONTAINMENT, IDENTITY]
     with publishing(out) as unfinished:
-        frame.select(order).write_parquet(unfinished)
+        frame.select(_COLUMNS).write_parquet(unfinished)

@@ -119,7 +119,7 @@ def verify(
     splits = [path for path, _ in given]
     if by not in get_args(By):
         raise UsageError(f"by must be 'sample' or 'contig', not {by!r}")
-    where = Engine(engine, jobs, address)
+    where, seed = Engine(engine, jobs, address), int(seed)
     if windows_read < 0:
         raise UsageError(f"windows_read must be at least 0, not {windows_read}")
     for one, other in combinations(splits, 2):
@@ -130,7 +130,7 @@ def verify(
     if pairs is not None and not near_duplicates:
         raise UsageError("--pairs needs --near-duplicates")
     if near_duplicates:
-        check_request(len(splits), threshold)
+        check_request(len(splits), threshold, pairs)
     with tempfile.TemporaryDirectory(prefix="sharded-eden-verify-", dir=scratch) as temporary:
         if isinstance(folder, str):
             found = verify_remote(

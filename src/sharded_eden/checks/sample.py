@@ -248,7 +248,7 @@ class _Check:
             splits = [] if digests is None else [(w.split, self._membership(w.joined, stack)) for w in task.windows]
             for ordinal, (contig_id, kind, bases) in enumerate(self._contigs(stack)):
                 if bases is None:
-                    no_text.add(f"{contig_id!r} holds {kind}")
+                    no_text.add(f"{shown(contig_id)} holds {kind}")
                     continue
                 self._report.contigs += 1
                 self._report.bases += len(bases)
@@ -256,7 +256,7 @@ class _Check:
                     next_report = self._report.bases + REPORT_BASES
                     self._say(min(1.0, INTEGRITY_SHARE + (1 - INTEGRITY_SHARE) * self._report.bases / size_bytes))
                 if strange := strange_letter(bases):
-                    letters.add(f"{contig_id!r} holds {strange}")
+                    letters.add(f"{shown(contig_id)} holds {strange}")
                 found_in = [split for split, has in splits if has(contig_id)]
                 if digests is not None and found_in and len(bases):
                     digest = canonical_digest(bases)
@@ -338,13 +338,13 @@ def _compare(
         is_other = (last >= expected) | (different != n)
     else:
         is_other = (n != expected) | (first != 0) | (last != n - 1) | (different != n)
-    absent.add_rows(present == 0, lambda row: repr(ids[row]))
-    empty.add_rows((present != 0) & (length == 0), lambda row: repr(ids[row]))
-    short.add_rows(is_short, lambda row: f"{ids[row]!r} has {length[row]} bases instead of {needed[row]}")
+    absent.add_rows(present == 0, lambda row: shown(ids[row]))
+    empty.add_rows((present != 0) & (length == 0), lambda row: shown(ids[row]))
+    short.add_rows(is_short, lambda row: f"{shown(ids[row])} has {length[row]} bases instead of {needed[row]}")
     other.add_rows(
         is_other & (present != 0) & ~is_short,
         lambda row: (
-            f"{ids[row]!r} of {length[row]} bases has {n[row]} up to number {last[row]} instead of {expected[row]}"
+            f"{shown(ids[row])} of {length[row]} bases has {n[row]} up to number {last[row]} instead of {expected[row]}"
         ),
     )
 

@@ -10,6 +10,7 @@ import typer
 
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.progress import progress_bar, rate, size
+from sharded_eden.errors import printable
 
 
 def export(
@@ -48,7 +49,7 @@ def export(
         lines=[
             f"windows  {done.windows:>15,}  ({rate(done.windows, seconds)} windows/s)",
             f"{'tokens ' if to == 'indexed' else 'bases  '}  {done.tokens:>15,}",
-            *(f"on disk  {size(path.stat().st_size):>15}  {path}" for path in done.paths),
+            *(f"on disk  {size(path.stat().st_size):>15}  {printable(path)}" for path in done.paths),
             f"hash     {done.digest}",
         ],
         data=lambda: done._asdict() | {"seconds": seconds},

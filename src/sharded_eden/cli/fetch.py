@@ -10,6 +10,7 @@ import typer
 
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.progress import progress_bar, size
+from sharded_eden.errors import printable
 from sharded_eden.format.commands import index_command
 from sharded_eden.windows.fetch import fetch_sequence_databases
 
@@ -38,7 +39,8 @@ def fetch(
         )
     return Output(
         lines=[
-            f"copied {done.copied_files:,} of {done.files:,} sequence databases, {size(done.copied_bytes)}, to {folder}"
+            f"copied {done.copied_files:,} of {done.files:,} sequence databases, {size(done.copied_bytes)}, "
+            f"to {printable(folder)}"
         ],
         data=lambda: asdict(done) | {"folder": folder},
         next=[index_command(folder, path) for path in windows or ()],

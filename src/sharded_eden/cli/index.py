@@ -13,6 +13,7 @@ import typer
 from sharded_eden.cli.command import Output
 from sharded_eden.cli.help import MORE
 from sharded_eden.cli.progress import progress_bar, rate, size
+from sharded_eden.errors import printable
 from sharded_eden.format.kinds import window_databases
 from sharded_eden.windows.index import IndexResult, index_window_database
 from sharded_eden.windows.remote_index import add_remote
@@ -63,7 +64,10 @@ def index(
     if at is not None:
         added = [add_remote(path, at) for path in _each([Path(seqdb), *(windows_dbs or [])])]
         return Output(
-            lines=[f"{each.path}: {each.objects:,} objects at {each.url}, {size(each.size_bytes)}" for each in added],
+            lines=[
+                f"{printable(each.path)}: {each.objects:,} objects at {each.url}, {size(each.size_bytes)}"
+                for each in added
+            ],
             data=lambda: {"indexes": [asdict(each) for each in added], "seconds": time.monotonic() - started},
         )
     if not windows_dbs:
@@ -97,4 +101,4 @@ def _lines(result: IndexResult, seconds: float) -> Iterator[str]:
     for reason, contigs in result.without_address.items():
         yield f"         {contigs:>15,}  have no address: {reason}"
     yield f"read     {size(result.bytes_read):>15}  of sequence databases"
-    yield f"on disk  {size(result.path.stat().st_size):>15}  {result.path}"
+    yield f"on disk  {size(result.path.stat().st_size):>15}  {printable(result.path)}"

@@ -9,6 +9,7 @@ windows or bases.
 
 from __future__ import annotations
 
+import operator
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -76,6 +77,7 @@ def stats(
         raise UsageError(f"by must be 'sample' or 'tag', not {shown(by)}")
     if sample is not None and not 0 < sample <= 1:
         raise UsageError(f"sample must be a share above 0, and 1 at most, not {shown(sample)}")
+    seed = operator.index(seed)
     if not -(2**63) <= seed < 2**63:
         raise UsageError(f"seed must fit into 64 bits, not {shown(seed)}")
     engine = Engine("local", jobs)

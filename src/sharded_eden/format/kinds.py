@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -76,6 +77,39 @@ def expect(path: Path, name: str, *kinds: str) -> None:
     found = kinds_of(path)
     if found and not set(found) & set(kinds):
         raise UsageError(f"{name}: {printable(path)} is {found[0]}; expected {' or '.join(kinds)}")
+
+
+def check_replaceable(path: Path, name: str, what: str, is_own: Callable[[Path], bool]) -> None:
+    """Refuse to replace a file that is not an earlier result.
+
+    Args:
+        path: where a result is written.
+        name: the argument that holds it, for the message.
+        what: the kind of the result.
+        is_own: whether an existing file is such a result.
+
+    Raises:
+        UsageError: another file, or a folder, is there.
+    """
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        with suppress(Exception):  # of a library that reads another file
+            if path.stat().st_size == 0 or is_own(path):
+                return
+    is_known = kinds_of(path)
+    there = is_known[0] if is_known else "a folder" if path.is_dir() else f"not {what}"
+    raise UsageError(f"{name}: {printable(path)} exists and is {there}: give another name, or remove it first")
+
+
+def begins_with(*magic: bytes) -> Callable[[Path], bool]:
+    """Return whether a file begins with one of these bytes, as a function of its path."""
+
+    def begins(path: Path) -> bool:
+        with path.open("rb") as file:
+            return file.read(max(map(len, magic))).startswith(magic)
+
+    return begins
 
 
 def sequence_folder(path: str | os.PathLike[str]) -> Path:

@@ -137,7 +137,9 @@ class ExampleOptions:
                     raise UsageError(f"{name} must be a number, not {shown(value)}")
                 if type(value) not in {int, float}:
                     object.__setattr__(self, name, float(value))  # a NumPy number, which JSON and SQLite do not accept
-            elif option.type == "int" or (option.type == "int | None" and value is not None):
+            elif name.endswith("_id") or value is None:
+                continue  # ids are checked together with those of the tokenizer
+            elif option.type in {"int", "int | None"}:
                 object.__setattr__(self, name, integer(value, name))
         self._check_objective()
         if self.tags is not None:

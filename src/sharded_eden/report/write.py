@@ -20,6 +20,7 @@ from sharded_eden.describe.part import Part
 from sharded_eden.describe.stats import stats
 from sharded_eden.errors import UsageError, printable
 from sharded_eden.format.commands import report_command
+from sharded_eden.format.kinds import begins_with, check_replaceable
 from sharded_eden.format.publish import publishing
 from sharded_eden.progress import Progress
 from sharded_eden.report import data_figures, log_figures
@@ -80,6 +81,7 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{printable(out)}: is a folder; name the HTML file to write")
+    check_replaceable(out, "OUT.html", "a report", begins_with(b"<!DOCTYPE html>"))
     files = [] if logs is None else access_log_files(logs)
     counted = stats(*paths, by="sample", jobs=jobs, progress=progress)
     tags = stats(*paths, by="tag", letters=False, jobs=jobs)

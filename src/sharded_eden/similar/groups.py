@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, shown
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.jobs import Engine
 from sharded_eden.progress import Progress
@@ -114,7 +114,7 @@ def _components(similar: Similar, key: str, threshold: float, largest: float) ->
     what = "contigs" if key == CONTIG_ID else "samples"
     if share > largest:
         raise UsageError(
-            f"{members:,} {what}, {first!r} among them, resemble each other and would fill one split: {share:.1%} of all "
+            f"{members:,} {what}, {shown(first)} among them, resemble each other and would fill one split: {share:.1%} of all "
             f"bases, and --largest-group allows {largest:.0%}. Raise --threshold (now {threshold:g}), so that fewer are joined"
             + (", or divide contigs (--by contig)" if key != CONTIG_ID else "")
             + ", or allow more with --largest-group"

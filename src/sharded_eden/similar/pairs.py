@@ -95,7 +95,7 @@ def similar_contigs(
     tasks = [SketchTask(number, path, scratch) for number, path in enumerate(databases.values())]
     _sketch(tasks, engine or Engine(), progress)
     parts = [
-        pl.read_parquet(task.contigs).with_columns(pl.lit(sample).alias(SAMPLE))
+        pl.read_parquet(task.contigs, glob=False).with_columns(pl.lit(sample).alias(SAMPLE))
         for sample, task in zip(databases, tasks, strict=True)
     ]
     firsts = np.cumsum([0, *map(len, parts)])[:-1]

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler
+from sharded_eden import ShardedEdenDataset, Stream, StreamBatchSampler, pack_window_database
 from sharded_eden.derive import derived_window_database
-from sharded_eden.errors import GeometryMismatch, MissingDatabase, WriteError
+from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, WriteError
 from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.windows.precompute import precompute_window_database
 
@@ -104,6 +104,14 @@ def test_the_same_geometry_opens_the_database_itself(folder):
         assert dataset.window_db_path == str(folder / "windows.db")
         assert dataset.stride == 50
     assert sorted(os.listdir(folder)) == before
+
+
+def test_the_same_geometry_without_packs_is_not_taken_for_a_packed_one(folder):
+    paths = folder / "windows.db", folder / "seqs"
+    with pytest.raises(DatabaseError, match=r"windows\.db holds no packs. Add them: sharded-eden pack"):
+        derived_window_database(*paths, window_size=64, pack=True)
+    pack_window_database(folder / "windows.db")
+    assert derived_window_database(*paths, window_size=64, pack=True) == folder / "windows.db"
 
 
 def test_a_derived_database_is_made_once_and_in_the_folder_of_choice(folder):

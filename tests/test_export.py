@@ -18,7 +18,7 @@ import worlds
 import oracle
 from sharded_eden import ArrayDataset, ArrayStream, build_sequence_dbs
 from sharded_eden.cli import main
-from sharded_eden.errors import InputError, UsageError
+from sharded_eden.errors import DatabaseError, InputError, UsageError
 from sharded_eden.export import export_windows
 
 with warnings.catch_warnings():
@@ -101,6 +101,28 @@ def test_the_command_and_its_errors(folder, tmp_path, capsys):
         with pytest.raises(UsageError, match=text):
             export_windows(folder / "windows.db", folder / "seqs", tmp_path / "x", **{"to": "parquet", **options})
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("odd", ["\x01", "\n", "\u00e9"])
+def test_letters_that_training_refuses_are_not_exported(tmp_path, odd):
+    folder = worlds.write(tmp_path)
+    worlds.execute(
+        worlds.sample_db(folder, "S0"),
+        ("UPDATE sequences SET nt_sequence = substr(nt_sequence, 1, 20) || ? || substr(nt_sequence, 22)", (odd,)),
+    )
+    with worlds.dataset(folder) as dataset, pytest.raises(DatabaseError, match="cannot be encoded") as training:
+        dataset.__getitems__(range(len(dataset)))
+    with pytest.raises(DatabaseError) as export:
+        export_windows(folder / "windows.db", folder / "seqs", folder / "out.parquet", "parquet")
+    assert str(export.value) == str(training.value)
+    assert not (folder / "out.parquet").exists()
+
+
+def test_epochs_may_be_a_small_integer_of_numpy(folder, tmp_path):
+    paths = folder / "windows.db", folder / "seqs", tmp_path / "out.parquet"
+    once = export_windows(*paths, "parquet").windows
+    epochs = 1 + 127 // once  # their product does not fit into 8 bits
+    assert export_windows(*paths, "parquet", order="stream", epochs=np.int8(epochs)).windows == epochs * once > 127
 
 
 def test_a_missing_package_is_named(folder, tmp_path):

@@ -67,6 +67,38 @@ def test_ctrl_c_while_polars_loads_numpy(first_use: str, ends: str) -> None:
     assert ("panicked" in run.stderr) == (ends == "PanicException")
 
 
+HANDLED = """
+import signal
+from sharded_eden.jobs import connect_polars_to_numpy
+import polars
+real = polars.Series
+
+def interrupted(*arguments):
+    signal.raise_signal(signal.SIGINT)
+    return real(*arguments)
+
+polars.Series = interrupted
+signal.signal(signal.SIGINT, {handler})
+connect_polars_to_numpy()
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "status", "printed"),
+    [
+        ("lambda number, frame: print(number, frame.f_lineno > 0)", 0, "2 True\ngoes on\n"),
+        ("signal.SIG_IGN", 0, "goes on\n"),
+        ("signal.SIG_DFL", -signal.SIGINT, ""),
+    ],
+)
+def test_ctrl_c_reaches_the_handler_that_was_set(handler: str, status: int, printed: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", HANDLED.format(handler=handler)], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (status, printed, "")
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_results_errors_and_messages(jobs: int) -> None:
     ended, heard = outcomes(Engine("local", jobs))

@@ -19,13 +19,13 @@ import apsw
 import numpy as np
 import polars as pl
 
-from sharded_eden.errors import GeometryMismatch, MissingDatabase, printable
-from sharded_eden.format.commands import precompute_command, quoted
+from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase, printable
+from sharded_eden.format.commands import pack_command, precompute_command, quoted
 from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.publish import write_error
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, table_columns, unreadable
 from sharded_eden.format.window_db import WindowDatabase
 from sharded_eden.windows.precompute import DERIVED_FROM, precompute_window_database
 
@@ -71,6 +71,7 @@ def derived_window_database(
         GeometryMismatch: the windows cannot be derived, because the database left out windows or does not say enough about its
             contigs; or a file with that name was derived from another database.
         MissingDatabase: there is no such window database.
+        DatabaseError: with `pack`: the given one has this geometry, and no packs.
         WriteError: the folder cannot be written to.
 
     Example:
@@ -93,6 +94,8 @@ def derived_window_database(
             min_length=source.min_length if min_length is None else min_length,
         )
         if wanted == source:
+            if pack and not table_columns(database, "packs"):
+                raise DatabaseError(f"{printable(path)} holds no packs. Add them: {pack_command(path)}")
             return path
         derived = _name(path, wanted, source, Path(path.parent if folder is None else folder), pack)
         _check_source(state, wanted, derived)

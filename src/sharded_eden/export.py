@@ -83,7 +83,7 @@ def export_windows(
         raise UsageError(f"to must be one of {', '.join(get_args(Target))}, not {shown(to)}")
     if order not in get_args(ExportOrder):
         raise UsageError(f"order must be one of {', '.join(get_args(ExportOrder))}, not {shown(order)}")
-    if integer(epochs, "epochs") < 1:
+    if (epochs := integer(epochs, "epochs")) < 1:
         raise UsageError(f"epochs must be at least 1, but is {epochs}")
     if epochs > 1 and order == "contig" and not rc_aug:
         raise UsageError("several epochs in contig order without rc_aug are the same windows again: use order='stream'")
@@ -172,6 +172,7 @@ def _write_parquet(out: Path, dataset: ArrayDataset, blocks: Iterator[list[tuple
     written = _Sum()
     with publishing(out) as path, _writer(pq, path, schema) as writer:
         for block in blocks:
+            dataset.arrays(block)  # refuses the letters that training refuses
             windows = list(dataset.fetch_many(block))
             sequences = [_shown(window) for window in windows]
             for sequence in sequences:

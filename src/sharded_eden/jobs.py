@@ -117,14 +117,11 @@ def _run_here(function: Work[Task, Result], tasks: Iterator[Task], heard: Say) -
 
 
 def connect_polars_to_numpy() -> None:
-    """Let Polars load NumPy's C interface now, where no signal handler raises an exception.
+    """Let Polars load NumPy's C interface now, where the handler of Ctrl-C raises no exception.
 
     Polars loads it for the first array that it is given. An exception that a signal handler raises in that moment, such as
     KeyboardInterrupt, makes Polars print a Rust backtrace and raise its PanicException instead. A Ctrl-C that comes while this
-    function runs is raised at its end.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, in the main thread.
+    function runs is handled at its end.
     """
     import numpy as np
     import polars as pl
@@ -138,8 +135,8 @@ def connect_polars_to_numpy() -> None:
         pl.Series(np.zeros(1))
     finally:
         signal.signal(signal.SIGINT, before)
-    if received and callable(before):
-        before(received[0], None)
+    if received:
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Worker:

@@ -135,3 +135,17 @@ def test_the_table_of_contigs_gives_the_tags_back(inputs, tmp_path):
             expected = [1, *(tag or "None").encode(), 3, *bases_of(text).upper().encode(), 2]
             assert row["tokens"].tolist() == expected + [0] * (128 - len(expected))
             assert row["loss_mask"].sum() == len(bases_of(text))
+
+
+def test_a_description_with_the_separator_gives_no_tag(tmp_path):
+    """U+001F stands between tag and description while a table is made."""
+    odd = "hello\x1fworld"
+    for name in ("before", "kept", "after"):
+        tagged = f">{name}.2 {odd}\n{BACTERIUM}ACGT\n" if name == "kept" else ""
+        (tmp_path / f"{name}.fa").write_text(f">{name}.1 {odd}\nACGT\n{tagged}")
+        build_sequence_dbs([tmp_path / f"{name}.fa"], tmp_path / "out", phylo_tags="keep" if tagged else "refuse")
+    table = pl.read_parquet(tmp_path / "out" / "contigs.parquet")
+    assert table["description"].to_list() == [odd] * 4
+    assert dict(table.select("original_id", "phylo_tag").rows()) == {
+        "before.1": None, "kept.1": None, "kept.2": BACTERIUM, "after.1": None,
+    }  # fmt: skip

@@ -193,18 +193,21 @@ def test_a_file_of_a_folder_that_needs_format_is_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert find_inputs([tmp_path / "in"]) == [tmp_path / "in/a.fa"]
-    for name in ("sub/b.parquet", "sub/c.bin", "sub/c.idx", "sub/d.arrow"):
+    for name in ("sub/b.parquet", "sub/c.BIN", "sub/c.idx", "sub/d.arrow"):
         write(tmp_path / "in" / name, FASTA)
-    for source in (f"{tmp_path}/in", f"{tmp_path}/i*"):
+    for sources in ([f"{tmp_path}/in"], [f"{tmp_path}/i*"]):
         with pytest.warns(EdenWarning, match=r"in/sub/b\.parquet and 2 more not read: .* only with --format$"):
-            assert find_inputs([source]) == [tmp_path / "in/a.fa"]
+            assert find_inputs(sources) == [tmp_path / "in/a.fa"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        named = [tmp_path / f"in/sub/{name}" for name in ("b.parquet", "c.bin", "d.arrow")]
+        named = [tmp_path / f"in/sub/{name}" for name in ("b.parquet", "c.BIN", "d.arrow")]
         assert find_inputs([tmp_path / "in", *named]) == [tmp_path / "in/a.fa", *named]
         assert find_inputs([tmp_path / "in"], format="parquet")[-1] == named[0]
     with pytest.raises(InputError, match=r"holds no file to read \(\.fa.*\)\. For b\.parquet, give its --format"):
         find_inputs([tmp_path / "in/sub"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no file to read \(\.fa[^)]*\)$"):
+        find_inputs([tmp_path / "in", tmp_path / "empty"])
 
 
 def test_inputs_that_stand_for_nothing(tmp_path: Path) -> None:

@@ -43,7 +43,29 @@ def test_sources_that_do_not_fit_together_are_found(folder):
     assert [finding.check for finding in result.findings] == ["mixture"]
 
 
+def test_a_warning_does_not_hide_that_sources_do_not_fit_together(folder):
+    test_sources_that_do_not_fit_together_are_found(folder)
+    (folder / "source0" / "windows.db.index").unlink()
+    worlds.execute(folder / "source0" / "windows.db", "DROP INDEX idx_sequence_id")
+    result = verify(folder / "source0" / "seqs", [folder / "mixture.yaml"])
+    assert [(each.severity, each.check) for each in result.findings] == [("warning", "index"), ("error", "mixture")]
+
+
+def test_sequence_databases_that_sources_share_count_once(folder):
+    parts = contents()
+    parts["sources"]["again"] = parts["sources"]["source 0"]
+    parts["sources"]["and again"] = {**parts["sources"]["source 0"], "sequence_db_dir": "source0/../source0/seqs"}
+    (folder / "mixture.yaml").write_text(json.dumps(contents()))
+    once = verify(folder / "source0" / "seqs", [folder / "mixture.yaml"], full=True)
+    (folder / "mixture.yaml").write_text(json.dumps(parts))
+    shared = verify(folder / "source0" / "seqs", [folder / "mixture.yaml"], full=True)
+    assert (shared.samples, shared.contigs, shared.bases) == (once.samples, once.contigs, once.bases)
+    assert shared.windows == once.windows + 2 * 11
+
+
 def test_a_mixture_is_verified_by_itself(folder):
+    with pytest.raises(UsageError, match="its sources are not compared"):
+        verify(folder / "source0" / "seqs", [folder / "mixture.yaml"], pairs=folder / "pairs.parquet")
     with pytest.raises(UsageError, match="a mixture is verified by itself"):
         verify(folder / "source0" / "seqs", [folder / "mixture.yaml", folder / "source0" / "windows.db"])
 

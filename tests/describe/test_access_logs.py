@@ -17,7 +17,13 @@ from torch.utils.data import DataLoader
 
 import sharded_eden
 from sharded_eden import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError, WriteError
-from sharded_eden.describe.access_logs import SCHEMA, access_log_files, read_access_logs, scan_access_log
+from sharded_eden.describe.access_logs import (
+    SCHEMA,
+    access_log_files,
+    read_access_logs,
+    scan_access_log,
+    scan_access_logs,
+)
 from sharded_eden.load import access_log, access_rows
 from sharded_eden.load.access_log import as_cell
 from sharded_eden.load.access_rows import COLUMNS
@@ -94,6 +100,14 @@ def test_a_cell_is_no_formula_and_is_reversible(text):
     cell = as_cell(text)
     assert not cell.startswith(tuple("=+-@"))
     assert (cell[1:] if cell.startswith("'") else cell) == text
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1" + bytes(100), b"no Parquet"])
+def test_a_damaged_parquet_file_is_named(tmp_path, content):
+    (tmp_path / "window_access_train_rank0_0123abcd.parquet").write_bytes(content)
+    for read in (read_access_logs, scan_access_logs):
+        with pytest.raises(InputError, match=r"rank0_0123abcd\.parquet: is damaged, or no access log"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("log_format", ["csv", "parquet"])

@@ -223,6 +223,10 @@ def recorded_length_of_other_windows(world: World) -> None:
     execute(world.train, "UPDATE contig_lengths SET length = length + 500 WHERE first_window_idx = 0")
 
 
+def recorded_length_with_a_fraction(world: World) -> None:
+    execute(world.train, "UPDATE contig_lengths SET length = length + 0.5 WHERE first_window_idx = 0")
+
+
 def fingerprint(world: World) -> None:
     execute(world.train, "UPDATE metadata SET value = value + 1 WHERE key = 'fingerprint'")
 
@@ -365,6 +369,7 @@ FAULTS = [
     (no_text, "alphabet", S1, True),
     (recorded_length, "fingerprint", "train.db", False),
     (recorded_length_of_other_windows, "windows", "train.db", False),
+    (recorded_length_with_a_fraction, "windows", "train.db", False),
     (fingerprint, "fingerprint", "train.db", False),
     (packs_dropped, "packs", "train.db", True),
     (packs_of_another_shape, "packs", "train.db", True),

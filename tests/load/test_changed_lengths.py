@@ -60,3 +60,14 @@ def test_with_an_index_and_without(tmp_path: Path, window_length: int, lengths: 
         last = len(expected) - 1
         needed = 0 if not last else last * worlds.STRIDE + (1 if keep_tail else worlds.T)
     assert is_error == [length < needed for length in LENGTHS]
+
+
+@pytest.mark.parametrize("number", [2**31, 2**58, 2**60, 2**62, 2**63 - 1])
+def test_a_window_beyond_every_contig(tmp_path: Path, number: int) -> None:
+    folder = worlds.write(tmp_path, {NAME: worlds.random_sequence(200, 1)})
+    worlds.execute(
+        folder / "windows.db", f"UPDATE window_mappings SET window_in_seq_idx = {number} WHERE window_idx = 1"
+    )
+    needed = number * worlds.STRIDE + worlds.T
+    with worlds.dataset(folder) as dataset, pytest.raises(MissingSequence, match=f"at least {needed} bases"):
+        dataset[1]

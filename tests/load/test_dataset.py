@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import pickle
@@ -659,3 +660,11 @@ def test_the_rank_of_the_environment(tmp_path, monkeypatch, rank, expected):
         with worlds.dataset(folder, log_windows=True, log_dir=tmp_path / "log") as dataset:
             dataset[0]
         assert [f"_rank{expected}_" in path.name for path in (tmp_path / "log").iterdir()] == [True]
+
+
+def test_copies_make_their_own_attention_mask(folder):
+    with worlds.dataset(folder, create_attention_mask=True) as dataset:
+        expected = dataset[0]["attention_mask"].clone()
+        dataset[0]["attention_mask"].fill_(True)
+        for other in (pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset), copy.copy(dataset), dataset):
+            assert other[0]["attention_mask"].equal(expected)

@@ -229,6 +229,47 @@ def test_logs_are_matched_by_their_windows_and_not_by_their_names(world, tmp_pat
     assert found.faults == []
 
 
+def test_window_databases_with_the_same_file_name_are_all_shown(world, tmp_path):
+    for name, split in (("human", "train"), ("mouse", "val")):
+        (tmp_path / name).mkdir()
+        shutil.copy(world / f"{split}_windows.db", tmp_path / name / "train_windows.db")
+    paths = tmp_path / "human" / "train_windows.db", tmp_path / "mouse" / "train_windows.db"
+    for path in paths:
+        with ShardedEdenDataset.open(world / "seqdb", path, log_windows=True, log_dir=tmp_path / "logs") as dataset:
+            dataset.__getitems__(range(len(dataset)))
+    found = write_report(tmp_path / "report.html", world / "seqdb", *paths, logs=tmp_path / "logs")
+    assert found.verdicts.keys() == {"human/train", "mouse/train"}
+    assert all("Every window was read exactly once." in {each.text for each in of} for of in found.verdicts.values())
+    text = " ".join(Parsed((tmp_path / "report.html").read_text()).text)
+    assert "2 splits: human/train, mouse/train" in text
+    assert text.count("Coverage along the longest contigs: ") == 2
+
+
+def test_logs_of_val_and_validation_are_added_up(world, tmp_path):
+    for split, count in (("val", 3), ("validation", 5)):
+        with ShardedEdenDataset.open(
+            world / "seqdb", world / "val_windows.db", log_windows=True, log_dir=tmp_path / "logs", split=split
+        ) as dataset:
+            dataset.__getitems__(range(count))
+    found = write_report(tmp_path / "report.html", world / "seqdb", world / "val_windows.db", logs=tmp_path / "logs")
+    assert found.verdicts.keys() == {"val"}
+    text = " ".join(Parsed((tmp_path / "report.html").read_text()).text)
+    assert "8 reads of" in text
+    assert "from 2 access logs" in text
+    assert "come from some of the reads" in text
+
+
+def test_bars_of_long_names_stay_apart(tmp_path):
+    samples = [*(f"MGYS00000410_ERR12{number}_FASTA_contigs.min500" for number in ("34567", "98765")), "7"]
+    oracle.write_sequence_dbs(tmp_path / "seqdb", {f"BCR__ECT-{name}__CT1-1": "ACGT" * 20 for name in samples})
+    write_report(tmp_path / "report.html", tmp_path / "seqdb")
+    page = Parsed((tmp_path / "report.html").read_text())
+    (plot,) = [each for each in page.plots if each["layout"].get("barmode") == "stack"]
+    assert len(set(plot["data"][0]["y"])) == len(samples)
+    assert plot["layout"]["yaxis"]["type"] == "category", "numbers are names, too"
+    assert "come from some of the reads" not in " ".join(page.text), "there are none"
+
+
 @pytest.mark.slow
 def test_the_page_in_chromium(world, tmp_path):
     out = tmp_path / "report.html"

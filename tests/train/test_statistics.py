@@ -337,3 +337,15 @@ def test_the_pass_of_a_resumed_job_is_no_new_one(clean_world: World):
         counter.reach(12)
         assert counter.values()["loader/samples"] == 12
         assert counter.values()["loader/windows"] == 4
+
+
+def test_a_job_resumed_at_the_end_of_a_pass_counts_the_next_one(clean_world: World):
+    with ShardedEdenDataset.open(clean_world.seqs, clean_world.train) as dataset:
+        stream = Stream(dataset, num_samples=8)
+        sampler = StreamBatchSampler(stream, micro_batch_size=4, global_batch_size=4, consumed_samples=8)
+        counter = LoaderCounter(stream, samples_per_batch=4, consumed_samples=8)
+        loader = DataLoader(stream, batch_sampler=sampler, collate_fn=stream.collate_fn)
+        assert list(counter.watch(loader)) == []
+        sampler.set_epoch(1)
+        assert len(list(counter.watch(loader))) == 2
+        assert counter.values()["loader/windows"] == 8

@@ -123,9 +123,12 @@ def _difference(listed: pl.DataFrame, found: pl.DataFrame) -> str:
 def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) -> None:
     latest = {built.result.sample: number for number, (_, receipt) in enumerate(receipts) for built in receipt.built}
     merged = []
-    has_tags = False
+    keeps = [json.loads(receipt.settings).get("phylo_tags") == "keep" for _, receipt in receipts]
+    has_tags = any(keeps)
     if table.exists():
-        old, has_tags = _joined(scan_rows(table))
+        old = scan_rows(table)
+        has_tags = has_tags or PHYLO_TAG in old.collect_schema()
+        old = _joined(old) if has_tags else old
         if not old.select(_SAMPLE.is_sorted()).collect().item():
             old = old.sort("sample", maintain_order=True)
         # Without a row in the table, `split` reads the database itself.
@@ -146,7 +149,8 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
             for number in layer[start : start + FILES_AT_ONCE]:
                 path, receipt = receipts[number]
                 wanted = [b.result.sample for b in receipt.built if latest[b.result.sample] == number]
-                rows.append(_with(contigs_only(scan_rows(path)), wanted).select(list(CONTIG_COLUMNS)))
+                of_receipt = _with(contigs_only(scan_rows(path)), wanted).select(list(CONTIG_COLUMNS))
+                rows.append(_joined(of_receipt) if has_tags and not keeps[number] else of_receipt)
             of_layer.append(pl.concat(rows))
             if len(layer) > FILES_AT_ONCE:
                 parts.append(folder / f"rows{len(parts):08}.parquet")
@@ -155,30 +159,29 @@ def _merge(table: Path, receipts: Sequence[tuple[Path, Receipt]], folder: Path) 
         merged.append(pl.concat(of_layer))
     with publishing(table) as unfinished:
         rows_of_all = reduce(lambda one, other: one.merge_sorted(other, key="sample", maintain_order=True), merged)
-        if has_tags or any(json.loads(receipt.settings).get("phylo_tags") == "keep" for _, receipt in receipts):
+        if has_tags:
             rows_of_all = _divided(rows_of_all)
         rows_of_all.sink_parquet(polars_path(unfinished), maintain_order=True)
     for part in parts:
         part.unlink()
 
 
-def _joined(rows: pl.LazyFrame) -> tuple[pl.LazyFrame, bool]:
-    """Return the rows of a table with their tags in `description`, and whether it has any."""
-    if PHYLO_TAG not in rows.collect_schema():
-        return rows, False
-    tag, description = pl.col(PHYLO_TAG), pl.col("description")
-    both = pl.concat_str(tag, pl.lit(PHYLO_SEPARATOR), description)
-    rows = rows.with_columns(pl.when(tag.is_null()).then(description).otherwise(both).alias("description"))
-    return rows.select(list(CONTIG_COLUMNS)), True
+def _joined(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Return rows with their tags in `description`, an empty one where there is none."""
+    tag = pl.col(PHYLO_TAG).fill_null("") if PHYLO_TAG in rows.collect_schema() else pl.lit("")
+    both = pl.concat_str(tag, pl.lit(PHYLO_SEPARATOR), pl.col("description"))
+    return rows.with_columns(both.alias("description")).select(list(CONTIG_COLUMNS))
 
 
 def _divided(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Return rows with the tags in `description` in a column of their own, null where there is none."""
     description = pl.col("description")
-    has_tag, parts = description.str.contains(PHYLO_SEPARATOR, literal=True), description.str.splitn(PHYLO_SEPARATOR, 2)
+    is_joined = description.str.contains(PHYLO_SEPARATOR, literal=True)
+    parts = description.str.splitn(PHYLO_SEPARATOR, 2)
+    tag = parts.struct.field("field_0")
     return rows.with_columns(
-        pl.when(has_tag).then(parts.struct.field("field_1")).otherwise(description).alias("description"),
-        pl.when(has_tag).then(parts.struct.field("field_0")).alias(PHYLO_TAG),
+        pl.when(is_joined).then(parts.struct.field("field_1")).otherwise(description).alias("description"),
+        pl.when(is_joined & (tag != "")).then(tag).alias(PHYLO_TAG),
     )
 
 

@@ -31,7 +31,10 @@ _PHYLO_TAG = re.compile(r"\|[A-Za-z]__[^|]{0,4096}\|")
 """A lineage tag as in the OpenGenome2 releases: `|d__Bacteria;p__Bacillota;...|`."""
 
 PHYLO_SEPARATOR = "\x1f"
-"""Between the tag and the description of a record while it is built, with `--phylo-tags keep`; no description holds it."""
+"""Between the tag and the description of a record while it is built, with `--phylo-tags keep`.
+
+A description that holds it itself follows an empty tag.
+"""
 
 
 class Record(NamedTuple):
@@ -70,7 +73,7 @@ def find_inputs(
     formats = tuple(name for name in FORMATS if name not in ONLY_IF_NAMED) if format is None else (format,)
     found: dict[Path, Path] = {}
     again: list[str] = []
-    unread: list[Path] = []
+    unread: dict[Path, Path] = {}
     for given in inputs:
         path = check_path(given, "input")
         if path.is_dir():
@@ -87,8 +90,8 @@ def find_inputs(
         if not files:
             endings = " ".join(ending for name in formats for ending in ENDINGS[name])
             reason = f"holds no file to read ({endings}, or one of these with {' '.join(COMPRESSED_ENDINGS)})"
-            if format is None and unread:
-                reason += f". For {printable(unread[0].name)}, give its --format"
+            if format is None and (left := [file for file in unread.values() if path in file.parents]):
+                reason += f". For {printable(left[0].name)}, give its --format"
             raise InputError(
                 f"{printable(path)}: {reason if path.is_dir() else 'no such file, and no file matches it as a pattern'}"
             )
@@ -101,11 +104,11 @@ def find_inputs(
     if again:
         more = f", and {len(again) - REPEATED_SHOWN:,} more" if len(again) > REPEATED_SHOWN else ""
         warn(f"inputs that are given more than once are read once: {'; '.join(again[:REPEATED_SHOWN])}{more}")
-    unread = [file for file in unread if file.resolve() not in found]
-    if format is None and unread:
-        more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
+    left = [file for real, file in unread.items() if real not in found]
+    if format is None and left:
+        more = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
         warn(
-            f"{printable(unread[0])}{more} not read: in a folder, Parquet, Arrow and Megatron's files are read only with "
+            f"{printable(left[0])}{more} not read: in a folder, Parquet, Arrow and Megatron's files are read only with "
             "--format"
         )
     return list(found.values())
@@ -159,7 +162,7 @@ def _present(file: Path) -> Path:
 
 
 def _files_below(
-    folder: Path, formats: tuple[str, ...], out: Path | None, again: list[str], unread: list[Path]
+    folder: Path, formats: tuple[str, ...], out: Path | None, again: list[str], unread: dict[Path, Path]
 ) -> list[Path]:
     """Return the files of a folder, links followed.
 
@@ -182,14 +185,12 @@ def _files_below(
         folders[:] = sorted(n for n in folders if not n.startswith(".") and not (out and _same(Path(parent, n), out)))
         of_format = {n: _split_name(n)[1] for n in sorted(names) if not n.startswith(".")}
         files += [_present(Path(parent, n)) for n, of in of_format.items() if of in formats]
-        unread += [
-            Path(parent, n)
-            for n, of in of_format.items()
-            if of in ONLY_IF_NAMED
-            and of not in formats
-            and n not in OWN_TABLES
-            and (of != "indexed" or f"{n.removesuffix('.bin')}.idx" in names)
-        ]
+        lower = set(map(str.lower, names))
+        for n, of in of_format.items():
+            if of in ONLY_IF_NAMED and of not in formats and n not in OWN_TABLES:
+                file = Path(parent, n)
+                if of != "indexed" or f"{_split_name(n)[0]}.idx".lower() in lower:
+                    unread.setdefault(file.resolve(), file)
     return sorted(files)
 
 
@@ -312,7 +313,7 @@ def _checked(
     except InputError as error:
         raise BadRecord(str(error), "name", name) from None
     check_residues(sequence, where, name, stitch_marks=options.keeps_stitch_marks)
-    if phylo_tag and options.phylo_tags == "keep":
+    if options.phylo_tags == "keep" and (phylo_tag or PHYLO_SEPARATOR in description):
         description = f"{phylo_tag}{PHYLO_SEPARATOR}{description}"
     return description, sequence
 

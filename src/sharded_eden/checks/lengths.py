@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sharded_eden.checks.findings import Findings, Tally
-from sharded_eden.errors import DatabaseError
+from sharded_eden.errors import DatabaseError, shown
 from sharded_eden.format.fingerprint import Fingerprint
 from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
@@ -34,7 +34,7 @@ def check_lengths(
     fingerprint: int | None,
     has_holes: bool,
 ) -> None:
-    """Check that the recorded lengths give the existing windows, and the fingerprint in the metadata.
+    """Check that the recorded lengths are integers that give the existing windows, and the fingerprint in the metadata.
 
     Where ambiguous windows were left out (`has_holes`), contigs may have fewer windows.
     """
@@ -43,6 +43,13 @@ def check_lengths(
     recorded = connection.execute("SELECT count(*) FROM contig_lengths").get
     if firsts != recorded:
         findings.error("windows", path, f"contig_lengths has {recorded} rows for {firsts} contigs", fix)
+        return
+    odd = Tally()
+    query = "SELECT first_window_idx, length FROM contig_lengths WHERE typeof(length) <> 'integer'"
+    for first_window, length in connection.execute(query):
+        odd.add(f"{shown(length)} at window {first_window}")
+    if odd.count:
+        findings.error("windows", path, f"contig_lengths has lengths that are not integers: {odd}", fix)
         return
     computed = Fingerprint(geometry)
     wrong = Tally()

@@ -5,15 +5,19 @@ Input: the file of a mixture. Output: the findings of all sources. Sources may s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sharded_eden.checks.findings import Finding
+from sharded_eden.checks.findings import Finding, Findings
 from sharded_eden.checks.result import VerifyResult
 from sharded_eden.errors import EdenError
 from sharded_eden.train.mixture_file import mixture_config
+
+OF_SEQUENCES = frozenset({"samples", "contigs", "bases"})
+"""Counts of sequence databases, which sources may share."""
 
 
 def verify_mixture(
@@ -32,17 +36,21 @@ def verify_mixture(
         InputError: the file cannot be read.
     """
     config = mixture_config(path)
+    folders = [source.sequence_db_dir or sequence_db_dir for source in config.sources.values()]
     results = [
-        verify(source.sequence_db_dir or sequence_db_dir, [source.window_db_path], **options)
-        for source in config.sources.values()
+        verify(folder, [source.window_db_path], **options)
+        for folder, source in zip(folders, config.sources.values(), strict=True)
     ]
+    real = list(map(os.path.realpath, folders))
     whole = results[0]
-    for other in results[1:]:
+    for number, other in enumerate(results[1:], start=1):
         for field in fields(whole):
             own, its = getattr(whole, field.name), getattr(other, field.name)
+            if field.name in OF_SEQUENCES and real[number] in real[:number]:
+                continue
             if isinstance(own, int | list) and not isinstance(own, bool):
                 setattr(whole, field.name, own + its)
-    if whole.is_clean:
+    if not Findings(whole.findings).has_errors:
         try:
             config.open(
                 tokenizer=None, sequence_db_dir=str(sequence_db_dir), seed=42, seq_length=config.window_size()

@@ -107,7 +107,7 @@ def verify(
     folder = named_sequences(sequence_db_dir)
     window_dbs = list(window_dbs)
     if mixtures := [each for each in window_dbs if is_mixture_file(each)]:
-        if len(window_dbs) > 1 or near_duplicates:
+        if len(window_dbs) > 1 or near_duplicates or pairs is not None:
             raise UsageError(f"{mixtures[0]}: a mixture is verified by itself, and its sources are not compared")
         return verify_mixture(
             Path(mixtures[0]), folder, verify, full=full, by=by, jobs=jobs, engine=engine, address=address,

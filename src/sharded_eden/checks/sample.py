@@ -205,7 +205,8 @@ class _Check:
             query = _JOIN.format(
                 windows=_WINDOWS,
                 contigs=contigs,
-                recorded="l.length" if windows.has_lengths else "NULL",
+                # The check of the window database names lengths that are not integers.
+                recorded="iif(typeof(l.length) = 'integer', l.length, NULL)" if windows.has_lengths else "NULL",
                 lengths="LEFT JOIN windows.contig_lengths AS l ON l.first_window_idx = w.window_idx"
                 if windows.has_lengths
                 else "",

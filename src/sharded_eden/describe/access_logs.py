@@ -61,7 +61,7 @@ def scan_access_logs(folder: str | os.PathLike[str]) -> pl.LazyFrame:
 
     Raises:
         MissingDatabase: there is no such folder, no log in it, or not the window database of a process that was killed.
-        InputError: a file has other columns, or that window database was replaced.
+        InputError: a file has other columns or is damaged, or that window database was replaced.
         DatabaseError: that window database cannot be read.
     """
     return pl.concat([scan_access_log(path) for path in access_log_files(folder)])
@@ -116,8 +116,12 @@ def scan_access_log(path: Path) -> pl.LazyFrame:
 
 
 def _scan_parquet(path: Path) -> pl.LazyFrame:
-    frame = pl.scan_parquet(path, glob=False)
-    _check_columns(path, frame.collect_schema().names())
+    try:
+        frame = pl.scan_parquet(path, glob=False)
+        names = frame.collect_schema().names()
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{printable(path)}: is damaged, or no access log ({shown(str(error), 200)})") from error
+    _check_columns(path, names)
     return frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
 
 

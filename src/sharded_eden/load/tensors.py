@@ -64,9 +64,12 @@ class ShardedEdenDataset(ArrayDataset, Dataset[Example]):
         self._rows = self._tensor_maker(self._fetcher)
         self._items_are_batches = self.options.compact or self.options.packed
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attention_mask": None}  # a user may have written to it, or do so later
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._set_mask(self._attention_mask)  # loading it has changed its version
+        self._set_mask(_causal_mask(self.seq_length) if self.options.create_attention_mask else None)
         wait_for_senders_at_exit()
 
     def _set_mask(self, mask: torch.Tensor | None) -> None:

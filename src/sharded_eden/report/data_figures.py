@@ -5,6 +5,7 @@ Input: the counts of `stats`. Output: figures. At most 25 samples and 25 tags ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sharded_eden.describe.group import Group
 from sharded_eden.describe.part import Part
 from sharded_eden.format.schema import SPLITS, WINDOWS_SUFFIX
 from sharded_eden.report.coverage import Coverage
-from sharded_eden.report.figure import Figure, graph_objects, label, number, percent, plot_of
+from sharded_eden.report.figure import Figure, graph_objects, label, labels, number, percent, plot_of
 
 MOST_BARS = 25
 LENGTH_BINS = 40
@@ -26,20 +27,42 @@ ALIKE = 0.02
 """Shares of GC that differ by less are called alike."""
 
 
-def name_of(path: Path) -> str:
-    """Return the name of a split: `train_windows.db` -> `train`."""
+def names_of(parts: Sequence[Part]) -> dict[Path, str]:
+    """Return the name of each split: `train_windows.db` -> `train`; `human/train` where another one has the same name."""
+    names = {part.path: _name_of(part.path) for part in parts if part.split is not None}
+    for longer in (_with_folder, _whole):
+        count = Counter(names.values())
+        names = {path: longer(path) if count[name] > 1 else name for path, name in names.items()}
+    return names
+
+
+def _name_of(path: Path) -> str:
     return path.name.removesuffix(WINDOWS_SUFFIX) or str(path)
+
+
+def _with_folder(path: Path) -> str:
+    return f"{path.absolute().parent.name}/{_name_of(path)}"
+
+
+def _whole(path: Path) -> str:
+    return str(path.absolute())
+
+
+def last_of(name: str) -> str:
+    """Return the name of a split without its folder: `human/train` -> `train`."""
+    return name.rpartition("/")[2]
 
 
 def compared(parts: Sequence[Part]) -> list[tuple[str, Group]]:
     """Return what is compared: the splits, or all contigs where there are none."""
-    splits = [(name_of(part.path), part.total) for part in parts if part.split is not None]
+    names = names_of(parts)
+    splits = [(names[part.path], part.total) for part in parts if part.split is not None]
     return splits or [("all contigs", parts[0].total)]
 
 
 def in_order(splits: Sequence[str]) -> list[str]:
     """Return names of splits in the usual order: train, val, test, then the others."""
-    return sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    return sorted(splits, key=lambda name: ((*SPLITS, last_of(name)).index(last_of(name)), name))
 
 
 def lengths(parts: Sequence[Part]) -> Figure:
@@ -114,7 +137,7 @@ def letters(parts: Sequence[Part]) -> Figure | None:
     groups = [(name, group.letters) for name, group in compared(parts) if group.letters is not None]
     if not any(each.ambiguous or each.soft_masked for _, each in groups):
         return None
-    names = [label(name) for name, _ in groups]
+    names = labels(name for name, _ in groups)
     shares = {
         "not A, C, G or T": [each.ambiguous / max(1, each.bases) for _, each in groups],
         "lower case (repeats)": [each.soft_masked / max(1, each.bases) for _, each in groups],
@@ -140,12 +163,12 @@ def useful_tokens(parts: Sequence[Part]) -> Figure | None:
     splits = [part for part in parts if part.split is not None and part.total.windows is not None]
     if not splits:
         return None
-    names = [name_of(part.path) for part in splits]
+    names = list(names_of(parts).values())
     padded = [part.total.all_windows.useful_padded for part in splits]
     packed = [part.useful_packed for part in splits]
-    bars = [graph_objects().Bar(x=[label(n) for n in names], y=[100 * (v or 0) for v in padded], name="padded")]
+    bars = [graph_objects().Bar(x=labels(names), y=[100 * (v or 0) for v in padded], name="padded")]
     if any(share is not None for share in packed):
-        bars.append(graph_objects().Bar(x=[label(n) for n in names], y=[100 * (v or 0) for v in packed], name="packed"))
+        bars.append(graph_objects().Bar(x=labels(names), y=[100 * (v or 0) for v in packed], name="packed"))
     rows = []
     for name, part, one, other in zip(names, splits, padded, packed, strict=True):
         counts = part.total.all_windows
@@ -172,8 +195,10 @@ def by_group(parts: Sequence[Part], what: str) -> Figure | None:
         parts: the counts, by sample or by tag.
         what: `sample` or `tag`.
     """
-    splits = [part for part in parts if part.split is not None]
-    columns: list[tuple[str, Mapping[str, Group]]] = [(name_of(part.path), part.groups) for part in splits]
+    names = names_of(parts)
+    columns: list[tuple[str, Mapping[str, Group]]] = [
+        (names[part.path], part.groups) for part in parts if part.split is not None
+    ]
     unit = "windows" if columns else "bases"
     columns = columns or [("all contigs", parts[0].groups)]
 
@@ -194,9 +219,9 @@ def by_group(parts: Sequence[Part], what: str) -> Figure | None:
     if rest:
         table[REST] = [sum(amount(groups.get(name)) for name in rest) for _, groups in columns]
     whole = parts[0].groups
-    labels = [label(name) for name in table]
+    bars = labels(table)
     traces = [
-        graph_objects().Bar(y=labels, x=[values[k] for values in table.values()], name=label(split), orientation="h")
+        graph_objects().Bar(y=bars, x=[values[k] for values in table.values()], name=label(split), orientation="h")
         for k, (split, _) in enumerate(columns)
     ]
     bases = {name: whole[name].lengths.bases if name in whole else None for name in shown}
@@ -210,7 +235,7 @@ def by_group(parts: Sequence[Part], what: str) -> Figure | None:
         text=text + (f" The {len(rest):,} smallest are one bar." if rest else ""),
         columns=[what, *(f"{unit}, {split}" for split, _ in columns), "bases of all contigs"],
         rows=[[name, *values, bases.get(name)] for name, values in table.items()],
-        plot=plot_of(traces, x=unit, y="", barmode="stack", yaxis_autorange="reversed"),
+        plot=plot_of(traces, x=unit, y="", barmode="stack", yaxis_autorange="reversed", yaxis_type="category"),
         height=140 + 22 * max(4, len(table)),
     )
 

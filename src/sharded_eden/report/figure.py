@@ -6,7 +6,7 @@ Plotly is imported on first use. Colours come from the page (light or dark), so 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -69,6 +69,19 @@ def label(name: str) -> str:
     half = MAX_NAME // 2
     short = name if len(name) <= MAX_NAME else f"{name[:half]}…{name[-half + 1 :]}"
     return escape("".join(each if each.isprintable() else "?" for each in short), quote=False)
+
+
+def labels(names: Iterable[str]) -> list[str]:
+    """Return a label for each bar; those of different names differ, as Plotly adds up bars with the same label."""
+    found: list[str] = []
+    for name in names:
+        short, again = label(name), 1
+        text = short
+        while text in found:
+            again += 1
+            text = f"{short} ({again})"
+        found.append(text)
+    return found
 
 
 def number(value: Any) -> str:

@@ -16,6 +16,7 @@ from sharded_eden.describe.access_logs import scan_access_log, split_of
 from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format.commands import report_command
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
+from sharded_eden.report.data_figures import last_of
 
 COMPARED = 64
 """Rows of a log that are compared with a window database."""
@@ -27,6 +28,8 @@ EVALUATION = frozenset({"val", "validation", "test"})
 
 def matched(files: list[Path], databases: Mapping[str, Path]) -> dict[tuple[str, str], list[Path]]:
     """Return {(name of the window database, split in the log's name): access logs}.
+
+    The split is the name of the database where that is what its logs are called: `val` for `val` and `validation`.
 
     Args:
         files: access logs.
@@ -44,7 +47,7 @@ def matched(files: list[Path], databases: Mapping[str, Path]) -> dict[tuple[str,
         rows = _some_rows(path)
         if not rows:
             continue
-        names = sorted(databases, key=lambda name: (name not in {split, NAMES.get(split, split)}, name))
+        names = sorted(databases, key=lambda name: (not _is_called(name, split), name))
         home = next((name for name in names if _has(databases[name], rows)), None)
         if home is None:
             window, sequence_id, number = rows[0]
@@ -53,8 +56,13 @@ def matched(files: list[Path], databases: Mapping[str, Path]) -> dict[tuple[str,
                 f"{shown(sequence_id)}. Name the window database that was read; found "
                 f"{', '.join(map(printable, databases.values()))}"
             )
-        found.setdefault((home, split), []).append(path)
+        found.setdefault((home, home if _is_called(home, split) else split), []).append(path)
     return found
+
+
+def _is_called(name: str, split: str) -> bool:
+    """Return whether logs of a window database with this name, such as `human/val`, are usually of this split."""
+    return not {name, last_of(name)}.isdisjoint({split, NAMES.get(split, split)})
 
 
 def _some_rows(path: Path) -> list[tuple[int, str, int]]:

@@ -26,10 +26,12 @@ from sharded_eden.progress import Progress
 from sharded_eden.report import data_figures, log_figures
 from sharded_eden.report.coverage import longest_contigs
 from sharded_eden.report.figure import Figure, graph_objects, number, percent
-from sharded_eden.report.match import EVALUATION, NAMES, matched
+from sharded_eden.report.match import EVALUATION, matched
 from sharded_eden.report.page import Page, Section, html_of
 from sharded_eden.report.reads import Reads, count_reads
 from sharded_eden.report.verdicts import Verdict, verdicts
+
+SOME_READS = "“Window against time”, and the distances and spreads of reads in a row, come from some of the reads."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +91,22 @@ def write_report(
     tag_parts = _sorted(tags.parts)
     if parts[0].kind != "sequence databases":
         raise UsageError(f"give the folder of sequence databases first: {report_command()}")
-    splits = {data_figures.name_of(part.path): part for part in parts if part.split is not None}
+    names = data_figures.names_of(parts)
+    splits = {names[part.path]: part for part in parts if part.split is not None}
     databases = {name: part.path for name, part in splits.items()}
     reads: dict[str, Reads] = {}
     for (name, split), logs_of in matched(files, databases).items() if files else ():
-        is_same = split in {name, *(key for key, value in NAMES.items() if value == name)}
-        called = name if is_same else f"{name} (logs of {split})"
+        called = name if split == name else f"{name} (logs of {split})"
         state = splits[name].split
         if state is not None:
-            reads[called] = count_reads(called, logs_of, state.windows, is_evaluation=split in EVALUATION)
+            is_evaluation = data_figures.last_of(split) in EVALUATION
+            reads[called] = count_reads(called, logs_of, state.windows, is_evaluation=is_evaluation)
     found = {split: verdicts(each) for split, each in reads.items()}
     page = Page(
         title="What the model is fed" if splits else "What is in the data",
-        subtitle=_subtitle(parts, [data_figures.name_of(part.path) for part in splits.values()]),
-        footer=f"Written by sharded-eden {sharded_eden.__version__}. All numbers are exact; only the points of the "
-        f"figure “Window "
-        "against time” are a random choice.",
+        subtitle=_subtitle(parts, list(splits)),
+        footer=f"Written by sharded-eden {sharded_eden.__version__}. All counts are exact."
+        + (f" {SOME_READS}" if reads else ""),
     )
     of_reads = [Verdict(each.level, f"{split}: {each.text}") for split, some in found.items() for each in some]
     page.sections.append(Section(title="In words", verdicts=[*of_reads, *_facts(parts, tag_parts[0])]))
@@ -143,8 +145,9 @@ def _present(figures: Sequence[Figure | None]) -> list[Figure]:
 
 def _sorted(parts: Sequence[Part]) -> list[Part]:
     """Return the sequence databases, then the splits in their usual order."""
-    places = data_figures.in_order([data_figures.name_of(part.path) for part in parts if part.split is not None])
-    return sorted(parts, key=lambda part: -1 if part.split is None else places.index(data_figures.name_of(part.path)))
+    names = data_figures.names_of(parts)
+    places = data_figures.in_order(list(names.values()))
+    return sorted(parts, key=lambda part: -1 if part.split is None else places.index(names[part.path]))
 
 
 def _subtitle(parts: Sequence[Part], splits: Sequence[str]) -> str:
@@ -157,13 +160,13 @@ def _subtitle(parts: Sequence[Part], splits: Sequence[str]) -> str:
 
 def _facts(parts: Sequence[Part], tagged: Part) -> list[Verdict]:
     """Return the numbers in words that come first."""
-    whole = parts[0]
+    whole, names = parts[0], data_figures.names_of(parts)
     facts = []
     for part in parts:
         counts = part.total.windows
         if part.split is None or counts is None:
             continue
-        name = data_figures.name_of(part.path)
+        name = names[part.path]
         packed = "" if part.useful_packed is None else f", {percent(part.useful_packed)} in packed rows"
         facts.append(
             f"{name}: {counts.windows:,} windows of {part.split.geometry.window_size:,} tokens from "

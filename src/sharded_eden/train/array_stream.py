@@ -166,6 +166,7 @@ class ArrayStream:
         if end <= first:
             return Columns(*np.zeros((3, 0), dtype=np.int64))
         begin, last = self._checked([first, end - 1], epoch)
+        self._items([last])  # raises the error of a position that no epoch has
         return self._columns(range(begin, last + 1))
 
     def _columns(self, positions: range) -> Columns:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import UsageError, shown
 from sharded_eden.load.options import integer
 from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass
@@ -50,6 +50,8 @@ class BatchPlan:
                 raise UsageError(f"{name} must be an integer of at least 1, not {value!r}")
         self._check_fits(self.global_batch_size)
         if self.rampup_batch_size is not None:
+            if not hasattr(self.rampup_batch_size, "__iter__"):
+                raise UsageError(f"rampup_batch_size must be three numbers, not {shown(self.rampup_batch_size)}")
             rampup = tuple(integer(each, "each number of rampup_batch_size") for each in self.rampup_batch_size)
             object.__setattr__(self, "rampup_batch_size", rampup)  # the class is frozen
             self._check_rampup(rampup)

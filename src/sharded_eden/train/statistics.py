@@ -78,9 +78,9 @@ class LoaderCounter:
 
     def watch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches of a loader, and count them and the time until each arrives."""
+        self._enter_pass()  # also where no batch is left of it
         for batch, seconds in arrivals(loader):
             self.waited(seconds)
-            self._enter_pass()
             self.reach(self._reached + self._per_batch)
             yield batch
 
@@ -99,7 +99,7 @@ class LoaderCounter:
         """
         self._enter_pass()
         end = self._stream.num_samples
-        self._reached = consumed_samples if end is None else min(consumed_samples, end)
+        self._reached = int(consumed_samples) if end is None else min(int(consumed_samples), end)
 
     def _enter_pass(self) -> None:
         """Where `set_epoch` has begun another pass, count the rest of the last one, and go on at position 0."""

@@ -296,7 +296,8 @@ class WindowFetcher:
         """Return the least length, in bases, that a contig must have for its window at `start`."""
         contig_length = self._index.contig_length(window_idx) if recorded is None else recorded
         if contig_length is None:
-            return int(self._index.geometry.least_lengths(np.array([start // self._stride]))[0])
+            number = np.array([start // self._stride], dtype=object)  # a damaged one may be of any size
+            return int(self._index.geometry.least_lengths(number)[0])
         least = 1 if start else 0  # the one window of a contig without bases is a row without bases
         return max(start + least, min(start + self._window_size, contig_length))
 

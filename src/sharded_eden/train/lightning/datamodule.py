@@ -125,7 +125,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         super().__init__()
         if vocab_file is not None or merges_file is not None:
             raise UsageError("vocab_file and merges_file are not read: pass the tokenizer itself as tokenizer=")
-        if integer(num_epochs, "num_epochs") < 1:
+        if (num_epochs := integer(num_epochs, "num_epochs")) < 1:
             raise UsageError(f"num_epochs must be at least 1, not {num_epochs}")
         BatchPlan(micro_batch_size=micro_batch_size, global_batch_size=global_batch_size)
         self.sequence_db_dir: str | None = None

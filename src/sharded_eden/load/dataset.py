@@ -192,10 +192,8 @@ class ArrayDataset:
         if options.get("packed") and row_tokens is not None:
             options = {"seq_length": row_tokens, "window_size": geometry.window_size, **options}
         options = {"seq_length": geometry.window_size, **options}
-        is_other_size = (options.get("window_size") or options["seq_length"]) != geometry.window_size
-        if (
-            not is_other_size or options.get("derive_windows", False) is False
-        ):  # windows of another size have a default of their own
+        is_same_size = (options.get("window_size") or options["seq_length"]) == geometry.window_size
+        if is_same_size or options.get("derive_windows", False) is False:  # another size has a default of its own
             options = {"stride": geometry.stride, **options}
         return cls(tokenizer, sequence_db_dir, window_db_path, **options)
 

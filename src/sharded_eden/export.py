@@ -123,9 +123,8 @@ class _Sum:
 def _write_indexed(out: Path, dataset: ArrayDataset, blocks: Iterator[list[tuple[int, int]]]) -> Exported:
     builder_class, torch = _megatron()
     paths = Path(f"{out}.bin"), Path(f"{out}.idx")
-    is_pair = begins_with(b"MMIDIDX")
     for path in paths:
-        check_replaceable(path, "OUT", "of an indexed dataset", lambda _: is_pair(paths[1]))
+        check_replaceable(path, "OUT", "of an indexed dataset", lambda _: begins_with(paths[1], b"MMIDIDX"))
     written = _Sum()
     # The index is published last: without it, nobody takes the tokens for a dataset.
     with publishing(paths[1]) as index, publishing(paths[0]) as tokens_file:

@@ -9,7 +9,6 @@ windows or bases.
 
 from __future__ import annotations
 
-import operator
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -35,6 +34,7 @@ from sharded_eden.format.schema import CONTIG_ID, LENGTH, SPLIT_SUFFIX, WINDOWS_
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.format.window_db import has_id_index
 from sharded_eden.jobs import Engine, run_tasks
+from sharded_eden.load.options import integer
 from sharded_eden.progress import Meter, Progress
 
 ROWS_PER_BATCH = 1 << 16
@@ -77,7 +77,7 @@ def stats(
         raise UsageError(f"by must be 'sample' or 'tag', not {shown(by)}")
     if sample is not None and not 0 < sample <= 1:
         raise UsageError(f"sample must be a share above 0, and 1 at most, not {shown(sample)}")
-    seed = operator.index(seed)
+    seed = integer(seed, "seed")
     if not -(2**63) <= seed < 2**63:
         raise UsageError(f"seed must fit into 64 bits, not {shown(seed)}")
     engine = Engine("local", jobs)

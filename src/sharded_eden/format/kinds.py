@@ -102,14 +102,10 @@ def check_replaceable(path: Path, name: str, what: str, is_own: Callable[[Path],
     raise UsageError(f"{name}: {printable(path)} exists and is {there}: give another name, or remove it first")
 
 
-def begins_with(*magic: bytes) -> Callable[[Path], bool]:
-    """Return whether a file begins with one of these bytes, as a function of its path."""
-
-    def begins(path: Path) -> bool:
-        with path.open("rb") as file:
-            return file.read(max(map(len, magic))).startswith(magic)
-
-    return begins
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Return whether a file begins with these bytes."""
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def sequence_folder(path: str | os.PathLike[str]) -> Path:

@@ -83,7 +83,7 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{printable(out)}: is a folder; name the HTML file to write")
-    check_replaceable(out, "OUT.html", "a report", begins_with(b"<!DOCTYPE html>"))
+    check_replaceable(out, "OUT.html", "a report", lambda path: begins_with(path, b"<!DOCTYPE html>"))
     files = [] if logs is None else access_log_files(logs)
     counted = stats(*paths, by="sample", jobs=jobs, progress=progress)
     tags = stats(*paths, by="tag", letters=False, jobs=jobs)

@@ -241,7 +241,6 @@ class PositionedReader:
                 os.close(self._files.popitem()[1])
 
     def __del__(self, pid: Callable[[], int] = os.getpid) -> None:
-        if (
-            getattr(self, "_pid", -1) == pid()
-        ):  # its thread has ended; a forked child leaves the files of its parent alone
+        # Called when its thread has ended. A forked child does not close the files of its parent.
+        if getattr(self, "_pid", -1) == pid():
             self.close()

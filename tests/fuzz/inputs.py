@@ -26,10 +26,12 @@ from mutations import (
     BINARY_MUTATIONS,
     COMPRESS,
     TEXT_MUTATIONS,
+    arrow_table,
     change_json,
     change_table,
     compressed,
     mutate,
+    parquet_file,
 )
 
 import oracle
@@ -136,13 +138,11 @@ def table_records(data: bytes, kind: str) -> Records:
     """Read a table whole, and check it fully."""
     try:
         if kind == "parquet":
-            file = pa.parquet.ParquetFile(io.BytesIO(data))
+            file = parquet_file(data)
             names = file.schema_arrow.names
             table = None
-        elif data[:6] == b"ARROW1":
-            table = pa.ipc.open_file(io.BytesIO(data)).read_all()
         else:
-            table = pa.ipc.open_stream(io.BytesIO(data)).read_all()
+            table = arrow_table(data)
         names = names if table is None else table.column_names
         text = next((name for name in ("text", "sequence", "seq", "nt_sequence") if name in names), None)
         if text is None:
@@ -151,7 +151,7 @@ def table_records(data: bytes, kind: str) -> Records:
         wanted = [text] if name is None else [text, name]
         if any(names.count(column) > 1 for column in wanted):
             raise Refused("a column twice")
-        table = file.read(columns=wanted) if table is None else table
+        table = file.read(columns=wanted, use_threads=False) if table is None else table
         table = table.select(wanted)
         table.validate(full=True)
         values = [table.column(i).to_pylist() for i in range(len(wanted))]

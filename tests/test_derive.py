@@ -186,6 +186,15 @@ def test_a_folder_that_does_not_exist(folder):
         open_split(folder, seq_length=128, derive_windows=folder / "absent")
 
 
+def test_a_folder_whose_name_is_not_utf_8(folder):
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
+    odd.mkdir()
+    shutil.copy(folder / "windows.db", odd / "windows.db")
+    path = derived_window_database(odd / "windows.db", folder / "seqs", window_size=32)
+    wanted = derived_window_database(folder / "windows.db", folder / "seqs", window_size=32)
+    assert path.read_bytes() == wanted.read_bytes()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_read_only(folder):
     folder.chmod(0o555)

@@ -23,7 +23,8 @@ from sharded_eden.errors import DatabaseError, GeometryMismatch, MissingDatabase
 from sharded_eden.format.commands import pack_command, precompute_command, quoted
 from sharded_eden.format.geometry import WindowGeometry, default_stride
 from sharded_eden.format.kinds import expect
-from sharded_eden.format.publish import write_error
+from sharded_eden.format.parquet import write_parquet
+from sharded_eden.format.publish import write_error, writing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, table_columns, unreadable
 from sharded_eden.format.window_db import WindowDatabase
@@ -107,7 +108,8 @@ def derived_window_database(
             with TemporaryDirectory(dir=derived.parent, prefix=f".{derived.name}.") as parts:
                 try:
                     for number, contigs in enumerate(_contigs(database, state, wanted)):
-                        contigs.write_parquet(Path(parts) / f"{number:08}.parquet")
+                        with writing(part := Path(parts) / f"{number:08}.parquet"):
+                            write_parquet(contigs, part, {})
                 except READ_ERRORS as error:
                     raise unreadable(path, error) from error
                 precompute_window_database(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
 from sharded_eden import build_sequence_dbs
 from sharded_eden.build.formats import ReadOptions
@@ -127,6 +131,50 @@ def test_bytes_after_gzip_data_are_not_called_truncated(tmp_path: Path) -> None:
         assert "truncated" not in message
     assert "truncated" in refusal(put(tmp_path / "a.fa.gz", whole + whole[:9]))
     assert read(put(tmp_path / "a.fa.gz", whole + b"\0" * 99)) == [("c", "", "ACGT")]
+
+
+RECORDS = [b">a\nACGT\n", b">b\nGGGG\n", b">c\nTTTT\n"]
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_a_damaged_stream_behind_the_first_is_an_error(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"a.fa.{ending}"
+    first, second, third = map(compress, RECORDS)
+    assert read(put(path, first + second + third)) == [("a", "", "ACGT"), ("b", "", "GGGG"), ("c", "", "TTTT")]
+    for at in range(len(second)):
+        changed = bytearray(second)
+        changed[at] ^= 0x10
+        try:
+            assert len(read(put(path, first + bytes(changed) + third))) == 3, at
+        except InputError:
+            continue
+    for tail in (RECORDS[1], b"x", b"garbage" * 9):
+        assert "damaged (stream 1 is followed by bytes that begin no other)" in refusal(put(path, first + tail))
+    for size in range(1, len(second)):
+        assert "truncated" in refusal(put(path, first + second[:size])), size
+    big = b">a\n" + b"ACGT" * 700_000 + b"\n"  # more than one block, in and out
+    assert read(put(path, compress(big) + second))[0][2] == "ACGT" * 700_000
+
+
+def test_padding_between_the_streams_of_xz(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa.xz"
+    first, second = map(lzma.compress, RECORDS[:2])
+    for zeros in (4, 8, 1 << 18):
+        for data in (first + b"\0" * zeros + second, first + b"\0" * zeros + second + b"\0" * zeros):
+            assert [name for name, _, _ in read(put(path, data))] == ["a", "b"]
+    for data in (first + b"\0" * 3 + second, first + b"\0" * 5):
+        assert "no multiple of 4" in refusal(put(path, data))
+    assert "begin no other" in refusal(put(tmp_path / "a.fa.bz2", bz2.compress(RECORDS[0]) + b"\0" * 4))
+
+
+def test_zstandard_that_begins_with_a_skippable_frame(tmp_path: Path) -> None:
+    whole = zstd.compress(RECORDS[0])
+    for magic in (0x50, 0x5F):
+        skippable = bytes([magic]) + b"\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"\x09\0\0\0"
+        assert read(put(tmp_path / "a.fa.zst", skippable + whole)) == [("a", "", "ACGT")]
+        assert read(put(tmp_path / "a.fa", skippable + whole + skippable + zstd.compress(RECORDS[1])))[1][0] == "b"
 
 
 # ---- GenBank ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from contextlib import closing
@@ -13,7 +14,7 @@ from worlds import as_lists, execute, expected, query, sample_db
 
 import oracle
 from sharded_eden import ShardedEdenDataset, pack_window_database, verify
-from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase
+from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, MissingSequence
 from sharded_eden.format import sqlite
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.windows.index import index_window_database
@@ -215,8 +216,33 @@ def test_ids_are_compared_with_their_case(folder):
             dataset[0]
 
 
-def test_one_sequence_database_and_windows_of_other_samples(tmp_path):
+def test_short_last_windows_of_a_program_that_says_nothing_of_them(tmp_path):
+    (tmp_path / "seqs/S0").mkdir(parents=True)
+    contigs = {"BCR__ECT-S0__CT1-1": worlds.random_sequence(160)}
+    worlds.oracle.write_sequence_dbs(tmp_path / "seqs", contigs)
+    execute(
+        tmp_path / "windows.db",
+        "CREATE TABLE metadata (key TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+        "INSERT INTO metadata VALUES ('window_size', 64), ('stride', 60)",
+        "CREATE TABLE window_mappings (window_idx INTEGER PRIMARY KEY, sequence_id TEXT, window_in_seq_idx INTEGER)",
+        *(("INSERT INTO window_mappings VALUES (?, 'BCR__ECT-S0__CT1-1', ?)", (k, k)) for k in range(3)),
+    )
+    with ShardedEdenDataset(None, tmp_path / "seqs", tmp_path / "windows.db", 64) as dataset:
+        assert len(dataset[1]["tokens"]) == 64
+        with pytest.raises(MissingSequence, match="unless it has short last windows on purpose") as caught:
+            dataset[2]
+    command = re.search("INSERT OR REPLACE INTO metadata VALUES .*?\\)", str(caught.value))
+    assert command is not None
+    execute(tmp_path / "windows.db", command[0])
+    with ShardedEdenDataset(None, tmp_path / "seqs", tmp_path / "windows.db", 64) as dataset:
+        assert bytes(dataset.fetch(2).bases).decode() == contigs["BCR__ECT-S0__CT1-1"][120:]
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_one_sequence_database_and_windows_of_other_samples(tmp_path, has_index):
     folder = worlds.write(tmp_path)
+    if not has_index:
+        execute(folder / "windows.db", "DROP INDEX idx_sequence_id")
     for sample in ("S1", "S2.X"):
         sample_db(folder, sample).unlink()
         sample_db(folder, sample).parent.rmdir()

@@ -150,6 +150,35 @@ def test_a_sample_in_wal_mode_is_read_by_sqlite(folder, tmp_path):
         writer.close()
 
 
+def test_windows_in_a_write_ahead_log_are_not_located_by_the_index(folder, tmp_path, caplog):
+    path = folder / "windows.db"
+    execute(path, "PRAGMA journal_mode = WAL")
+    index_window_database(folder / "seqs", path)
+    before = path.stat()
+    with worlds.dataset(folder) as dataset:
+        assert dataset._addresses is not None
+    writer = sqlite3.connect(path)
+    writer.execute("PRAGMA wal_autocheckpoint = 0")
+    swap = "CASE sequence_id WHEN 'BCR__ECT-S0__CT1-0' THEN 'BCR__ECT-S1__CT1-1' ELSE 'BCR__ECT-S0__CT1-0' END"
+    writer.execute(f"UPDATE window_mappings SET sequence_id = {swap} WHERE window_in_seq_idx = 0 AND window_idx < 2")
+    writer.commit()
+    try:
+        assert path.stat()[:9] == before[:9]  # the file itself says nothing
+        with caplog.at_level(logging.WARNING), worlds.dataset(folder) as dataset:
+            assert dataset._addresses is None
+            for k in range(2):
+                window = dataset.fetch(k)
+                assert bytes(window.bases).decode() == CONTIGS[window.sequence_id][: len(window.bases)]
+        assert "is not used: the window database has a -wal or -journal file" in caplog.text
+        with pytest.raises(DatabaseError, match=r"windows\.db: has a -wal or -journal file: a program writes it"):
+            index_window_database(folder / "seqs", path)
+    finally:
+        writer.close()
+    index_window_database(folder / "seqs", path)
+    with worlds.dataset(folder) as dataset:
+        assert dataset._addresses is not None
+
+
 def test_an_index_of_another_window_database_is_not_used(folder, tmp_path, caplog):
     other = indexed(tmp_path / "other", dict(list(CONTIGS.items())[:3]))
     shutil.copy(index_path(other / "windows.db"), index_path(folder / "windows.db"))

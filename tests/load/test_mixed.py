@@ -113,6 +113,14 @@ def test_epochs_out_of_range(folders, layouts, epoch):
             mixed.__getitems__(items)
 
 
+@pytest.mark.parametrize("index", [1.5, 1.0, "1", None])
+def test_indices_that_are_no_integers(folders, index):
+    mixed = MixedRows(opened(folders, LAYOUTS[0]), ["a", "b", "c"])
+    for items in ([(1, 0, index)], [(0, 0, 1), (1, 0, index)]):
+        with pytest.raises(IndexError, match="index"):
+            mixed.__getitems__(items)
+
+
 def test_masks_of_packed_rows(folders):
     datasets = opened(folders, LAYOUTS[3], packed=True, create_attention_mask=True)
     mixed = MixedRows(datasets, ["a", "b", "c"])

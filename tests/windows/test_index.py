@@ -28,6 +28,7 @@ from sharded_eden.split import write_splits
 from sharded_eden.windows import index as module
 from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.pack import pack_window_database
+from sharded_eden.windows.remote_index import add_remote
 
 SIZE, STRIDE = 1024, 900
 CONTIGS = {
@@ -381,6 +382,40 @@ def test_pack_keeps_the_index_and_removes_one_of_another_database(built: Path, t
     path.touch()
     pack_window_database(path)
     assert not index_path(path).exists()
+
+
+def test_a_damaged_index_is_not_written_again_with_new_checksums(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "w.db"
+    precompute_window_database(built / "splits" / "train_split.parquet", path, SIZE, STRIDE)
+    index = index_path(path)
+    sound = index.read_bytes()
+    damaged = IndexFile(index).runs.copy()
+    at = sound.index(damaged.tobytes())
+    for block in range(0, len(damaged), 64):
+        data = bytearray(sound)
+        data[at + damaged.itemsize * block + 8] ^= 4  # of `at` of a run
+        index.write_bytes(data)
+        with pytest.raises(DatabaseError, match=r"w\.db\.index: is damaged in its runs"):
+            add_remote(path, (built / "db").as_uri())
+        assert index.read_bytes() == data
+    pack_window_database(path)
+    assert not index.exists()
+
+
+def test_metadata_that_are_text(tmp_path: Path) -> None:
+    folder = worlds.write(tmp_path)
+    expected = index_window_database(folder / "seqs", folder / "windows.db")
+    worlds.execute(
+        folder / "windows.db",
+        "ALTER TABLE metadata RENAME TO old",
+        "CREATE TABLE metadata (key TEXT, value TEXT)",
+        "INSERT INTO metadata SELECT key, CAST(value AS TEXT) FROM old",
+        "INSERT INTO metadata VALUES ('made by', 'another program')",
+        "DROP TABLE old",
+    )
+    assert index_window_database(folder / "seqs", folder / "windows.db") == expected
+    with worlds.dataset(folder) as dataset:
+        assert dataset._addresses is not None
 
 
 def test_copies_are_known_by_their_bytes_and_changes_are_noticed(built: Path, tmp_path: Path) -> None:

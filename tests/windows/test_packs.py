@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shlex
 import sqlite3
 from collections import Counter
@@ -32,6 +33,7 @@ from sharded_eden import (
 )
 from sharded_eden.errors import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError
 from sharded_eden.load.locate.packs import flatten_rows
+from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.pack import best_fit
 
 CONTIGS = {
@@ -250,6 +252,36 @@ def test_rows_without_room_for_a_base_are_not_packed(tmp_path, special_tokens):
         ),
     ):
         pack_window_database(world(tmp_path, pack=False, special_tokens=special_tokens) / "windows.db")
+
+
+@pytest.mark.parametrize("seed", [42.0, "42", None, 2**63])
+def test_seeds_that_are_no_integers(tmp_path, folder, seed):
+    split = folder / "split.parquet"
+    with pytest.raises(UsageError, match="the seed of packs"):
+        pack_window_database(folder / "windows.db", seed=seed)
+    with pytest.raises(UsageError, match="the seed of packs"):
+        precompute_window_database(split, tmp_path / "new.db", 64, pack=True, pack_seed=seed)
+    assert not list(tmp_path.glob("*new.db*"))
+
+
+@pytest.mark.parametrize("size", ["8192", 8192.0, None])
+def test_window_sizes_that_are_no_integers(tmp_path, size):
+    split = tmp_path / "split.parquet"
+    pl.DataFrame({"contig_id": ["a"], "length": [100]}).write_parquet(split)
+    with pytest.raises(UsageError, match="window_size must be an integer, not"):
+        precompute_window_database(split, tmp_path / "new.db", size)
+    with pytest.raises(UsageError, match="special_tokens must be an integer, not"):
+        precompute_window_database(split, tmp_path / "new.db", 64, special_tokens=size)
+
+
+def test_a_window_database_that_changes_while_packs_are_read_is_an_error(tmp_path):
+    folder = world(tmp_path)
+    index_window_database(folder / "seqs", folder / "windows.db")
+    with worlds.dataset(folder, packed=True) as dataset:
+        dataset[0]
+        os.utime(folder / "windows.db", ns=(1, 1))
+        with pytest.raises(DatabaseError, match=r"windows\.db: the file was changed or replaced"):
+            dataset[0]
 
 
 def test_a_database_with_a_write_ahead_log_of_another_tool(tmp_path):

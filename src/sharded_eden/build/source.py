@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import xxhash
-from xopen import xopen
 
+from sharded_eden.build.decompress import decompressed
 from sharded_eden.errors import EdenError, InputError, printable
 from sharded_eden.format.kinds import SQLITE_MAGIC, kinds_of
 
@@ -115,10 +115,9 @@ class Source:
             InputError: the file is cut short, damaged, a SQLite database, or cannot be read.
         """
         try:
-            if self._raw.seekable():
-                self._refuse_database()
-                self._check_bgzip_end()
-            with xopen(cast(BinaryIO, self._tee), "rb", threads=0) as file:
+            self._refuse_database()
+            self._check_bgzip_end()
+            with decompressed(cast(BinaryIO, self._tee)) as file:
                 yield file
         except EdenError:
             raise

@@ -27,14 +27,13 @@ from sharded_eden.describe.sample import SampleCounts, SampleTask, count_sample
 from sharded_eden.describe.window_table import OpenSplit, Split
 from sharded_eden.errors import DatabaseError, EdenError, InputError, MissingDatabase, UsageError, printable, shown
 from sharded_eden.format.commands import precompute_command, split_command, stats_command, verify_command
-from sharded_eden.format.geometry import MOST
+from sharded_eden.format.geometry import MOST, integer
 from sharded_eden.format.kinds import kinds_of, named, refuse_url
 from sharded_eden.format.parquet import parquet_errors, parquet_source
 from sharded_eden.format.schema import CONTIG_ID, LENGTH, SPLIT_SUFFIX, WINDOWS_SUFFIX, discover_sample_databases
 from sharded_eden.format.sqlite import open_read_only
 from sharded_eden.format.window_db import has_id_index
 from sharded_eden.jobs import Engine, run_tasks
-from sharded_eden.load.options import integer
 from sharded_eden.progress import Meter, Progress
 
 ROWS_PER_BATCH = 1 << 16

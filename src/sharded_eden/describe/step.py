@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sharded_eden.errors import UsageError, shown
-from sharded_eden.load.options import integer
+from sharded_eden.format.geometry import integer
 from sharded_eden.train.mixture import Mixture
 from sharded_eden.train.stream import ENDLESS, Stream
 

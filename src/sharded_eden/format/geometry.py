@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,18 @@ from sharded_eden.errors import UsageError, shown
 
 MOST = (1 << 31) - 1
 """The largest number of bases of a contig: SQLite has no longer values."""
+
+
+def integer(value: Any, name: str) -> int:
+    """Return an argument as an int; Python and NumPy integers are accepted.
+
+    Raises:
+        UsageError: it is not an integer.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be an integer, not {shown(value)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +63,7 @@ class WindowGeometry:
 
     def __post_init__(self) -> None:
         for name, least in (("window_size", 1), ("stride", 1), ("min_length", 0), ("special_tokens", 0)):
-            try:
-                value = operator.index(getattr(self, name))
-            except TypeError:
-                raise UsageError(f"{name} must be an integer, not {shown(getattr(self, name))}") from None
+            value = integer(getattr(self, name), name)
             object.__setattr__(self, name, value)  # a NumPy integer would be stored as a BLOB
             if value > MOST:
                 raise UsageError(f"{name} must be at most {MOST:,}, not {shown(value)}")
@@ -158,8 +168,12 @@ def default_stride(window_size: int, special_tokens: int = 3) -> int:
     It is the window size less 200 bases from 1,024 on, four fifths of shorter windows, rounded down, and never more than the
     bases that a row shows, so that no base between two windows is left out.
 
+    Raises:
+        UsageError: an argument is not an integer.
+
     Example: `default_stride(8192)` is 7992, `default_stride(1024)` is 824, `default_stride(512)` is 409.
     """
+    window_size, special_tokens = integer(window_size, "window_size"), integer(special_tokens, "special_tokens")
     stride = window_size - OVERLAP if window_size >= 1024 else window_size * 4 // 5
     return max(1, min(stride, window_size - special_tokens))
 

@@ -225,6 +225,15 @@ class IndexFile:
                 f"{index_command('SEQDB', self.path.with_suffix(''))}"
             )
 
+    def check_all(self) -> None:
+        """Check all blocks, before the runs are written to another file, with checksums of their own.
+
+        Raises:
+            DatabaseError: the file is damaged.
+        """
+        for block in range(len(self.top)):
+            self.check(block)
+
     def _array(self, archive: zipfile.ZipFile, file: Any, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         info = archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:

@@ -18,6 +18,7 @@ import apsw
 import numpy as np
 
 from sharded_eden.errors import EdenError, shown
+from sharded_eden.format.geometry import integer
 from sharded_eden.load.access_log import AccessLog
 from sharded_eden.load.encode.example import reverse_complement
 from sharded_eden.load.encode.rows import Arrays, RowMaker
@@ -28,7 +29,7 @@ from sharded_eden.load.locate.derived import window_db_to_open
 from sharded_eden.load.locate.packs import PackIndex
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.opening import row_format_of, tags_of, warn_of_rows
-from sharded_eden.load.options import ExampleOptions, Include, boolean, integer, path_or_url, takes_options
+from sharded_eden.load.options import ExampleOptions, Include, boolean, path_or_url, takes_options
 from sharded_eden.load.read.databases import Connections
 from sharded_eden.load.read.fetch import Wanted, Window, WindowFetcher
 from sharded_eden.load.read.samples import check_samples

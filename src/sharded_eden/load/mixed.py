@@ -164,7 +164,7 @@ class MixedRows(Dataset[Example]):
         """Return the windows of all rows, and how many each row has."""
         lengths = self._lengths
         if self._is_plain and all(
-            type(epoch) is int and 0 <= epoch < EPOCHS and 0 <= index < lengths[source]
+            type(epoch) is type(index) is int and 0 <= epoch < EPOCHS and 0 <= index < lengths[source]
             for source, epoch, index in items
         ):
             return [(epoch, SourceWindow.of(source, index)) for source, epoch, index in items], [1] * len(items)

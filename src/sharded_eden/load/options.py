@@ -7,7 +7,6 @@ as one object. To add an option, add a field and use it in `ArrayDataset.__init_
 from __future__ import annotations
 
 import inspect
-import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import numpy as np
 
 from sharded_eden.errors import UnknownArgument, UsageError, shown
+from sharded_eden.format.geometry import integer
 from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.sqlite import IOMode
 from sharded_eden.load.access_log import LogFormat, check_log
@@ -293,15 +293,3 @@ def boolean(value: Any, name: str, *others: str) -> Any:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def integer(value: Any, name: str) -> int:
-    """Return an argument as an int; Python and NumPy integers are accepted.
-
-    Raises:
-        UsageError: it is not an integer.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name} must be an integer, not {shown(value)}") from None

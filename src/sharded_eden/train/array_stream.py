@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharded_eden.errors import UsageError, shown
+from sharded_eden.format.geometry import integer
 from sharded_eden.load.dataset import ArrayDataset
 from sharded_eden.load.encode.rows import Arrays
-from sharded_eden.load.options import integer
 from sharded_eden.train.order import Order, keep
 from sharded_eden.train.state import AcceptOtherData, make_state, position_of
 

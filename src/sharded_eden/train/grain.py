@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from sharded_eden.errors import StateError, UsageError, shown
+from sharded_eden.format.geometry import integer
 from sharded_eden.load.encode.rows import Arrays
-from sharded_eden.load.options import integer
 from sharded_eden.train.array_stream import ArrayStream
 from sharded_eden.train.state import AcceptOtherData
 

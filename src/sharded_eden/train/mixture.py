@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from sharded_eden.errors import UsageError, shown
+from sharded_eden.format.geometry import integer
 from sharded_eden.load.mixed import Item, MixedRows
-from sharded_eden.load.options import integer
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.shuffle import derive_keys, permute_each
 from sharded_eden.train.array_stream import KEPT_ORDERS, Columns, by_epoch

@@ -18,7 +18,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from sharded_eden.errors import UsageError, shown
-from sharded_eden.load.options import integer
+from sharded_eden.format.geometry import integer
 from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass
 

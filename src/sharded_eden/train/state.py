@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sharded_eden.errors import StateError, UsageError, shown
-from sharded_eden.load.options import integer
+from sharded_eden.format.geometry import integer
 
 VERSION = 1
 """The usual version of a state; 2 has an epoch; 3 belongs to rows that version 0.1 of this package would not make."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sharded_eden.errors import UsageError, shown, warn
 from sharded_eden.format.commands import bench_command, index_command
-from sharded_eden.load.options import integer
+from sharded_eden.format.geometry import integer
 from sharded_eden.train.stream import Stream
 from sharded_eden.train.totals import Totals
 

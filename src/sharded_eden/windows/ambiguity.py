@@ -82,7 +82,9 @@ class AmbiguityFilter:
             if is_new:
                 for problem in sequence_db_problems(self._connection, path):
                     raise problem.error(path)
-            found = self._connection.execute("SELECT nt_sequence FROM sequences WHERE contig_id = ?", (contig_id,)).get
+            found = self._connection.execute(
+                "SELECT nt_sequence FROM sequences WHERE contig_id = ? COLLATE BINARY", (contig_id,)
+            ).get
         except READ_ERRORS as error:
             raise unreadable(path, error) from error
         letters = found.encode("ascii", "replace") if isinstance(found, str) else found

@@ -24,13 +24,13 @@ import polars as pl
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError, printable
 from sharded_eden.format import schema
-from sharded_eden.format.commands import index_command
+from sharded_eden.format.commands import index_command, quoted
 from sharded_eden.format.index import RUN, SAMPLE, FileIdentity, IndexFile, index_path, write_index
 from sharded_eden.format.pages.addresses import AT, LOCAL, OVERFLOW, REASON, REASONS, Addresses
 from sharded_eden.format.pages.recorded import addresses_of
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, is_mutable_now, open_read_only, unreadable
 from sharded_eden.jobs import Engine, EngineName, Say, run_tasks
 from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.urls import is_url
@@ -95,6 +95,7 @@ def index_window_database(
     where = Engine(engine, jobs, address)
     if not path.is_file():
         raise MissingDatabase(f"{printable(path)}: no such window database")
+    _refuse_mutable(path)
     databases = _databases(sequence_db_dir, where)
     with publishing(index_path(path)) as unfinished:
         identity = FileIdentity.of(path.stat())
@@ -117,6 +118,7 @@ def index_window_database(
         joined.finish()
         if FileIdentity.of(path.stat()) != identity:
             raise DatabaseError(f"{printable(path)}: it was changed while it was read. Run the command again")
+        _refuse_mutable(path)
         meta = {
             "total_windows": windows.total,
             "stride": windows.geometry.stride,
@@ -137,6 +139,15 @@ def index_window_database(
         without_address=dict(joined.without.most_common()),
         bytes_read=bytes_read,
     )
+
+
+def _refuse_mutable(window_db: Path) -> None:
+    """Refuse a window database whose rows are not all in its file: the index is tied to the file."""
+    if is_mutable_now(window_db):
+        raise DatabaseError(
+            f"{printable(window_db)}: has a -wal or -journal file: a program writes it, or stopped while it did. Close that "
+            f"program, or let SQLite finish: sqlite3 {quoted(window_db)} 'PRAGMA wal_checkpoint(TRUNCATE)'"
+        )
 
 
 def index_or_reason(sequence_db_dir: str | os.PathLike[str] | None, window_db: Path) -> tuple[IndexResult | None, str]:
@@ -174,6 +185,7 @@ def renew_index(window_db: Path, before: FileIdentity) -> None:
         file = IndexFile(path)
         if not FileIdentity(*file.meta["identity"]).is_same_file(before):
             raise DatabaseError(f"{printable(path)}: it describes another window database")
+        file.check_all()
         with publishing(path) as unfinished:
             identity = list(FileIdentity.of(window_db.stat()))
             write_index(unfinished, {**file.meta, "identity": identity}, file.samples, [file.runs])

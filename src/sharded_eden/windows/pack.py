@@ -29,7 +29,7 @@ from sharded_eden.errors import MissingDatabase, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.commands import precompute_command
 from sharded_eden.format.fingerprint import PackFingerprint
-from sharded_eden.format.geometry import WindowGeometry
+from sharded_eden.format.geometry import WindowGeometry, integer
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.kinds import expect
 from sharded_eden.format.lengths import window_lengths
@@ -118,7 +118,7 @@ def pack_window_database(
         >>> result.windows
         81
     """
-    path = Path(window_db)
+    path, seed = Path(window_db), pack_seed(seed)
     expect(path, "WINDOWS.db", "a window database")
     if not path.is_file():
         raise MissingDatabase(
@@ -154,6 +154,18 @@ def pack_window_database(
     return result
 
 
+def pack_seed(given: Any) -> int:
+    """Return the seed of packs as an int.
+
+    Raises:
+        UsageError: it is no integer of 64 bits.
+    """
+    seed = integer(given, "the seed of packs")
+    if not -(2**63) <= seed < 2**63:
+        raise UsageError(f"the seed of packs {shown(seed)} is invalid: it must fit into 64 bits")
+    return seed
+
+
 def write_packs(
     database: apsw.Connection,
     path: Path,
@@ -169,14 +181,12 @@ def write_packs(
     Args:
         database: the connection.
         path: its name in messages.
-        seed: see `pack_window_database`, also for the other arguments.
+        seed: from `pack_seed`; see `pack_window_database` for the other arguments.
         lengths: the split's Parquet file.
         sequences: the folder of sequence databases.
         progress: called with the windows done, counted twice, and their total.
         token_counts: see `pack_window_database`.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise UsageError(f"the seed of packs {shown(seed)} is invalid: it must fit into 64 bits")
     state = _checked(database, path)
     geometry, total = cast("WindowGeometry", state.geometry), state.total_windows
     if geometry.usable < 1:

@@ -28,6 +28,7 @@ from sharded_eden.windows.ambiguity import AmbiguityFilter
 from sharded_eden.windows.existing import existing_windows
 from sharded_eden.windows.index import IndexResult, index_or_reason
 from sharded_eden.windows.pack import PackResult, write_packs
+from sharded_eden.windows.pack import pack_seed as checked_seed
 from sharded_eden.windows.split_files import contigs_in_order, open_split, parts_of, sequence_db_dir_of, survey
 from sharded_eden.windows.write import WindowWriter
 
@@ -133,6 +134,7 @@ def precompute_window_database(
         special_tokens=special_tokens,
         keep_tail=keep_tail,
     )
+    pack_seed = checked_seed(pack_seed)
     if max_ambiguous is not None and sequences is None:
         raise UsageError("--max-ambiguous must read the bases (--sequences SEQDB)")
     parts = _parts_to_read(split, output, is_pattern=is_pattern)

@@ -83,6 +83,7 @@ def add_remote(window_db: str | os.PathLike[str], url: str, *, seconds: float = 
             )
         check_is_versioned(where, version)
         objects[name] = [version.etag, version.modified]
+    file.check_all()
     with publishing(path) as unfinished:
         meta = {**file.meta, "remote": {"url": url, "objects": objects}}
         write_index(unfinished, meta, file.samples, [file.runs])

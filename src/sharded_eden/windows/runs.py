@@ -22,6 +22,7 @@ from sharded_eden.format.geometry import WindowGeometry
 from sharded_eden.format.index import NO_TAG
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sqlite import table_columns
+from sharded_eden.format.window_db import as_integer
 
 ROWS_AT_ONCE = 1 << 17
 """Windows read at once."""
@@ -46,7 +47,8 @@ class WindowRuns:
         for table in ("metadata", "window_mappings"):
             if not table_columns(database, table):
                 raise DatabaseError(f"{printable(path)}: not a window database: it has no table {table}")
-        metadata = dict(database.execute("SELECT key, value FROM metadata"))
+        rows = database.execute("SELECT key, value FROM metadata")
+        metadata = {key: number for key, value in rows if (number := as_integer(value)) is not None}
         try:
             self.geometry = WindowGeometry.from_metadata(metadata)
             self._stated = None if metadata.get("total_windows") is None else int(metadata["total_windows"])

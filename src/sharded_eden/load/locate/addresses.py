@@ -98,6 +98,7 @@ class WindowAddresses:
         read_ahead: bool,
     ) -> None:
         self.path = index_path(window_db)
+        self._window_db = window_db
         self._stride = stride
         self._read_ahead = read_ahead
         self._window_db_identity = window_db_identity
@@ -112,6 +113,8 @@ class WindowAddresses:
         described = FileIdentity(*meta["identity"])
         if not len(file.runs):
             raise StaleIndex("it has no windows")
+        if is_mutable_now(self._window_db):
+            raise StaleIndex("the window database has a -wal or -journal file, whose rows may be others")
         if not described.is_same_file(self._window_db_identity) or meta["total_windows"] != self._total_windows:
             raise StaleIndex(
                 f"it describes a window database of {described}, there is one of {self._window_db_identity}"

@@ -198,6 +198,10 @@ def _describe(window_db: Path, index: Path, called: str) -> None:
             f"{printable(called)}.index: describes another window database, of {was[0]} bytes, {was[1]} windows and "
             f"fingerprint {was[2]}; this one has {now[0]}, {now[1]} and {now[2]}. Upload both files again"
         )
+    try:
+        file.check_all()
+    except DatabaseError as error:
+        raise DatabaseError(f"{printable(called)}.index: is damaged. Write it again, and upload it") from error
     new = index.with_name(index.name + ".new")
     try:
         write_index(new, {**file.meta, "identity": list(found)}, file.samples, [file.runs])

@@ -72,6 +72,7 @@ class PackIndex:
             rows = self._index.connection.execute(_LOOKUP, (wanted,)).fetchall()
         except READ_ERRORS as error:
             raise unreadable(self._index.path, error) from error
+        self._index.check_unchanged()
         if len(rows) != len(packs):
             raise DatabaseError(f"{self._index.path}: a pack is there twice. Pack it again: {self._cure}")
         members = []

@@ -246,8 +246,16 @@ class WindowIndex:
             rows = self._connections.get().cursor.execute(query, (wanted,)).fetchall()
         except READ_ERRORS as error:
             raise unreadable(self.path, error) from error
-        self._unchanged.check([""])
+        self.check_unchanged()
         return rows
+
+    def check_unchanged(self) -> None:
+        """Raise an error if the file has changed since it was opened.
+
+        Raises:
+            DatabaseError: names both identities.
+        """
+        self._unchanged.check([""])
 
     def sequence_ids_by_prefix(self, parts: int) -> Iterator[str]:
         """Yield one sequence ID, the first, for each distinct prefix of `parts` parts between double underscores.

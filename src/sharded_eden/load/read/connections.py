@@ -6,6 +6,7 @@ in the child, and not be closed there either.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -21,6 +22,12 @@ T = TypeVar("T")
 
 CLOSE_SECONDS = 30.0
 """How long closing waits for a query of another thread."""
+
+PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16)
+"""Seconds between attempts to open a file while other threads use the last file descriptors."""
+
+budgeting = threading.Lock()
+"""Held while a thread takes its share of the free file descriptors."""
 
 _inherited: list[object] = []
 """The objects that the parent process had open at the fork: this process never uses or closes them."""
@@ -105,6 +112,7 @@ def _watch_forks() -> None:
 
 
 def _empty_all() -> None:
+    budgeting._at_fork_reinit()  # type: ignore[attr-defined]  # as in the standard library: another thread may have held it
     for each in alive(_instances):
         each._start_empty()
 
@@ -129,6 +137,6 @@ def connection_budget(promised: int = 0) -> int:
         return 4096
     try:
         in_use = len(os.listdir("/dev/fd"))
-    except OSError:
-        in_use = 0
+    except OSError as error:  # without a free descriptor, the folder cannot be opened either
+        in_use = soft if error.errno in {errno.EMFILE, errno.ENFILE} else 0
     return max(1, (soft - in_use - promised) // 3)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -26,7 +25,7 @@ import apsw
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.schema import extract_sample_id
 from sharded_eden.format.sqlite import READ_ERRORS, IOMode, attach_read_only, descriptors_are_exhausted, unreadable
-from sharded_eden.load.read.connections import PerThread, alive, connection_budget
+from sharded_eden.load.read.connections import PAUSES, PerThread, alive, budgeting, connection_budget
 from sharded_eden.load.read.sequences import Contig, ReadMode, SampleDatabase
 from sharded_eden.load.read.unchanged import Unchanged
 
@@ -59,14 +58,9 @@ class LongContigs(OrderedDict[str, Contig]):
 
 
 _pools: weakref.WeakValueDictionary[int, OpenDatabases] = weakref.WeakValueDictionary()
-_budgeting = threading.Lock()
-os.register_at_fork(after_in_child=_budgeting._at_fork_reinit)  # type: ignore[attr-defined]  # as in the standard library
 
 TRIM_EVERY = 128
 """Databases opened between two calls of `return_freed_memory`."""
-
-PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16)
-"""Seconds between attempts to open a file while other threads use the last file descriptors."""
 
 
 class OpenDatabases:
@@ -77,7 +71,7 @@ class OpenDatabases:
         self._open: OrderedDict[str, SampleDatabase] = OrderedDict()
         self.long_contigs = LongContigs()
         self._pid = os.getpid()
-        with _budgeting:
+        with budgeting:
             promised = sum(pool.limit - len(pool._open) for pool in alive(_pools) if pool._pid == self._pid)
             self.limit: int = min(len(reader.paths), connection_budget(promised))
             _pools[id(self)] = self

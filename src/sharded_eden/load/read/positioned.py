@@ -24,23 +24,28 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 from sharded_eden.errors import DatabaseError
 from sharded_eden.format.commands import verify_command
 from sharded_eden.format.index import FileIdentity
-from sharded_eden.load.read.connections import connection_budget
+from sharded_eden.load.read.connections import PAUSES, alive, budgeting, connection_budget
 from sharded_eden.load.read.plan import Planner, Reads, Request
 from sharded_eden.load.read.unchanged import changed_error
 
+NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 COLD_BATCHES = 1024
 """Batches for which data count as cold after one that waited. Then another one shows whether it is still so."""
 WAIT_SECONDS = 20e-6
 """A batch whose reads take longer than this on average has waited: from the page cache, one takes 3 to 10 µs."""
+
+
+_readers: weakref.WeakValueDictionary[int, PositionedReader] = weakref.WeakValueDictionary()
 
 
 class PositionedReader:
@@ -65,7 +70,10 @@ class PositionedReader:
         self._pid = os.getpid()
         self._files: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
-        self._limit = max(8, connection_budget())
+        with budgeting:
+            promised = sum(min(each._limit, len(each._paths)) - len(each._files) for each in self._others())
+            self._limit: int = connection_budget(promised)
+            _readers[id(self)] = self
         self._keeps_all = len(paths) <= self._limit
         self._announces = read_ahead and hasattr(os, "posix_fadvise")
         self._flags = os.RWF_NOWAIT if self._announces and hasattr(os, "RWF_NOWAIT") else 0
@@ -123,8 +131,9 @@ class PositionedReader:
             DatabaseError: a file cannot be read, or is not the one that was indexed.
         """
         with self._lock:
-            for first in range(0, len(requests), self._limit):
-                some = requests if len(requests) <= self._limit else requests[first : first + self._limit]
+            limit = self._limit  # becomes smaller where descriptors run out
+            for first in range(0, len(requests), limit):
+                some = requests if len(requests) <= limit else requests[first : first + limit]
                 used: dict[int, int] = {}
                 files = self._files if self._keeps_all else {}
                 for sample in {request[0] for request in some}:
@@ -195,13 +204,13 @@ class PositionedReader:
         path = self._paths[sample]
         assert path is not None  # noqa: S101 - a sample without a path has no addresses
         try:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                if error.errno not in {errno.EMFILE, errno.ENFILE} or not self._close_unused(used):
-                    raise
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open(path, used)
         except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise DatabaseError(
+                    f"{path}: it cannot be opened: the process has no free file descriptor ({error.strerror}). Raise the "
+                    "limit (ulimit -n), or read from fewer threads"
+                ) from error
             raise self._refused(sample, f"it cannot be opened ({error.strerror})") from error
         found = FileIdentity.of(os.fstat(descriptor))
         if not found.is_same_file(self._expected[sample]):
@@ -210,6 +219,39 @@ class PositionedReader:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead beyond a window
         return descriptor
+
+    def _open(self, path: Path, used: dict[int, int]) -> int:
+        """Open a file; if no descriptor is free, close files of this reader, or of one that is idle, first."""
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTOR:
+                    raise
+                if self._make_room(used):
+                    continue
+                if (pause := next(pauses, None)) is None:
+                    raise
+                sleep(pause)
+
+    def _make_room(self, used: dict[int, int]) -> bool:
+        """Close files of this reader, or else of an idle reader of another thread; return whether there was one."""
+        if self._close_unused(used):
+            self._limit, self._keeps_all = max(1, len(self._files)), False
+            return True
+        for other in self._others():
+            if other._lock.acquire(blocking=False):
+                try:
+                    if other._close_unused({}):
+                        return True
+                finally:
+                    other._lock.release()
+        return False
+
+    def _others(self) -> list[PositionedReader]:
+        """Return the readers of other threads of this process."""
+        return [each for each in alive(_readers) if each is not self and each._pid == self._pid]
 
     def _close_unused(self, used: dict[int, int]) -> bool:
         """Close the least recently used half of the files that this batch does not need; return whether there was one."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from sharded_eden.errors import DatabaseError, InputError, MissingDatabase, shown
 from sharded_eden.format.commands import build_command, split_command
 from sharded_eden.format.schema import extract_sample_id, has_sequence_id_form
-from sharded_eden.format.window_db import has_id_index
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.read.databases import SequenceReader
 
@@ -34,8 +33,6 @@ def _check_only_sample(
     Raises:
         MissingDatabase: an ID names another sample, and the database does not hold its contig.
     """
-    if not has_id_index(index.connection):
-        return
     for sequence_id in islice(index.sequence_ids_by_prefix(2), SEEKS_OF_ONLY_SAMPLE):
         if (
             has_sequence_id_form(sequence_id)

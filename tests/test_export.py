@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import warnings
@@ -18,7 +20,7 @@ import worlds
 import oracle
 from sharded_eden import ArrayDataset, ArrayStream, build_sequence_dbs
 from sharded_eden.cli import main
-from sharded_eden.errors import DatabaseError, InputError, UsageError
+from sharded_eden.errors import DatabaseError, InputError, UsageError, WriteError
 from sharded_eden.export import export_windows
 
 with warnings.catch_warnings():
@@ -123,6 +125,25 @@ def test_epochs_may_be_a_small_integer_of_numpy(folder, tmp_path):
     once = export_windows(*paths, "parquet").windows
     epochs = 1 + 127 // once  # their product does not fit into 8 bits
     assert export_windows(*paths, "parquet", order="stream", epochs=np.int8(epochs)).windows == epochs * once > 127
+
+
+def test_an_export_that_is_cut_short_leaves_no_old_index_beside_new_tokens(folder, tmp_path, monkeypatch):
+    paths = folder / "windows.db", folder / "seqs", tmp_path / "out"
+    export_windows(*paths, "indexed")
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if target.suffix == ".idx":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sharded_eden.format.publish.os.replace", fail)
+        with pytest.raises(WriteError, match=r"out\.idx: cannot be written \(No space left on device\)"):
+            export_windows(*paths, "indexed", order="stream", rc_aug=True, epochs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.bin"]
+    with pytest.raises(UsageError, match=r"out\.bin exists .*remove it first"):
+        export_windows(*paths, "indexed")
 
 
 def test_a_missing_package_is_named(folder, tmp_path):

@@ -189,6 +189,25 @@ def test_a_sample_that_was_built_with_other_ids_keeps_its_split(tmp_path: Path) 
     assert sorted(samples_in(read(out)["val"])) == held_out
 
 
+def test_contigs_whose_ids_mean_others_now_are_an_error(tmp_path: Path) -> None:
+    """An added input before the old ones gives each contig the ID of another one, which may be in another split."""
+    old, new = tmp_path / "in/b.fa", tmp_path / "in/a.fa"
+    old.parent.mkdir()
+    old.write_text("".join(f">b{i}\n{'ACGT' * (i + 1)}\n" for i in range(20)))
+    build_sequence_dbs([tmp_path / "in"], tmp_path / "db", sample="S")
+    write_splits(tmp_path / "db", tmp_path / "out", by="contig", val=0.2, test=0.2)
+    before = read(tmp_path / "out")
+    new.write_text(">a0\nACG\n")
+    build_sequence_dbs([tmp_path / "in"], tmp_path / "db", sample="S", force=True)
+    words = r"contig 'BCR__ECT-S__CT1-1.* with 4 bases.* one of 3 bases.*built again.*Write to another folder"
+    with pytest.raises(UsageError, match=words):
+        write_splits(tmp_path / "db", tmp_path / "out", by="contig", val=0.2, test=0.2)
+    assert read(tmp_path / "out") == before
+    build_sequence_dbs([old, new], tmp_path / "db", sample="S", force=True)
+    write_splits(tmp_path / "db", tmp_path / "out", by="contig", val=0.2, test=0.2)
+    assert all(before[name].items() <= split.items() for name, split in read(tmp_path / "out").items())
+
+
 def test_requests_that_contradict_the_splits_of_the_output_folder(tmp_path: Path) -> None:
     db, out = make(tmp_path / "db", SAMPLES[:10]), tmp_path / "out"
     write_splits(db, out, val=0.2, test=0.2)

@@ -109,15 +109,18 @@ def write_splits(
         threshold: contigs are similar if one holds at least this share of the k-mers (k = 21) of the other, in (0, 1].
         largest_group: the largest share of all bases that such a group may have, in (0, 1].
         jobs: databases that are compared at the same time (`group_similar`).
-        scratch: a folder for temporary files of `group_similar`: about 600 MB for a gigabase. None is the system's.
+        scratch: a folder for temporary files of `group_similar`, made if it is missing: about 600 MB for a gigabase. None is
+            the system's.
         progress: called with the bytes of databases that are compared and their total (`group_similar`).
 
     Raises:
         UsageError: invalid or contradictory shares or lists, fewer samples than splits, or splits in `out_dir` that
-            contradict the request; or a group of similar samples that is too large, or is in several splits already.
+            contradict the request, or whose contigs have other lengths now (`contig`); or a group of similar samples that is
+            too large, or is in several splits already.
         MissingExtra: `group_similar` without sourmash.
         MissingDatabase: there are no sequence databases.
         DatabaseError: a database, `contigs.parquet` or a split in `out_dir` cannot be read or is contradictory.
+        WriteError: a split or a temporary file cannot be written.
 
     Warns:
         EdenWarning: a split in `out_dir` has contigs that are no longer in the sequence databases.
@@ -271,7 +274,8 @@ def _existing_splits(out: Path, contigs: pl.DataFrame, key: str) -> dict[str, st
 
     Raises:
         DatabaseError: a split cannot be read, or a contig is in two of them.
-        UsageError: samples are to be kept together, and these splits divide one.
+        UsageError: samples are to be kept together, and these splits divide one; or contigs are divided, and one of these
+            IDs is that of another contig now.
     """
     parts = []
     hint = "Remove it, or write to another folder"
@@ -279,11 +283,14 @@ def _existing_splits(out: Path, contigs: pl.DataFrame, key: str) -> dict[str, st
         path = out / schema.split_file_name(split)
         if path.exists():
             with parquet_source(path, hint, DatabaseError) as source, parquet_errors(path, hint, DatabaseError):
-                ids = pl.read_parquet(source, columns=[CONTIG_ID], glob=False)[CONTIG_ID].cast(pl.String)
-            parts.append(pl.DataFrame({CONTIG_ID: ids}).with_columns(pl.lit(split).alias(SPLIT)))
+                part = pl.read_parquet(source, columns=[CONTIG_ID, LENGTH], glob=False)
+                part = part.select(pl.col(CONTIG_ID).cast(pl.String), pl.col(LENGTH).cast(pl.Int64))
+            parts.append(part.with_columns(pl.lit(split).alias(SPLIT)))
     if not parts:
         return {}
-    old = pl.concat(parts).join(contigs.select(CONTIG_ID, SAMPLE), on=CONTIG_ID, how="left")
+    old = pl.concat(parts).join(contigs, on=CONTIG_ID, how="left", suffix="_now")
+    if key == CONTIG_ID:
+        _check_same_contigs(out, old)
     gone = old.filter(pl.col(SAMPLE).is_null())
     if not gone.is_empty():
         warn(
@@ -303,6 +310,18 @@ def _existing_splits(out: Path, contigs: pl.DataFrame, key: str) -> dict[str, st
             + "Write to another folder"
         )
     return dict(splits.with_columns(pl.col(SPLIT).list.first()).iter_rows())
+
+
+def _check_same_contigs(out: Path, old: pl.DataFrame) -> None:
+    """Refuse to keep the splits of IDs that now belong to contigs of other lengths: they could move out of validation."""
+    others = old.filter(pl.col(LENGTH) != pl.col(f"{LENGTH}_now")).sort(CONTIG_ID)
+    if not others.is_empty():
+        contig_id, length, split, length_now, sample = others.row(0)
+        raise UsageError(
+            f"{printable(out / schema.split_file_name(split))} has the contig {shown(contig_id)} with {length:,} bases, and "
+            f"in the sequence databases it is one of {length_now:,} bases ({others.height:,} such contigs): the sample "
+            f"{shown(sample)} was built again, and its contigs have other IDs. Write to another folder"
+        )
 
 
 def _contigs(folder: Path) -> pl.DataFrame:

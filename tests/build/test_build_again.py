@@ -21,7 +21,8 @@ import polars as pl
 import pytest
 
 from sharded_eden import build_sequence_dbs, write_splits
-from sharded_eden.build import contig_table, scatter
+from sharded_eden.build import contig_rows, contig_table, scatter
+from sharded_eden.build import sample as sample_module
 from sharded_eden.build.staging import workplace
 from sharded_eden.errors import DatabaseError, EdenError, EdenWarning, InputError, UsageError
 
@@ -118,6 +119,21 @@ def test_samples_that_gain_inputs_keep_the_ids_they_gave(tmp_path: Path) -> None
     assert rows(tmp_path / "db") == {"POOL": expected}
 
 
+def test_inputs_that_would_give_earlier_contigs_other_ids_are_refused(tmp_path: Path) -> None:
+    a, b = fasta(tmp_path / "a.fa", {"x1": "AA", "x2": "CC"}), fasta(tmp_path / "b.fa", {"x3": "GG"})
+    for options in ({"sample": "x"}, {"sample_regex": "(?P<sample>x)"}):
+        out = tmp_path / next(iter(options))
+        build_sequence_dbs([b], out, **options)
+        before = state(out)
+        with pytest.raises(UsageError, match=r"sample 'x' .*b\.fa.*a\.fa comes before it now.*other IDs.*--force"):
+            build_sequence_dbs([a, b], out, **options)
+        assert state(out) == before
+        assert build_sequence_dbs([b, a], out, **options).grown == ("x",)
+        assert [sequence for _, sequence in rows(out)["x"]] == ["GG", "AA", "CC"]
+        build_sequence_dbs([a, b], out, force=True, **options)
+        assert [sequence for _, sequence in rows(out)["x"]] == ["AA", "CC", "GG"]
+
+
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
@@ -189,6 +205,30 @@ def test_one_bad_input_does_not_keep_the_others_from_being_built(tmp_path: Path)
     for path in inputs[1:]:
         fasta(path, {"c": "AC"})
     assert build_sequence_dbs(inputs, tmp_path / "db").samples == 2
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_bad_sample_does_not_keep_the_others_of_its_file_from_being_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_bad: bool
+) -> None:
+    for module in (contig_rows, sample_module):  # so that rows of the bad samples are in files, with rows of others
+        monkeypatch.setattr(module, "ROWS_IN_MEMORY", 4)
+    good = {f"{name}{i}": "ACGT" * i for i in range(1, 6) for name in "ACE"}
+    bad = {f"{name}{i}": "A" for i in range(1, 6) for name in "BD"}  # each 5 gets the ID of the first record
+    ids = dict.fromkeys(("BCR__ECT-B__CT1-6", "BCR__ECT-D__CT1-6"), "A")
+    options = {"sample_regex": r"(?P<sample>[A-E])\d*(__|$)", "skip_bad": skip_bad}
+    build_sequence_dbs([fasta(tmp_path / "good.fa", good)], tmp_path / "good", **options)
+    mixed = fasta(tmp_path / "mixed.fa", ids | good | bad)
+    for _ in range(2):
+        with pytest.raises(InputError, match="2 inputs or samples were refused") as caught:
+            build_sequence_dbs([mixed], tmp_path / "db", **options)
+        first, second = str(caught.value).splitlines()[1:]
+        assert "'BCR__ECT-B__CT1-6' is taken within sample 'B'" in first
+        assert "'BCR__ECT-D__CT1-6' is taken within sample 'D'" in second
+        assert rows(tmp_path / "db") == rows(tmp_path / "good")
+        table, expected = (pl.read_parquet(tmp_path / name / "contigs.parquet") for name in ("db", "good"))
+        assert table.drop("source_file").equals(expected.drop("source_file"))
+    assert times(tmp_path / "db").keys() == {"A", "C", "E"}
 
 
 def test_many_receipts_become_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

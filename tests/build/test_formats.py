@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
 import sqlite3
 import sys
@@ -228,6 +229,22 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     give(b">B__X-T__1\nACGT\n")
     build_sequence_dbs(["-"], tmp_path / "new")
     assert contents(tmp_path / "new") == {"T": [("B__X-T__1", "ACGT")]}
+
+
+def test_pipes_are_refused_because_files_are_read_more_than_once(tmp_path: Path) -> None:
+    """A pipe gives its bytes once: a second look at it would begin in the middle."""
+    read_end, write_end = os.pipe()
+    os.write(write_end, b">c1\nAC\n")
+    os.close(write_end)
+    os.mkfifo(tmp_path / "x.fa")
+    for pipe in (f"/dev/fd/{read_end}", tmp_path / "x.fa", f"{tmp_path}/x*"):
+        with pytest.raises(InputError, match=r"(/fd/\d+|/x\.fa): is .*a pipe, .*: COMMAND \| sharded-eden build - "):
+            find_inputs([pipe])
+    with pytest.raises(InputError, match=r"is .*a pipe, which can be read only once"):
+        build_sequence_dbs([f"/dev/fd/{read_end}"], tmp_path / "db", sample="S")
+    os.close(read_end)
+    with pytest.raises(InputError, match=r"/dev/null: is neither a file nor a folder$"):
+        find_inputs([os.devnull])
 
 
 def test_a_file_is_hashed_once_and_whole(tmp_path: Path) -> None:

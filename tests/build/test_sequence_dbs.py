@@ -136,7 +136,7 @@ def test_samples_without_rows_in_the_table_are_left_alone(tmp_path: Path) -> Non
             ["b.fa: record 2 (d)", "record 2 of", "a.fa"],
         ),
         (
-            {"a.fa": {"B__X-S__1": "A"}, "b.fa": {"c": "A", "B__X-S__1": "C"}},
+            {"a.fa": {"B__X-S__1": "A"}, "b.fa": {"B__X-S__2": "A", "B__X-S__1": "C"}},
             {},
             InputError,
             ["b.fa: record 2", "record 1 of", "a.fa"],

@@ -177,6 +177,19 @@ def test_what_stays_an_error(tmp_path):
     assert not (tmp_path / "out/skipped.parquet").exists()
 
 
+def test_a_file_none_of_whose_records_names_a_sample_stays_an_error(tmp_path, capsys):
+    good, bad = tmp_path / "good.fa", tmp_path / "bad.fa"
+    good.write_text(">X1\nAC\n>Y\nAC\n")
+    bad.write_text(">a\nAC\n>b\nA!\n>c\nAC\n")
+    options = ["--out", str(tmp_path / "out"), "--skip-bad", "--sample-regex", r"X(?P<sample>.)"]
+    assert cli.main(["build", str(good), str(bad), *options]) == 1
+    message = capsys.readouterr().err
+    assert "bad.fa: all of its 3 records are bad. The first: " in message
+    assert "record 1 (a): --sample-regex 'X(?P<sample>.)' finds no sample in its name" in message
+    assert cli.main(["build", str(good), *options]) == 0
+    assert contents(tmp_path / "out") == {"1": [("BCR__ECT-1__CT1-1", "AC")]}
+
+
 def mixed(folder: Path) -> list[Path]:
     """One file a sample, and two files that share samples; each with bad records."""
     folder.mkdir(exist_ok=True)

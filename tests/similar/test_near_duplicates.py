@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 
 import oracle
 from sharded_eden import cli, precompute_window_database, verify, write_splits
-from sharded_eden.errors import MissingExtra, UsageError
+from sharded_eden.errors import MissingExtra, UsageError, WriteError
 from sharded_eden.similar import pairs, sketch
 
 RNG = np.random.default_rng(7)
@@ -239,3 +242,29 @@ def test_invalid_requests(world, tmp_path, monkeypatch):
         verify(world / "seqdb", [world / "A.db", world / "B.db"], near_duplicates=True)
     with pytest.raises(MissingExtra, match=r"pip install '.\[similar\]'"):
         write_splits(world / "seqdb", tmp_path, group_similar=True)
+
+
+LIMITED = """
+import resource, sys
+from sharded_eden import cli
+for limit in (100, 8_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, 8_000))
+    assert cli.main(sys.argv[1:]) == 1
+"""
+
+
+def test_temporary_files_that_cannot_be_written_are_named(world, tmp_path):
+    (tmp_path / "file").touch()
+    options = {"group_similar": True, "largest_group": 1}
+    with pytest.raises(WriteError, match=r"file/new: cannot be written \(Not a directory\)\. .* --scratch DIR"):
+        write_splits(world / "seqdb", tmp_path / "out", scratch=tmp_path / "file/new", **options)
+    with pytest.raises(UsageError, match=r"--scratch: 's3://x/y' is a URL"):
+        write_splits(world / "seqdb", tmp_path / "out", scratch="s3://x/y", **options)
+    splitting = ["split", str(world / "seqdb"), "--out", str(tmp_path / "out"), "--group-similar"]
+    splitting += ["--largest-group", "1", "--val", "0.4", "--test", "0", "--scratch", str(tmp_path / "a/b")]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *splitting], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for line, table in zip(done.stderr.splitlines(), ("contigs", "hashes"), strict=True):
+        message = rf"{tmp_path}/a/b/.*{table}\.parquet: cannot be written \(.*File too large .*room: --scratch DIR"
+        assert re.search(message, line)
+    assert not list((tmp_path / "a/b").iterdir())

@@ -227,8 +227,9 @@ def build_sequence_dbs(
         The numbers of samples, contigs and bases that were added.
 
     Raises:
-        UsageError: a sample was built from other inputs or with other settings, two files have the same sample name, a record
-            names another sample than `sample`, a name is not allowed, or another build is writing to the folder.
+        UsageError: a sample was built from other inputs or with other settings, a new input comes before those it was built
+            from, two files have the same sample name, a record names another sample than `sample`, a name is not allowed, or
+            another build is writing to the folder.
         InputError: an input is invalid, or two records of a sample share a name or an ID. The other
             samples are built; the message lists those that are not.
         WriteError: a file cannot be written: no permission, a full disk, a link in its place.

@@ -69,6 +69,16 @@ class ContigRows:
             for column in self._columns.values():
                 column.clear()
 
+    def cut(self, length: int) -> None:
+        """Drop all rows after the first `length`."""
+        while self._in_parts > length:
+            part = scan_rows(self._parts.pop()).collect()
+            self._in_parts -= part.height
+            for name, column in self._columns.items():
+                column[:] = part[name].to_list()  # its rows come before all those in memory
+        for column in self._columns.values():
+            del column[length - self._in_parts :]
+
     def table(self) -> pl.LazyFrame:
         """Return all rows, in their order."""
         return pl.concat([*(scan_rows(part) for part in self._parts), self._frame().lazy()])

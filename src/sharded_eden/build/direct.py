@@ -92,7 +92,8 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
     """Build one sample.
 
     Raises:
-        UsageError: an input has changed since the sample was built, or a record names another sample than `--sample`.
+        UsageError: an input has changed since the sample was built, a new one comes before it, or a record names another
+            sample than `--sample`.
         InputError: an input is invalid.
     """
     if task.recorded is not None:
@@ -100,6 +101,7 @@ def build_direct(task: DirectTask, say: Say) -> DirectOutcome:
         if [state.hash for state in now] == [state.hash for state in task.recorded]:
             return DirectOutcome(states=now)
         check_only_grown(task.sample, task.recorded, now)
+        check_same_order(task.sample, task.recorded, now)
     with task.place.task_folder() as task_folder:
         skipped = None
         if task.skip_bad:
@@ -163,6 +165,29 @@ def check_only_grown(sample: str, recorded: tuple[FileState, ...], now: tuple[Fi
             else:
                 reason = f"sample {sample!r} was built from {printable(old.path)}, which is not one of the inputs now"
             raise UsageError(f"{reason}. --force builds it from what is given now")
+
+
+def check_same_order(sample: str, recorded: tuple[FileState, ...], now: tuple[FileState, ...]) -> None:
+    """Raise an error for a sample that has gained an input before one of its old ones.
+
+    Contigs are numbered in the order of the inputs. Another order would give each contig an ID that named another one before,
+    perhaps one of another split.
+
+    Args:
+        sample: its name.
+        recorded: the inputs that it was built from, all of which are in `now`.
+        now: those with records of it now, in the order of the inputs.
+
+    Raises:
+        UsageError: an input comes before one of the old ones, or these have another order.
+    """
+    for old, new in zip(recorded, now, strict=False):
+        if old.hash != new.hash:
+            raise UsageError(
+                f"sample {sample!r} was built from {printable(old.path)}, and {printable(new.path)} comes before it now, so "
+                "that its contigs would get other IDs. Name the inputs that it was built from first, then the new ones; or "
+                "--force builds it again: splits and window databases must then be made again in other folders"
+            )
 
 
 def _sizes(old: FileState, new: FileState) -> str:

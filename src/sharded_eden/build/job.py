@@ -108,6 +108,10 @@ class Job:
         self._failures.append((number, ended.error))
         return None
 
+    def note_refused(self, errors: Iterable[tuple[int, InputError]]) -> None:
+        """Keep the errors of samples that were not built, each with the number of its first input."""
+        self._failures += errors
+
     def has_failed(self) -> bool:
         """Tell whether an error is kept."""
         return bool(self._failures)

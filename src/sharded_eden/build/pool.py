@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sharded_eden.build import scatter
-from sharded_eden.build.direct import Input, check_only_grown, path_of, taken
+from sharded_eden.build.direct import Input, check_only_grown, check_same_order, path_of, taken
 from sharded_eden.build.job import Job
 from sharded_eden.build.manifest import Manifest
 from sharded_eden.build.scatter import Run, Share
@@ -118,7 +118,7 @@ class _Pool:
         """Return whether a sample is to be built, and which inputs must be scattered for that.
 
         Raises:
-            UsageError: it exists, and was built from inputs that have changed or are not given.
+            UsageError: it exists, and was built from inputs that have changed, are not given, or come after a new one.
         """
         job, sample = self._job, share.sample
         was_built_now = sample in job.built
@@ -134,8 +134,12 @@ class _Pool:
                 present.setdefault(number, self.states.get(number))
         known = {number: state for number, state in present.items() if state is not None}
         missing = present.keys() - known.keys()
-        unread = [old for old in recorded.inputs if self._number_of.get(old.path) in missing]
-        check_only_grown(sample, recorded.inputs, (*known.values(), *unread))
+        unread = {self._number_of.get(old.path): old for old in recorded.inputs}
+        now = tuple(known[number] if number in known else unread[number] for number in sorted(present))
+        check_only_grown(sample, recorded.inputs, now)
+        if job.sample_regex is not None or job.options.sample_field is not None:
+            # Without them, records that join a sample of another input do so by IDs of their own, which they keep.
+            check_same_order(sample, recorded.inputs, now)
         if len(present) == len(recorded.inputs) and job.is_whole(sample, recorded):
             return False, set()
         if not was_built_now:
@@ -163,5 +167,7 @@ class _Pool:
         for ended in run_tasks(scatter.gather, tasks, job.engine, heard=job.tally.hear):
             done = int(rest * sum(share.bases for share in ended.task.shares) / bases)
             job.tally.end(ended.task.shares[0].sample, done, 0, 0)
-            results = job.outcome(ended, min(ended.task.inputs))
-            job.note_built(results or [], self._grown)
+            gathered = job.outcome(ended, min(ended.task.inputs))
+            if gathered is not None:
+                job.note_built(gathered.results, self._grown)
+                job.note_refused(gathered.errors)

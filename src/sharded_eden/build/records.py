@@ -67,7 +67,7 @@ def find_inputs(
         out: a folder that is left out, where an input folder holds it.
 
     Raises:
-        InputError: one of them names no file, or a folder or a link in a folder cannot be read.
+        InputError: one of them names no file, or a pipe; or a folder or a link in a folder cannot be read.
         UsageError: one of them is a URL, or not a path.
     """
     formats = tuple(name for name in FORMATS if name not in ONLY_IF_NAMED) if format is None else (format,)
@@ -78,8 +78,10 @@ def find_inputs(
         path = check_path(given, "input")
         if path.is_dir():
             files = _files_below(path, formats, out, again, unread)
-        elif path.exists() or str(given) == STANDARD_INPUT:
+        elif str(given) == STANDARD_INPUT:
             files = [path]
+        elif path.exists():
+            files = [_present(path)]
         else:
             matches = sorted(Path(match) for match in glob.glob(os.fspath(given), recursive=True))
             files = [
@@ -150,14 +152,18 @@ def check_path(given: object, what: str) -> Path:
 
 
 def _present(file: Path) -> Path:
-    """Return a file of a folder, if it is a readable regular file."""
+    """Return a file, if it is a readable regular file."""
     try:
         mode = file.stat().st_mode
     except OSError as error:
         link = f" to {printable(os.readlink(file))}" if file.is_symlink() else ""
         raise InputError(f"{printable(file)}: is a link{link} that leads nowhere ({error.strerror})") from error
     if not stat.S_ISREG(mode):
-        raise InputError(f"{printable(file)}: is neither a file nor a folder")
+        once = (
+            ", but a pipe, which can be read only once. Give its data as standard input: COMMAND | sharded-eden build - "
+            "--out FOLDER"
+        )
+        raise InputError(f"{printable(file)}: is neither a file nor a folder{once if stat.S_ISFIFO(mode) else ''}")
     return file
 
 

@@ -32,7 +32,7 @@ from sharded_eden.build.sample import LARGE_PAGE, SampleResult, page_size_for, w
 from sharded_eden.build.skipped import BadRecord, SkippedRows, with_skipped
 from sharded_eden.build.source import FileState, Source, describe
 from sharded_eden.build.staging import GATHERED, Place
-from sharded_eden.errors import UsageError, printable, shown
+from sharded_eden.errors import InputError, UsageError, printable, shown
 from sharded_eden.format import schema
 from sharded_eden.format.publish import create_database, writing
 from sharded_eden.format.sqlite import open_read_only
@@ -97,7 +97,8 @@ def scatter(task: ScatterTask, say: Say) -> Run:
     """Write the records of some inputs to a run.
 
     Raises:
-        InputError: an input is invalid, or a record's name does not match `--sample-regex`.
+        InputError: an input is invalid, or a record's name does not match `--sample-regex`; if bad records are left out, all
+            records of an input are bad.
         UsageError: a record names a sample whose name is not allowed.
     """
     states: dict[int, FileState] = {}
@@ -112,17 +113,10 @@ def scatter(task: ScatterTask, say: Say) -> Run:
         before = 0
         for each, default in zip(task.inputs, task.defaults, strict=True):
             with Source(each.path, each.called) as source:
-                for record in read_records(source, task.options, skip=None if skipped is None else skipped.add):
-                    try:
-                        sample = _sample_of(record, each, pattern)
-                    except BadRecord as error:
-                        if skipped is None:
-                            raise
-                        skipped.add(each.called, record.ordinal, error)
-                        continue
-                    if sample is None:
+                for record, named in _with_samples(source, each, task.options, pattern, skipped):
+                    if named is None:
                         unnamed.add(each.number)
-                        sample = default
+                    sample = default if named is None else named
                     if sample is None:
                         raise UsageError(
                             f"{describe(each.called, record.ordinal, record.name)}: names no sample, nor does the name of "
@@ -160,6 +154,36 @@ def scatter(task: ScatterTask, say: Say) -> Run:
         bases=ticker.bases,
         skipped=listed,
     )
+
+
+def _with_samples(
+    source: Source, each: Input, options: ReadOptions, pattern: re.Pattern[str] | None, skipped: SkippedRows | None
+) -> Iterator[tuple[Record, str | None]]:
+    """Yield the records of an input, each with the sample that it names, None where it names none.
+
+    Raises:
+        InputError: the input is invalid, or a record is bad; where `skipped` takes bad records, all of them are.
+    """
+    first: BadRecord | None = None
+    good = bad = 0
+
+    def skip(called: str, ordinal: int, error: BadRecord) -> None:
+        nonlocal first, bad
+        if skipped is None:
+            raise error
+        first, bad = first or error, bad + 1
+        skipped.add(called, ordinal, error)
+
+    for record in read_records(source, options, skip=None if skipped is None else skip):
+        try:
+            sample = _sample_of(record, each, pattern)
+        except BadRecord as error:
+            skip(each.called, record.ordinal, error)
+            continue
+        good += 1
+        yield record, sample
+    if not good:
+        raise InputError(f"{each.called}: all of its {bad:,} records are bad. The first: {first}")
 
 
 def _sample_of(record: Record, file: Input, pattern: re.Pattern[str] | None) -> str | None:
@@ -290,14 +314,20 @@ def gather_tasks(
         yield task()
 
 
-def gather(task: GatherTask, say: Say) -> list[SampleResult]:
-    """Build some samples from the runs.
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a gathering task has built."""
 
-    Raises:
-        InputError: two records of a sample share a name or an ID.
-    """
+    results: list[SampleResult]
+    errors: list[tuple[int, InputError]]
+    """The number of the first input, and the error, of each sample that was refused."""
+
+
+def gather(task: GatherTask, say: Say) -> Gathered:
+    """Build some samples from the runs. One whose records share a name or an ID is left out; its error is returned."""
     numbers = list(task.inputs)
     results = []
+    errors = []
     with task.place.task_folder() as task_folder, ExitStack() as stack:
         rows = ContigRows(task_folder, "contigs")
         skipped = None
@@ -316,8 +346,9 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
             page_size = task.page_size or page_size_for(share.bases)
             if skipped is not None:
                 skipped.sample = share.sample
-            results.append(
-                write_sample(
+            before = len(rows)
+            try:
+                result = write_sample(
                     database,
                     share.sample,
                     task.tag,
@@ -326,13 +357,20 @@ def gather(task: GatherTask, say: Say) -> list[SampleResult]:
                     page_size=page_size,
                     skip=None if skipped is None else skipped.add,
                 )
-            )
+            except InputError as error:
+                rows.cut(before)  # rows of `skipped` count only for the samples that the receipt names
+                errors.append((share.inputs[0][0], error))
+                continue
+            results.append(result)
             inputs = tuple(numbers.index(number) for number, _ in share.inputs)
-            built.append(Built(result=results[-1], staged=task.place.make_ready(database), inputs=inputs))
-        states = tuple(state for _, state in task.inputs.values())
-        receipt = Receipt(settings=task.settings, inputs=states, built=tuple(built))
-        task.place.publish(f"{GATHERED}{key_of(task.shares[0].sample)}", receipt, with_skipped(rows.table(), skipped))
-    return results
+            built.append(Built(result=result, staged=task.place.make_ready(database), inputs=inputs))
+        if built:
+            states = tuple(state for _, state in task.inputs.values())
+            receipt = Receipt(settings=task.settings, inputs=states, built=tuple(built))
+            task.place.publish(
+                f"{GATHERED}{key_of(task.shares[0].sample)}", receipt, with_skipped(rows.table(), skipped)
+            )
+    return Gathered(results=results, errors=errors)
 
 
 def _files(task: GatherTask, share: Share, runs: dict[Path, apsw.Connection]) -> Iterator[tuple[str, Iterator[Record]]]:

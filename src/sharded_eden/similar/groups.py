@@ -6,6 +6,7 @@ the cost.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import numpy as np
 import polars as pl
 
 from sharded_eden.errors import UsageError, shown
+from sharded_eden.format.kinds import refuse_url
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.jobs import Engine
 from sharded_eden.progress import Progress
 from sharded_eden.similar.pairs import ONE, OTHER, SAMPLE, Similar, Wanted, similar_contigs
+from sharded_eden.similar.sketch import writing_temporary
 
 THRESHOLD = 0.1
 """The least containment unless another is given: about 90% identity over the whole shorter contig, 95% over half of it."""
@@ -62,17 +65,24 @@ def group_similar(
         key: `sample` or `contig_id`: what is grouped.
         threshold: the least containment of two contigs that belong together.
         largest: the largest share of all bases that a group may have.
-        scratch: a folder for temporary files; None is the system's.
+        scratch: a folder for temporary files, made if it is missing; None is the system's.
         engine: where databases are sketched.
         progress: called with the bytes of databases that are done and their total.
 
     Raises:
         UsageError: a group has more than `largest` of the bases, or an argument is invalid.
         MissingExtra: sourmash is not installed.
+        WriteError: temporary files cannot be written.
     """
     if not 0 < largest <= 1:
         raise UsageError(f"--largest-group {largest} is invalid: it must be above 0 and at most 1")
-    with tempfile.TemporaryDirectory(prefix="sharded-eden-similar-", dir=scratch) as folder:
+    if scratch is not None:
+        refuse_url(scratch, "--scratch")
+    with writing_temporary(scratch or Path(os.environ.get("TMPDIR", "/tmp"))):
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix="sharded-eden-similar-", dir=scratch)
+    with temporary as folder:
         similar = similar_contigs(
             databases,
             Path(folder),

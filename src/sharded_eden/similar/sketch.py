@@ -12,7 +12,8 @@ Source: Irber et al., "Lightweight compositional analysis of metagenomes with Fr
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sharded_eden.errors import DatabaseError, MissingExtra, printable
+from sharded_eden.errors import DatabaseError, MissingExtra, WriteError, printable
 from sharded_eden.format.commands import verify_command
+from sharded_eden.format.publish import writing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
 from sharded_eden.format.sequence_db import sequence_db_problems
 from sharded_eden.format.sqlite import READ_ERRORS, open_read_only, unreadable
@@ -72,6 +74,20 @@ def check_library() -> None:
         raise MissingExtra("sourmash", "similar") from error
 
 
+@contextmanager
+def writing_temporary(path: Path) -> Iterator[None]:
+    """Turn errors while a temporary file or folder is written into one that tells how to choose another folder.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    try:
+        with writing(path):
+            yield
+    except WriteError as error:
+        raise WriteError(f"{error}. Give a folder with more room: --scratch DIR") from error
+
+
 def sketch_database(task: SketchTask, say: Say) -> int:
     """Sketch all contigs of at least `MIN_BASES` bases; return how many bases the database has.
 
@@ -81,6 +97,7 @@ def sketch_database(task: SketchTask, say: Say) -> int:
 
     Raises:
         DatabaseError: the database cannot be read, or holds rows without text.
+        WriteError: a table cannot be written.
     """
     ids: list[str] = []
     lengths: list[int] = []
@@ -103,10 +120,12 @@ def sketch_database(task: SketchTask, say: Say) -> int:
         except READ_ERRORS as error:
             raise unreadable(task.path, error) from error
     counts = np.array([len(each) for each in found], dtype=np.int64)
-    pl.DataFrame(
+    contigs = pl.DataFrame(
         {CONTIG_ID: ids, LENGTH: lengths, HASHES: counts},
         schema={CONTIG_ID: pl.String, LENGTH: pl.Int64, HASHES: pl.Int64},
-    ).write_parquet(task.contigs)
+    )
+    with writing_temporary(task.contigs):
+        contigs.write_parquet(task.contigs)
     frame = pl.DataFrame(
         {
             HASH: np.concatenate([np.empty(0, dtype=np.uint64), *found]),
@@ -114,7 +133,9 @@ def sketch_database(task: SketchTask, say: Say) -> int:
         }
     )
     del found
-    frame.sort(HASH).write_parquet(task.hashes, row_group_size=1 << 20)
+    frame = frame.sort(HASH)
+    with writing_temporary(task.hashes):
+        frame.write_parquet(task.hashes, row_group_size=1 << 20)
     return sum(lengths)
 
 

@@ -81,7 +81,7 @@ class SubstrContig:
         place = out[at : len(out) if length < 0 else at + length]
         if not len(place):  # substr() of a sequence without bases is NULL
             return
-        # The only use of SQLite's 1-based coordinates. As text, substr() and length() would stop at a zero.
+        # Loading uses SQLite's 1-based coordinates only here. As text, substr() and length() would stop at a zero.
         data: bytes = self._cursor.execute(
             "SELECT substr(CAST(nt_sequence AS BLOB), ?, ?) FROM sequences WHERE contig_id = ? COLLATE BINARY",
             (start * self._unit.itemsize + 1, len(place) * self._unit.itemsize, self._key),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import TRAIN, VAL, found, write_windows
-from object_storage import Proxy, delete, environment, put, upload
+from object_storage import Answer, Proxy, delete, environment, put, upload
 from worlds import execute
 
 import oracle
@@ -15,6 +15,7 @@ from sharded_eden import bench, cli, verify
 from sharded_eden.checks import remote
 from sharded_eden.errors import EdenWarning, UsageError
 from sharded_eden.format.index import IndexFile, index_path, write_index
+from sharded_eden.load.options import ExampleOptions
 from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.remote_index import add_remote
 
@@ -141,6 +142,56 @@ def test_a_storage_that_refuses_is_a_finding(world, monkeypatch):
     result = verify(url_of(world), splits(world))
     assert {finding.check for finding in result.findings} == {"file"}
     assert "its objects cannot be listed" in result.findings[0].what
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are tried for a second."""
+    monkeypatch.setattr(remote, "ExampleOptions", lambda: ExampleOptions(request_seconds=1.0))
+
+
+def asked(proxy: Proxy) -> set[str]:
+    return {path.split("/")[-2] for path, _ in proxy.requests}
+
+
+def test_a_server_that_serves_no_ranges_after_the_listing_is_one_finding(world, proxy, monkeypatch):
+    quick(monkeypatch)
+    proxy.fault = lambda *_: Answer(503, {}, b"<Code>SlowDown</Code>")
+    monkeypatch.setattr(remote, "STOPS_AFTER", 2)
+    result = verify(url_of(world), splits(world))
+    (finding,) = result.findings
+    assert (finding.check, finding.file) == ("file", url_of(world))
+    assert "2 windows cannot be read, the last 2 one after the other, and no others were tried: s3://" in finding.what
+    assert "S0/glm_dataset_S0.sqlite: bytes " in finding.what
+    assert "(status 503, SlowDown)" in finding.what
+    assert finding.fix == "look at the address, the credentials and the network"
+    assert result.windows_read == 0
+    assert not asked(proxy) & {"V0", "V1"}, "no window of the next split is tried"
+
+
+def test_an_object_that_the_server_does_not_serve_does_not_end_the_others(world, proxy, monkeypatch):
+    quick(monkeypatch)
+    monkeypatch.setattr(remote, "STOPS_AFTER", 2)
+
+    def fault(number, path, headers, forward):
+        return Answer(403, {}, b"<Code>AccessDenied</Code>") if "/S1/" in path else forward(headers)
+
+    proxy.fault = fault
+    result = verify(url_of(world), splits(world))
+    (finding,) = result.findings
+    assert (finding.check, finding.file) == ("file", url_of(world))
+    assert "1 windows cannot be read, and no others of their sequence databases were tried" in finding.what
+    assert "S1/glm_dataset_S1.sqlite: bytes " in finding.what
+    assert result.windows_read > 0
+    assert asked(proxy) == {"S0", "S1", "S2", "V0", "V1"}
+
+
+def test_objects_that_are_missing_after_the_listing_do_not_end_the_others(world, proxy, monkeypatch):
+    quick(monkeypatch)
+    monkeypatch.setattr(remote, "STOPS_AFTER", 2)
+    proxy.fault = lambda *_: Answer(404, {}, b"<Code>NoSuchKey</Code>")
+    result = verify(url_of(world), splits(world))
+    assert found(result) == {("addresses", "train.db.index"), ("addresses", "val.db.index")}
+    assert asked(proxy) == {"S0", "S1", "S2", "V0", "V1"}
 
 
 def test_a_sample_in_two_splits(world):

@@ -30,14 +30,16 @@ from copy_jobs import (
     rows,
     until,
 )
-from object_storage import Answer, Proxy, environment, put, upload
+from object_storage import Answer, Proxy, delete, environment, put, upload
 from torch.utils.data import DataLoader
 
 from sharded_eden import ShardedEdenDataModule, ShardedEdenDataset, Stream, StreamBatchSampler
-from sharded_eden.errors import DatabaseError, EdenWarning, UsageError
+from sharded_eden.errors import DatabaseError, EdenWarning, MissingDatabase, UsageError
 from sharded_eden.format.index import IndexFile, index_path, write_index
 from sharded_eden.load.read import copied
 from sharded_eden.storage import copier
+from sharded_eden.storage.copy_folder import partial_path
+from sharded_eden.storage.objects import Objects
 from sharded_eden.windows.remote_index import add_remote
 
 pytest.importorskip("obstore")
@@ -294,6 +296,18 @@ def test_a_copy_that_was_written_to_between_jobs_is_not_used(folder):
         read_until_copied(dataset)
         assert torch.equal(rows(dataset), rows(one))
     assert_whole(folder)
+
+
+def test_a_missing_object_is_named_and_the_beginning_of_its_copy_is_kept(folder, bucket, proxy, tmp_path):
+    wanted = copier.in_order(IndexFile(index_path(folder / "windows.db")), bucket)
+    key = f"seqdb/{wanted[0].name}"
+    delete(proxy.endpoint, key)
+    (tmp_path / "cache").mkdir()
+    partial = partial_path(tmp_path / "cache", wanted[0].key)
+    partial.write_bytes(b"beginning")
+    with pytest.raises(MissingDatabase, match=rf"{key}: bytes .*: no such object"):
+        copier._copy_all(Objects(bucket, 5.0), tmp_path / "cache", wanted, ENOUGH)
+    assert partial.read_bytes() == b"beginning"
 
 
 def test_a_fault_of_the_storage_stops_only_the_copies(folder, bucket, proxy, monkeypatch):

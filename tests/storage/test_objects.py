@@ -11,6 +11,7 @@ import pytest
 from object_storage import BUCKET, CREDENTIALS, Answer, Proxy, environment, put
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError
+from sharded_eden.storage import objects as storage_objects
 from sharded_eden.storage.fetcher import Fetcher
 from sharded_eden.storage.objects import Objects, Range, Version, check_is_versioned
 from sharded_eden.storage.urls import ObjectPath, folder_url, is_url
@@ -179,6 +180,44 @@ def test_an_error_that_does_not_pass_ends_in_the_stated_time(
     with pytest.raises(DatabaseError, match=words) as raised:
         objects.read(wanted(version))
     assert f"{URL}/{NAME}: bytes 1,000 to 5,999: " in str(raised.value)
+    assert time.monotonic() - began < SECONDS + 1
+
+
+@pytest.fixture
+def slow_link(monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+    """All of the object takes 2 s, an attempt may take 1 s, and a piece takes 0.4 s."""
+    monkeypatch.setattr(storage_objects, "PIECE_BYTES", 20_000)
+
+
+def by_size(number: int, path: str, headers: dict[str, str], forward) -> Answer:
+    answer = forward(headers)
+    answer.hang_seconds = len(answer.body) / 50_000
+    return answer
+
+
+def test_on_a_slow_link_a_large_part_is_read_in_pieces(
+    objects: Objects, version: Version, proxy: Proxy, slow_link: None
+) -> None:
+    proxy.fault = by_size
+    whole = wanted(version, 0, len(BODY))
+    assert objects.read(whole) == BODY
+    sizes = [
+        1 + int(end) - int(start)
+        for start, end in (range_.removeprefix("bytes=").split("-") for _, range_ in proxy.requests)
+    ]
+    assert sizes == [102_400, *[20_000] * 5, 2400]
+    proxy.requests.clear()
+    assert objects.read(whole) == BODY
+    assert len(proxy.requests) == 6, "the next part is read in pieces at once"
+
+
+def test_a_large_part_of_a_server_that_hangs_ends_in_the_stated_time(
+    objects: Objects, version: Version, proxy: Proxy, slow_link: None
+) -> None:
+    proxy.fault = lambda n, p, h, forward: hang(0, p, h, forward)
+    began = time.monotonic()
+    with pytest.raises(DatabaseError, match="bytes 0 to 19,999: no answer in time"):
+        objects.read(wanted(version, 0, len(BODY)))
     assert time.monotonic() - began < SECONDS + 1
 
 

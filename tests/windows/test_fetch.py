@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import worlds
@@ -15,6 +18,7 @@ from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
 from sharded_eden.format.index import IndexFile, index_path, write_index
 from sharded_eden.storage import copies
 from sharded_eden.storage.bandwidth import Bandwidth
+from sharded_eden.storage.objects import UNKNOWN_TIME, Objects
 from sharded_eden.windows.fetch import fetch_sequence_databases
 from sharded_eden.windows.index import index_window_database
 
@@ -85,6 +89,57 @@ def test_all_are_copied_once(folder, url, proxy, capsys):
     again = fetch_sequence_databases(url, folder / "copy", window_dbs=[folder / "windows.db"])
     assert (again.files, again.copied_files, again.copied_bytes) == (3, 0, 0)
     assert proxy.requests == []
+
+
+def replace(folder: Path, proxy: Proxy) -> None:
+    """Upload other bytes of the same size, as SQLite often writes: it changes whole pages."""
+    path = worlds.sample_db(folder, "S1")
+    body = path.read_bytes()
+    path.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    time.sleep(1.1)  # the server has seconds
+    put(proxy.endpoint, "fetched/S1/glm_dataset_S1.sqlite", path.read_bytes())
+
+
+def test_an_object_replaced_by_one_of_the_same_size_is_copied_again(folder, url, proxy):
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 3
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 0
+    replace(folder, proxy)
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 1
+    assert same(folder)
+
+
+def test_a_file_of_another_time_is_kept_where_its_digest_is_known(folder, url):
+    fetch_sequence_databases(url, folder / "copy")
+    for path in (folder / "copy").glob("*/*.sqlite"):
+        os.utime(path, (1, 1))
+    assert fetch_sequence_databases(url, folder / "copy", window_dbs=[folder / "windows.db"]).copied_files == 0
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 3
+
+
+@pytest.mark.parametrize("modified", ["2026-01-02T03:04:05.678901+00:00", "1969-12-31T23:59:58.5+00:00"])
+def test_a_copy_has_the_modification_time_of_its_object(folder, modified):
+    source = worlds.sample_db(folder, "S1")
+    time_ns = int(datetime.fromisoformat(modified).timestamp() * 1e6) * 1000
+    os.utime(source, ns=(time_ns, time_ns))
+    url = f"file://{folder}/seqs"
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 3
+    copy = folder / "copy/S1/glm_dataset_S1.sqlite"
+    assert copy.stat().st_mtime_ns == time_ns
+    os.utime(copy, ns=(time_ns // 10**9 * 10**9,) * 2)  # a file system that has seconds
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 0
+
+
+def test_a_server_without_modification_times(folder, url, monkeypatch):
+    monkeypatch.setattr(Objects, "listed", without_times(Objects.listed))
+    fetch_sequence_databases(url, folder / "copy")
+    now = time.time()
+    assert all(now - path.stat().st_mtime < 600 for path in (folder / "copy").glob("*/*.sqlite"))
+    assert fetch_sequence_databases(url, folder / "copy").copied_files == 0
+
+
+def without_times(listed: Any) -> Any:
+    unknown = f"{UNKNOWN_TIME}T00:00:00+00:00"
+    return lambda self: {name: version._replace(modified=unknown) for name, version in listed(self).items()}
 
 
 def test_only_samples_with_windows_are_copied(folder, url):

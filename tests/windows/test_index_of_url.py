@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import worlds
-from object_storage import Proxy, environment, put, upload
+from object_storage import Answer, Proxy, delete, environment, put, upload
 
 from sharded_eden import ShardedEdenDataset, cli
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError
@@ -101,10 +102,46 @@ def test_an_object_that_is_replaced_while_it_is_copied_is_an_error(folder, url, 
     assert set(os.listdir(folder)) == before
 
 
-def test_a_killed_command_leaves_nothing_that_stops_the_next_one(folder, url):
-    (folder / ".windows.db.index.partial.0").write_bytes(b"left")
-    index_window_database(url, folder / "windows.db")
-    assert not list(folder.glob(".windows*"))
+def test_an_object_that_disappears_while_it_is_copied_is_named(folder, url, proxy):
+    key = f"{folder.name}/S1/glm_dataset_S1.sqlite"
+
+    def fault(number, path, headers, forward):
+        if key in path:
+            delete(proxy.endpoint, key)
+        return forward(headers)
+
+    proxy.fault = fault
+    with pytest.raises(MissingDatabase, match=rf"{key}: bytes .*: no such object"):
+        index_window_database(url, folder / "windows.db")
+
+
+def test_an_error_ends_the_other_copies_after_the_part_that_they_read(folder, url, proxy, monkeypatch):
+    monkeypatch.setattr(copies, "PART_BYTES", 100)
+    monkeypatch.setattr(copies, "PARTS_AT_ONCE", 1)
+
+    def fault(number, path, headers, forward):
+        if "/S1/" in path:
+            return Answer(403, {}, b"<Code>AccessDenied</Code>")
+        time.sleep(0.05)
+        return forward(headers)
+
+    proxy.fault = fault
+    proxy.requests.clear()
+    with pytest.raises(DatabaseError, match="access is denied"):
+        index_window_database(url, folder / "windows.db", jobs=3)
+    whole = sum(worlds.sample_db(folder, name).stat().st_size for name in ("S0", "S2.X"))
+    assert len(proxy.requests) < whole / 100 / 2
+
+
+@pytest.mark.parametrize("name", ["windows.db", "windows[1].db"])
+def test_a_killed_command_leaves_nothing_that_stops_the_next_one(folder, url, name):
+    (folder / "windows.db").rename(folder / name)
+    for number in (0, 3):  # of a command with more jobs
+        (folder / f".{name}.index.partial.{number}").write_bytes(b"left")
+    other = folder / f".{name}.index.partial.of-something-else"
+    other.write_bytes(b"kept")
+    index_window_database(url, folder / name)
+    assert list(folder.glob(".windows*")) == [other]
 
 
 def test_what_cannot_be_indexed_is_an_error(folder, url, proxy):

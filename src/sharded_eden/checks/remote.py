@@ -40,11 +40,15 @@ from sharded_eden.load.options import ExampleOptions
 from sharded_eden.load.read.plan import Request
 from sharded_eden.load.tensors import ShardedEdenDataset
 from sharded_eden.progress import Meter, Progress
-from sharded_eden.storage.objects import LISTING_SECONDS, Objects
+from sharded_eden.storage.objects import LISTING_SECONDS, Objects, StorageError
 from sharded_eden.storage.urls import ObjectPath, is_url, object_name
 
 SPANS_AT_ONCE = 64
 """Ranges that are requested together."""
+STOPS_AFTER = 3
+"""Windows that the storage does not serve, one after the other, after which no more are tried: each may take a minute."""
+
+_ADVICE = "look at the address, the credentials and the network"
 
 Given = str | os.PathLike[str]
 
@@ -145,6 +149,8 @@ class _Objects:
     def __init__(self, url: str) -> None:
         self._url = url
         self.samples: set[str] = set()
+        self.are_served = True
+        """False after `STOPS_AFTER` windows that could not be read."""
 
     def differences(self, addresses: RemoteAddresses) -> tuple[Tally, Tally, set[str]]:
         """Return the objects of an index that are missing, those that were replaced, and the samples of both.
@@ -218,9 +224,7 @@ class _Split:
             try:
                 missing, replaced, broken = objects.differences(addresses)
             except EdenError as error:
-                self._findings.error(
-                    "file", self._url, str(error), "look at the address, the credentials and the network"
-                )
+                self._findings.error("file", self._url, str(error), _ADVICE)
                 return 0
             if missing.count:
                 what = (
@@ -231,12 +235,18 @@ class _Split:
                 what = f"{replaced.count:,} objects at {self._url} are not those that were indexed: {replaced}"
                 fix = f"upload the files that were indexed, then {index_at_command(self._url, self._path)}"
                 self._findings.error("addresses", self._index_path, what, fix)
-            read = self._read(addresses, index, sequences, broken, count)
+            read = self._read(addresses, index, sequences, broken, count if objects.are_served else 0, objects)
         self._open()
         return read
 
     def _read(
-        self, addresses: RemoteAddresses, index: WindowIndex, sequences: RemoteSequences, broken: set[str], count: int
+        self,
+        addresses: RemoteAddresses,
+        index: WindowIndex,
+        sequences: RemoteSequences,
+        broken: set[str],
+        count: int,
+        objects: _Objects,
     ) -> int:
         """Read the first, the last and `count` random windows."""
         report, total = self.report, self.report.windows
@@ -259,6 +269,15 @@ class _Split:
         for path, tally in comparison.strange.items():
             again = f"{build_command('SEQDB', force=True)}, upload the file, then {self._fix}"
             self._findings.error("alphabet", path, str(tally), again)
+        if comparison.unread.count:
+            objects.are_served = not comparison.is_stopped
+            others = (
+                f"the last {STOPS_AFTER} one after the other, and no others were tried"
+                if comparison.is_stopped
+                else "and no others of their sequence databases were tried"
+            )
+            what = f"{comparison.unread.count:,} windows cannot be read, {others}: {comparison.unread}"
+            self._findings.error("file", self._url, what, _ADVICE)
         if found.wrong.count:
             what = f"{found.wrong.count:,} windows: {found.wrong}"
             self._findings.error("addresses", self._index_path, what, self._fix)
@@ -289,10 +308,14 @@ class _Reading(Comparison):
         super().__init__(task, report, addresses, index, sequences)
         self.strange: dict[Path, Tally] = {}
         self.empty: dict[Path, Tally] = {}
+        self.unread = Tally()
+        """What the storage did not serve."""
+        self.is_stopped = False
         self._bases_ahead = max(1, addresses.ahead[1] // task.window_size)
 
     def run(self, say: object) -> None:
-        """Read windows, many requests at the same time."""
+        """Read windows, many requests at the same time, until the storage serves none of several."""
+        in_a_row = 0
         spans = self.spans(lambda share: None)
         while group := list(islice(spans, min(SPANS_AT_ONCE, self._bases_ahead))):
             is_announced = False
@@ -305,9 +328,18 @@ class _Reading(Comparison):
                     is_announced = True
                 try:
                     self._read(span)
+                    in_a_row = 0
+                except StorageError as error:
+                    self._broken.add(self._addresses.names[span.address[0]])
+                    self.unread.add(str(error))
+                    in_a_row += 1
+                    if in_a_row == STOPS_AFTER:
+                        self.is_stopped = True
+                        return
+                    is_announced = False  # an error ends all requests
                 except UNREADABLE as error:
                     self.failed(span, error)
-                    is_announced = False  # an error ends all requests
+                    in_a_row, is_announced = 0, False
 
     def _is_in_place(self, span: Span) -> bool:
         if span.address[0] < 0:

@@ -30,8 +30,8 @@ def fetch(
 ) -> Output:
     """Copy sequence databases from object storage to a local folder.
 
-    Files appear when they are whole. Run again after it was stopped: files with the right size (and digest, if an index has
-    one) are kept.
+    Files appear when they are whole. Run again after it was stopped: files with the right size, and the digest in the index
+    of --windows (without one: the modification time of the object), are kept.
     """
     with progress_bar("copying") as progress:
         done = fetch_sequence_databases(

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, MissingExtra, UsageError, WriteError
-from sharded_eden.storage.objects import Objects, Version
+from sharded_eden.storage.objects import Objects, StorageError, Version
+from sharded_eden.storage.start import command, not_started
 
-_ERRORS: tuple[type[EdenError], ...] = (DatabaseError, MissingDatabase, UsageError, WriteError)
+_ERRORS: tuple[type[EdenError], ...] = (StorageError, MissingDatabase, DatabaseError, WriteError, UsageError)
+"""Subclasses first."""
 _NO_EXTRA = "extra"
 
 _CODE = (
@@ -64,23 +66,25 @@ def copy_in_child(
 
 
 def _run(task: str, url: str, seconds: float, objects: Mapping[str, Any], locks: Sequence[int] = ()) -> Any:
-    arguments = [json.dumps(sys.path), json.dumps([task, url, seconds, objects])]
-    ended = subprocess.run(
-        [sys.executable, "-c", _CODE, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        pass_fds=tuple(locks),
-        check=False,
-    )
+    try:
+        ended = subprocess.run(
+            command(_CODE, [task, url, seconds, objects]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=tuple(locks),
+            check=False,
+        )
+    except OSError as error:
+        raise not_started(url, error) from error
     try:
         kind, answer = json.loads(ended.stdout)
     except ValueError:
         raise DatabaseError(f"{url}: the process that reads it has ended (exit status {ended.returncode})") from None
     if kind == _NO_EXTRA:
         raise MissingExtra("obstore", "cloud")
-    for error in _ERRORS:
-        if kind == error.__name__:
-            raise error(answer)
+    for each in _ERRORS:
+        if kind == each.__name__:
+            raise each(answer)
     return answer
 
 

@@ -34,6 +34,7 @@ from sharded_eden.storage.copy_folder import NO_DIGEST, Room, Wanted, complete_p
 from sharded_eden.storage.fetcher import end_with
 from sharded_eden.storage.in_use import locked_alone
 from sharded_eden.storage.objects import Objects, Version
+from sharded_eden.storage.start import command, without_ctrl_c
 from sharded_eden.storage.urls import object_name
 
 logger = logging.getLogger(__name__)
@@ -134,13 +135,13 @@ class Copier:
                 self._not_before = time.monotonic() + FIRST_PAUSE_SECONDS
                 self.is_idle = True
                 return
-            arguments = [json.dumps(sys.path), json.dumps([*self._settings, os.getpid()])]
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                pass_fds=[lock],
-            )
+            with without_ctrl_c():
+                self._process = subprocess.Popen(
+                    command(_CODE, [*self._settings, os.getpid()]),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    pass_fds=[lock],
+                )
             self._end = weakref.finalize(self, _end, self._process, os.getpid())
             self.is_idle = False
             logger.info("copying sequence databases from %s to %s", self._settings.url, folder)
@@ -261,6 +262,8 @@ def _copy(objects: Objects, folder: Path, each: Wanted) -> Path:
         path = complete_path(folder, each.key, mtime_ns)
         os.replace(partial, path)
         sync_folder(folder)
+    except EdenError:  # a missing object is an OSError, too
+        raise
     except OSError as error:
         raise write_error(partial, error.strerror or str(error)) from error
     return path

@@ -137,18 +137,31 @@ class Room:
 
     def fits(self, each: Wanted) -> bool:
         """Return whether a copy is not there yet, and there is room for it, after files that no job uses are removed."""
-        size_bytes = each.version.size_bytes
-        if self.complete.get(each.key) == size_bytes:
+        if self.complete.get(each.key) == each.version.size_bytes:
             return False
-        removable = sum(self._sizes[name] for name in self._unused)
-        missing_bytes = size_bytes - self._sizes.get(partial_path(self._folder, each.key).name, 0)
+        if self._has_room(each, ()):
+            return True
+        if not self._has_room(each, self._unused):
+            return False
+        still_unused = set(self._find_unused())  # another job may have started since
+        self._unused = [name for name in self._unused if name in still_unused]
+        return self._has_room(each, self._unused)
+
+    def _has_room(self, each: Wanted, unused: Iterable[str]) -> bool:
+        """Return whether there is room for a copy, after these files and those that it replaces are removed."""
+        removable = sum(self._sizes[name] for name in {*unused, *self._replaced_by(each)})
+        missing_bytes = each.version.size_bytes - self._sizes.get(partial_path(self._folder, each.key).name, 0)
         return missing_bytes <= removable + min(self._limit_bytes - self._used_bytes, self._free_bytes())
 
+    def _replaced_by(self, each: Wanted) -> list[str]:
+        """Return copies of another size or modification time: somebody wrote to them."""
+        return [name for name in self._sizes if name.startswith(f"{each.key}.")]
+
     def reserve(self, each: Wanted) -> None:
-        """Make room for the whole of a copy that `fits`: remove files that no job uses, the oldest first."""
+        """Make room for the whole of a copy, right after `fits`: remove files that no job uses, the oldest first."""
         partial = partial_path(self._folder, each.key).name
-        for name in [name for name in self._sizes if name.startswith(f"{each.key}.")]:
-            self._remove(name)  # another size or modification time: somebody wrote to it
+        for name in self._replaced_by(each):
+            self._remove(name)
         missing_bytes = each.version.size_bytes - self._sizes.get(partial, 0)
         self._used_bytes += missing_bytes
         self._sizes[partial] = each.version.size_bytes

@@ -10,13 +10,12 @@ The child ends when its parent closes the socket or ends. Credentials stay in th
 
 from __future__ import annotations
 
-import json
 import os
 import queue
+import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -27,7 +26,8 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, MissingExtra, UsageError
-from sharded_eden.storage.objects import Objects, Range
+from sharded_eden.storage.objects import Objects, Range, StorageError
+from sharded_eden.storage.start import command, not_started, without_ctrl_c
 
 GRACE_SECONDS = 10.0
 """What the process may take beyond the time of one request: to start, and to pass on an answer."""
@@ -35,8 +35,8 @@ END_SECONDS = 2.0
 """How long a process is given to end."""
 
 _HEADER = struct.Struct("<QB")
-_FETCHED, *_KINDS = range(5)
-_ERRORS: tuple[type[EdenError], ...] = (DatabaseError, MissingDatabase, UsageError, MissingExtra)
+_ERRORS: tuple[type[EdenError], ...] = (DatabaseError, StorageError, MissingDatabase, UsageError, MissingExtra)
+_FETCHED, *_KINDS = range(1 + len(_ERRORS))
 
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sharded_eden.storage.fetcher import serve; "
@@ -86,7 +86,7 @@ class Fetcher:
         connection = self._connection
         assert connection is not None  # noqa: S101 - something was requested
         if not connection.poll(self._seconds + GRACE_SECONDS):
-            raise DatabaseError(f"{self._settings[0]}: no answer in {self._seconds + GRACE_SECONDS:.0f} s")
+            raise StorageError(f"{self._settings[0]}: no answer in {self._seconds + GRACE_SECONDS:.0f} s")
         try:
             message = memoryview(connection.recv_bytes())
         except (EOFError, OSError) as error:
@@ -99,12 +99,17 @@ class Fetcher:
         return Answer(number, None, MissingExtra("obstore", "cloud") if kind is MissingExtra else kind(text))
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        arguments = [json.dumps(sys.path), json.dumps([*self._settings, os.getpid()])]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, *arguments], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
-            )
+        arguments = command(_CODE, [*self._settings, os.getpid()])
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs, without_ctrl_c():
+                try:
+                    self._process = subprocess.Popen(arguments, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
+                except BaseException:
+                    ours.close()
+                    raise
+        except OSError as error:
+            raise not_started(self._settings[0], error) from error
         self._connection = Connection(ours.detach())
         self._end = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
 
@@ -113,7 +118,7 @@ class Fetcher:
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(END_SECONDS)
-        return DatabaseError(f"{self._settings[0]}: the process that fetches from it has ended (exit status {status})")
+        return StorageError(f"{self._settings[0]}: the process that fetches from it has ended (exit status {status})")
 
     def close(self) -> None:
         """End the process. In a forked child, nothing is done: it belongs to the parent."""
@@ -136,6 +141,7 @@ def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -
 
 def serve(url: str, in_flight: int, seconds: float, parent: int) -> None:
     """Fetch what arrives on file descriptor 0, until it is closed or the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which may go on
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     connection = Connection(os.dup(0))
     answers: queue.SimpleQueue[tuple[bytes, bytes | memoryview]] = queue.SimpleQueue()
@@ -154,19 +160,31 @@ def serve(url: str, in_flight: int, seconds: float, parent: int) -> None:
             body = objects.read(wanted)
         except EdenError as error:
             answers.put(_failed(number, error))
-        except Exception as error:  # whatever it is, the worker must not wait for it
+        except BaseException as error:  # whatever it is, obstore's panics too, the worker must not wait for it
             answers.put(_failed(number, DatabaseError(f"{url}/{wanted.name}: {type(error).__name__}")))
         else:
             answers.put((_HEADER.pack(number, _FETCHED), body))
 
-    pool = ThreadPoolExecutor(in_flight)
+    pool, has_threads = ThreadPoolExecutor(in_flight), False
     while True:
         try:
             asked: Sequence[tuple[int, Range]] = connection.recv()
         except (EOFError, OSError):
             os._exit(0)  # threads may wait for the storage
         for number, wanted in asked:
-            pool.submit(fetch, number, wanted)
+            try:
+                pool.submit(fetch, number, wanted)
+                has_threads = True
+            except RuntimeError as error:  # no thread can be started: those that are there take it from the queue
+                if not has_threads:
+                    answers.put(_failed(number, _without_threads(url, in_flight, error)))
+
+
+def _without_threads(url: str, in_flight: int, error: RuntimeError) -> StorageError:
+    return StorageError(
+        f"{url}: no thread can be started to fetch from it ({error}). Lower requests_in_flight={in_flight} or the number of "
+        "workers, or raise the limit on threads (ulimit -u)"
+    )
 
 
 def _failed(number: int, error: EdenError) -> tuple[bytes, bytes]:

@@ -30,9 +30,17 @@ HEADS_AT_ONCE = 32
 ATTEMPT_SHARE = 3
 """An attempt may take this part of the time of a request, so that there is time for two more."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
+PIECE_BYTES = 256 << 10
+"""A larger range that does not arrive in the time of an attempt is read in pieces of this size."""
+PIECES_SECONDS = 600.0
+"""How long larger ranges are then read in pieces at once."""
 
 RETRIED = frozenset({408, 425, 429, *range(500, 600)})
 """Statuses that a later attempt may change."""
+
+
+class StorageError(DatabaseError):
+    """The storage cannot be asked, does not answer, or refuses: nothing is known of the object."""
 
 
 class Version(NamedTuple):
@@ -100,6 +108,7 @@ class Objects:
         except ImportError as error:
             raise MissingExtra("obstore", "cloud") from error
         self.url, self._seconds, self._obstore = url, seconds, obstore
+        self._in_pieces_until = 0.0
         attempt = seconds / ATTEMPT_SHARE
         options: dict[str, Any] = {
             "timeout": timedelta(seconds=attempt),
@@ -112,13 +121,21 @@ class Objects:
             or (url.startswith("gs://") and os.environ.get("GOOGLE_ALLOW_HTTP", "").lower() == "true")
         ):
             options["allow_http"] = True
-        once = {"max_retries": 0, "retry_timeout": timedelta(seconds=seconds)}
         opened: Any = from_url  # its overloads differ by the storage
+        scheme, rest = url.split("://", 1)
+        if not scheme.startswith("http"):  # from_url decodes percent signs
+            bucket, slash, path = rest.partition("/")
+            rest = f"{bucket}{slash}{quote(path)}"
+
+        def store(**retries: Any) -> Any:
+            if scheme == "file":
+                return opened(f"file://{rest}")
+            return opened(f"{scheme}://{rest}", client_options=options, retry_config=retries)
+
         try:
-            if url.startswith("file://"):
-                self._store = opened("file://" + quote(url[7:]))
-            else:
-                self._store = opened(url, client_options=options, retry_config=once)
+            self._store = store(max_retries=0)
+            # A listing is of many requests: after an error, one is sent again and not all.
+            self._listing_store = store(retry_timeout=timedelta(seconds=seconds - attempt))
         except Exception as error:  # obstore raises its own errors, ValueError and others
             raise UsageError(f"{printable(url)}: it cannot be opened ({_brief(error)})") from None
 
@@ -143,7 +160,7 @@ class Objects:
         """
 
         def all_pages() -> dict[str, Version]:
-            pages = self._obstore.list(self._store, chunk_size=LISTED_AT_ONCE)
+            pages = self._obstore.list(self._listing_store, chunk_size=LISTED_AT_ONCE)
             return {each["path"]: _version(each) for page in pages for each in page}
 
         return self._tried(all_pages, "its objects cannot be listed")  # type: ignore[no-any-return]
@@ -162,8 +179,24 @@ class Objects:
             MissingDatabase: there is no such object.
             DatabaseError: it was replaced, the server answers something else than the range, or does not answer in time.
         """
-        end = wanted.start + wanted.size_bytes
-        return self._tried(lambda: self._attempt(wanted), f"{wanted.name}: bytes {wanted.start:,} to {end - 1:,}")  # type: ignore[no-any-return]
+        began = time.monotonic()
+        if wanted.size_bytes <= PIECE_BYTES:
+            return self._tried_range(wanted, began)
+        if began >= self._in_pieces_until:
+            try:
+                return self._tried_range(wanted, began, is_large=True)
+            except _Slow:
+                self._in_pieces_until = time.monotonic() + PIECES_SECONDS
+        body = memoryview(bytearray(wanted.size_bytes))
+        for at in range(0, wanted.size_bytes, PIECE_BYTES):
+            piece = wanted._replace(start=wanted.start + at, size_bytes=min(PIECE_BYTES, wanted.size_bytes - at))
+            body[at : at + piece.size_bytes] = self._tried_range(piece, began)
+            began = time.monotonic()  # what has arrived shows that the server answers
+        return body
+
+    def _tried_range(self, wanted: Range, began: float, *, is_large: bool = False) -> memoryview:
+        what = f"{wanted.name}: bytes {wanted.start:,} to {wanted.start + wanted.size_bytes - 1:,}"
+        return self._tried(lambda: self._attempt(wanted), what, began=began, is_large=is_large)  # type: ignore[no-any-return]
 
     def _attempt(self, wanted: Range) -> memoryview:
         start, end, version = wanted.start, wanted.start + wanted.size_bytes, wanted.version
@@ -173,7 +206,7 @@ class Objects:
         answer = self._obstore.get(self._store, wanted.name, options=options)  # type: ignore[arg-type]
         found = _version(answer.meta)
         if not found.is_same_object(version):
-            raise _Final(_replaced(version, found))
+            raise _Replaced(_replaced(version, found))
         if tuple(answer.range) != (start, end):
             raise _Final(f"the server sent bytes {answer.range[0]:,} to {answer.range[1] - 1:,}")
         body = memoryview(answer.bytes())
@@ -181,9 +214,17 @@ class Objects:
             raise _Transient(f"the server sent {len(body):,} bytes instead of {wanted.size_bytes:,}")
         return body
 
-    def _tried(self, attempt: Any, what: str) -> Any:
-        """Return what `attempt` returns; errors that may pass are retried with growing pauses until the time is over."""
-        began, pause, tries = time.monotonic(), FIRST_PAUSE_SECONDS, 0
+    def _tried(self, attempt: Any, what: str, *, began: float | None = None, is_large: bool = False) -> Any:
+        """Return what `attempt` returns; errors that may pass are retried with growing pauses until the time is over.
+
+        Args:
+            attempt: a function without arguments.
+            what: it gets, for messages.
+            began: when the time began; now unless given.
+            is_large: raise `_Slow` if an attempt takes too long.
+        """
+        began = time.monotonic() if began is None else began
+        pause, tries = FIRST_PAUSE_SECONDS, 0
         no_later_than = began + self._seconds * (1 - 1 / ATTEMPT_SHARE)
         where = printable(f"{self.url}: {what}" if " " in what.split(":", maxsplit=1)[0] else f"{self.url}/{what}")
         while True:
@@ -193,9 +234,12 @@ class Objects:
             except FileNotFoundError:
                 raise MissingDatabase(f"{where}: no such object, or no such bucket") from None
             except Exception as error:  # obstore raises its own errors, and built-in ones of many kinds
+                if is_large and "kind: Timeout" in str(error):
+                    raise _Slow from None
                 if _is_final(error) or time.monotonic() + pause > no_later_than:
                     times = f" ({tries} attempts in {time.monotonic() - began:.0f} s)" if tries > 1 else ""
-                    raise DatabaseError(f"{where}: {_brief(error)}{times}") from None
+                    kind = DatabaseError if _is_replaced(error) else StorageError
+                    raise kind(f"{where}: {_brief(error)}{times}") from None
             time.sleep(pause * (0.5 + random.random()))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -204,8 +248,16 @@ class _Final(Exception):
     """An answer that another attempt would not change."""
 
 
+class _Replaced(_Final):
+    """The answer is of another object."""
+
+
 class _Transient(Exception):
     """An answer that another attempt may change."""
+
+
+class _Slow(Exception):
+    """A large range has not arrived in the time of an attempt."""
 
 
 _FINAL = frozenset({
@@ -240,20 +292,27 @@ def _status(error: Exception) -> int | None:
 
 
 def _is_final(error: Exception) -> bool:
-    if isinstance(error, _Final):
+    if isinstance(error, (_Final, ValueError)):  # ValueError: obstore refuses the name
         return True
     if isinstance(error, _Transient):
         return False
-    if type(error).__name__ in _FINAL:
+    if type(error).__name__ in _FINAL or _OTHER_REGION in str(error):
         return True
     status = _status(error)
     return status not in RETRIED if status else _is_no_range(error)
+
+
+def _is_replaced(error: Exception) -> bool:
+    return isinstance(error, _Replaced) or "Precondition" in type(error).__name__ or _status(error) == 412
 
 
 def _is_no_range(error: Exception) -> bool:
     """Return whether the server does not serve the range: obstore then raises a general error."""
     return any(words in str(error) for words in ("non-partial response", "equested range", "Requested "))
 
+
+_OTHER_REGION = "redirect without LOCATION"
+"""What obstore says where S3 answers that the bucket is elsewhere."""
 
 _REASONS = {
     401: "the server does not accept the credentials",
@@ -273,6 +332,8 @@ def _brief(error: Exception) -> str:
         code = re.search(r"<Code>(\w{1,60})</Code>", text)
         reason = _REASONS.get(status, "the server answers an error")
         return f"{reason} (status {status}{f', {code.group(1)}' if code else ''})"
+    if _OTHER_REGION in text:
+        return "the bucket is in another region. Set AWS_REGION to it"
     if "non-partial response" in text:
         return "the server answers with the whole object: it does not support ranges"
     if kind := re.search(r"kind: (\w{1,40}),", text):

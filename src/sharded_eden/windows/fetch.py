@@ -1,7 +1,8 @@
 """`fetch`: copies sequence databases from object storage to a local folder.
 
 Input: a URL, and optionally window databases whose samples alone are copied. Output: the folder. Cost: one listing, and one
-request for each 8 MB. A file appears when it is whole: a stopped command is run again and copies what is missing.
+request for each 8 MB. A file appears when it is whole, with the modification time of its object: a stopped command is run again
+and copies what is missing or was replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from sharded_eden.errors import DatabaseError, MissingDatabase, UsageError, printable
@@ -22,13 +24,15 @@ from sharded_eden.format.schema import sample_database_path
 from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.storage.copies import copy_object, digest_of
-from sharded_eden.storage.objects import REQUEST_SECONDS, Objects, Version
+from sharded_eden.storage.objects import REQUEST_SECONDS, UNKNOWN_TIME, Objects, Version
 from sharded_eden.storage.urls import folder_url, object_name
 
 FILES_AT_ONCE = 4
 NO_DIGEST = bytes(16)
 LEAST_BANDWIDTH = 0.01
 """MB per second."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,10 @@ def fetch_sequence_databases(
     seconds: float = REQUEST_SECONDS,
     progress: Progress | None = None,
 ) -> FetchResult:
-    """Copy sequence databases to a local folder. Files that are there with the right size and digest are kept.
+    """Copy sequence databases to a local folder.
+
+    Files that are there are kept if they have the size and the digest of the index; without a digest, the size and the
+    modification time of the object. A copy gets that time.
 
     Args:
         url: the folder of sequence databases in object storage.
@@ -95,6 +102,8 @@ def fetch_sequence_databases(
         with publishing(file.path) as unfinished:
             copy_object(objects, file.name, file.version, unfinished, add=add, bandwidth=bandwidth)
             _check_digest(file, unfinished, url)
+            if (modified_ns := _modified_ns(file.version)) is not None:
+                os.utime(unfinished, ns=(modified_ns, modified_ns))
         return file.version.size_bytes
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
@@ -150,10 +159,20 @@ def _file(folder: Path, sample: str, version: Version, digest: bytes) -> _File:
 
 
 def _is_there(file: _File) -> bool:
-    """Return whether a file is there with the right size and digest."""
+    """Return whether a file is there with the right size, and the right digest or modification time."""
     if not file.path.is_file() or file.path.stat().st_size != file.version.size_bytes:
         return False
-    return file.digest == NO_DIGEST or digest_of(file.path) == file.digest
+    if file.digest != NO_DIGEST:
+        return digest_of(file.path) == file.digest
+    modified_ns, second_ns = _modified_ns(file.version), 10**9  # some servers and file systems have only seconds
+    return modified_ns is None or file.path.stat().st_mtime_ns // second_ns == modified_ns // second_ns
+
+
+def _modified_ns(version: Version) -> int | None:
+    """Return the modification time of an object; None where the server sends none."""
+    if version.modified.startswith(UNKNOWN_TIME):
+        return None
+    return (datetime.fromisoformat(version.modified) - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _check_digest(file: _File, copy: Path, url: str) -> None:

@@ -18,6 +18,7 @@ from sharded_eden.format.commands import index_at_command, index_command
 from sharded_eden.format.index import FileIdentity
 from sharded_eden.format.pages.addresses import Addresses, read_addresses
 from sharded_eden.format.publish import write_error
+from sharded_eden.storage.bandwidth import Bandwidth
 from sharded_eden.storage.copies import copy_object
 from sharded_eden.storage.objects import REQUEST_SECONDS, Objects, Version, check_is_versioned
 from sharded_eden.storage.urls import folder_url, object_name
@@ -73,6 +74,10 @@ class RemoteDatabases:
             DatabaseError: a database is damaged, was replaced, or has a `-wal` or `-journal` object beside it.
             WriteError: the disk is full.
         """
+        for name in os.listdir(unfinished.parent):  # left by a command that was killed, maybe one with more jobs
+            if name.startswith(f"{unfinished.name}.") and name.removeprefix(f"{unfinished.name}.").isdecimal():
+                unfinished.with_name(name).unlink()
+        shared = Bandwidth(None)  # an error of one copy ends all
         free: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
             free.put(unfinished.with_name(f"{unfinished.name}.{number}"))
@@ -80,7 +85,7 @@ class RemoteDatabases:
         def read(name: str) -> tuple[str, Addresses]:
             copy = free.get()
             try:
-                return name, self._read(name, copy)
+                return name, self._read(name, copy, shared)
             finally:
                 copy.unlink(missing_ok=True)
                 free.put(copy)
@@ -96,11 +101,12 @@ class RemoteDatabases:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (each.result() for each in done)
-            except BaseException:
+            except BaseException as error:
+                shared.close(error)
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _read(self, name: str, copy: Path) -> Addresses:
+    def _read(self, name: str, copy: Path, shared: Bandwidth) -> Addresses:
         name, version = object_name(name), self.versions[name]
         where = f"{self.url}/{name}"
         check_is_versioned(where, version)
@@ -111,9 +117,10 @@ class RemoteDatabases:
                     "Close that program, and upload the database again"
                 )
         try:
-            copy.unlink(missing_ok=True)  # left by a command that was killed
             os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            copy_object(self._objects, name, version, copy)
+            copy_object(self._objects, name, version, copy, bandwidth=shared)
+        except EdenError:  # a missing object is an OSError, too
+            raise
         except OSError as error:
             raise write_error(copy, error.strerror or str(error)) from error
         try:

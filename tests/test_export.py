@@ -146,6 +146,21 @@ def test_an_export_that_is_cut_short_leaves_no_old_index_beside_new_tokens(folde
         export_windows(*paths, "indexed")
 
 
+def test_an_export_whose_tokens_cannot_be_written_leaves_the_old_pair(folder, tmp_path, monkeypatch):
+    paths = folder / "windows.db", folder / "seqs", tmp_path / "out"
+    export_windows(*paths, "indexed")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sharded_eden.export.sync", fail)
+        with pytest.raises(WriteError, match=r"cannot be written \(No space left on device\)"):
+            export_windows(*paths, "indexed", order="stream", rc_aug=True, epochs=2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_missing_package_is_named(folder, tmp_path):
     program = (
         "import sys; sys.modules['megatron'] = None\nfrom sharded_eden.export import export_windows\n"

@@ -20,7 +20,7 @@ import numpy as np
 from sharded_eden.errors import MissingExtra, UsageError, shown
 from sharded_eden.format.geometry import integer
 from sharded_eden.format.kinds import begins_with, check_replaceable
-from sharded_eden.format.publish import publishing
+from sharded_eden.format.publish import publishing, sync
 from sharded_eden.load.dataset import ArrayDataset
 from sharded_eden.load.encode.example import COMPLEMENT
 from sharded_eden.load.read.fetch import Window
@@ -140,6 +140,7 @@ def _write_indexed(out: Path, dataset: ArrayDataset, blocks: Iterator[list[tuple
             builder.finalize(str(index))
         finally:
             builder.data_file.close()
+        sync(tokens_file)  # a full disk is noticed here at the latest, while the old pair is whole
         paths[1].unlink(missing_ok=True)  # an export that is cut short here must not leave an old index with new tokens
     return written.of(*paths)
 

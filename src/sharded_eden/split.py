@@ -319,8 +319,8 @@ def _check_same_contigs(out: Path, old: pl.DataFrame) -> None:
         contig_id, length, split, length_now, sample = others.row(0)
         raise UsageError(
             f"{printable(out / schema.split_file_name(split))} has the contig {shown(contig_id)} with {length:,} bases, and "
-            f"in the sequence databases it is one of {length_now:,} bases ({others.height:,} such contigs): the sample "
-            f"{shown(sample)} was built again, and its contigs have other IDs. Write to another folder"
+            f"in the sequence databases it is one of {length_now:,} bases (contigs of another length: {others.height:,}): the "
+            f"sample {shown(sample)} was built again, and its contigs have other IDs. Write to another folder"
         )
 
 

@@ -229,7 +229,7 @@ def test_short_last_windows_of_a_program_that_says_nothing_of_them(tmp_path):
     )
     with ShardedEdenDataset(None, tmp_path / "seqs", tmp_path / "windows.db", 64) as dataset:
         assert len(dataset[1]["tokens"]) == 64
-        with pytest.raises(MissingSequence, match="unless it has short last windows on purpose") as caught:
+        with pytest.raises(MissingSequence, match="If its last windows are short on purpose") as caught:
             dataset[2]
     command = re.search("INSERT OR REPLACE INTO metadata VALUES .*?\\)", str(caught.value))
     assert command is not None

@@ -138,7 +138,7 @@ class _Pool:
         now = tuple(known[number] if number in known else unread[number] for number in sorted(present))
         check_only_grown(sample, recorded.inputs, now)
         if job.sample_regex is not None or job.options.sample_field is not None:
-            # Without them, records that join a sample of another input do so by IDs of their own, which they keep.
+            # Without them, a build that was stopped before it read an earlier input must be able to add that input.
             check_same_order(sample, recorded.inputs, now)
         if len(present) == len(recorded.inputs) and job.is_whole(sample, recorded):
             return False, set()

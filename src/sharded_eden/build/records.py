@@ -160,8 +160,8 @@ def _present(file: Path) -> Path:
         raise InputError(f"{printable(file)}: is a link{link} that leads nowhere ({error.strerror})") from error
     if not stat.S_ISREG(mode):
         once = (
-            ", but a pipe, which can be read only once. Give its data as standard input: COMMAND | sharded-eden build - "
-            "--out FOLDER"
+            ", but a pipe, which can be read only once. Name - instead, and give the data as standard input: COMMAND | "
+            "sharded-eden ... - ..."
         )
         raise InputError(f"{printable(file)}: is neither a file nor a folder{once if stat.S_ISFIFO(mode) else ''}")
     return file

@@ -33,7 +33,7 @@ from sharded_eden.build.manifest import Built, Receipt
 from sharded_eden.errors import EdenError, UsageError, WriteError, printable, warn
 from sharded_eden.format import schema
 from sharded_eden.format.pages.recorded import move_record, record_addresses, record_path
-from sharded_eden.format.publish import check_path_length, lock, real_folder, sync_folder, write_error, writing
+from sharded_eden.format.publish import check_path_length, lock, real_folder, sync, write_error, writing
 from sharded_eden.format.sqlite import is_mutable_now
 
 STAGING = ".partial-build"
@@ -184,7 +184,7 @@ class Place:
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(unfinished, self.receipts / f"{key}.parquet")
-            sync_folder(self.receipts)
+            sync(self.receipts)
         for built in receipt.built:
             self._finish(built)
 
@@ -213,7 +213,7 @@ class Place:
                 real_folder(final.parent)
                 os.replace(staged, final)
                 move_record(staged, final)
-                sync_folder(final.parent)
+                sync(final.parent)
         elif record_path(staged).exists():  # a run was stopped after it had renamed the database
             with writing(final):
                 move_record(staged, final)

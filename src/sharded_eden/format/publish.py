@@ -116,7 +116,7 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 _WRITE_ERRORS = frozenset({
@@ -238,9 +238,9 @@ def lock(descriptor: int, path: Path) -> None:
         return
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file, or the renames inside a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -61,6 +61,14 @@ def is_mutable_now(path: Path) -> bool:
     return any(os.path.exists(f"{os.fspath(real)}{suffix}") for suffix in ("-wal", "-journal"))
 
 
+def has_rows_in_log(path: Path) -> bool:
+    """Return whether a database has a write-ahead log that is not empty: rows in it are not in the file."""
+    try:
+        return os.stat(f"{os.path.realpath(path)}-wal").st_size > 0
+    except OSError:
+        return False
+
+
 def open_read_only(
     path: str | os.PathLike[str], *, io: IOMode = "auto", cache_kib: int = READER_CACHE_KIB
 ) -> apsw.Connection:

@@ -85,7 +85,7 @@ def writing_temporary(path: Path) -> Iterator[None]:
         with writing(path):
             yield
     except WriteError as error:
-        raise WriteError(f"{error}. Give a folder with more room: --scratch DIR") from error
+        raise WriteError(f"{error}. Give another folder: --scratch DIR") from error
 
 
 def sketch_database(task: SketchTask, say: Say) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 
 from sharded_eden.errors import DatabaseError, EdenError, WriteError, printable, warn
 from sharded_eden.format.index import IndexFile, identity_of, index_path
-from sharded_eden.format.publish import sync_folder, write_error, writing
+from sharded_eden.format.publish import sync, write_error, writing
 from sharded_eden.storage.copies import continue_copy, digest_of
 from sharded_eden.storage.copy_folder import NO_DIGEST, Room, Wanted, complete_path, copying_lock, partial_path
 from sharded_eden.storage.fetcher import end_with
@@ -261,7 +261,7 @@ def _copy(objects: Objects, folder: Path, each: Wanted) -> Path:
             os.close(descriptor)
         path = complete_path(folder, each.key, mtime_ns)
         os.replace(partial, path)
-        sync_folder(folder)
+        sync(folder)
     except EdenError:  # a missing object is an OSError, too
         raise
     except OSError as error:

@@ -30,7 +30,7 @@ from sharded_eden.format.pages.addresses import AT, LOCAL, OVERFLOW, REASON, REA
 from sharded_eden.format.pages.recorded import addresses_of
 from sharded_eden.format.publish import publishing
 from sharded_eden.format.schema import CONTIG_ID, LENGTH
-from sharded_eden.format.sqlite import READ_ERRORS, is_mutable_now, open_read_only, unreadable
+from sharded_eden.format.sqlite import READ_ERRORS, has_rows_in_log, open_read_only, unreadable
 from sharded_eden.jobs import Engine, EngineName, Say, run_tasks
 from sharded_eden.progress import Meter, Progress
 from sharded_eden.storage.urls import is_url
@@ -95,7 +95,7 @@ def index_window_database(
     where = Engine(engine, jobs, address)
     if not path.is_file():
         raise MissingDatabase(f"{printable(path)}: no such window database")
-    _refuse_mutable(path)
+    _refuse_log(path)
     databases = _databases(sequence_db_dir, where)
     with publishing(index_path(path)) as unfinished:
         identity = FileIdentity.of(path.stat())
@@ -118,7 +118,7 @@ def index_window_database(
         joined.finish()
         if FileIdentity.of(path.stat()) != identity:
             raise DatabaseError(f"{printable(path)}: it was changed while it was read. Run the command again")
-        _refuse_mutable(path)
+        _refuse_log(path)
         meta = {
             "total_windows": windows.total,
             "stride": windows.geometry.stride,
@@ -141,12 +141,13 @@ def index_window_database(
     )
 
 
-def _refuse_mutable(window_db: Path) -> None:
+def _refuse_log(window_db: Path) -> None:
     """Refuse a window database whose rows are not all in its file: the index is tied to the file."""
-    if is_mutable_now(window_db):
+    if has_rows_in_log(window_db):
         raise DatabaseError(
-            f"{printable(window_db)}: has a -wal or -journal file: a program writes it, or stopped while it did. Close that "
-            f"program, or let SQLite finish: sqlite3 {quoted(window_db)} 'PRAGMA wal_checkpoint(TRUNCATE)'"
+            f"{printable(window_db)}: has a -wal file that is not empty: a program has it open, or stopped while it did. Close "
+            "that program, or let SQLite move its rows into the database: "
+            f"sqlite3 {quoted(window_db)} 'PRAGMA wal_checkpoint(TRUNCATE)'"
         )
 
 

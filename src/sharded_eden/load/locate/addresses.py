@@ -29,7 +29,7 @@ from sharded_eden.format.index import (
     index_path,
 )
 from sharded_eden.format.many_files import for_many_files
-from sharded_eden.format.sqlite import is_mutable_now
+from sharded_eden.format.sqlite import has_rows_in_log, is_mutable_now
 from sharded_eden.load.read.connections import PerThread
 from sharded_eden.load.read.plan import Address, Request
 from sharded_eden.load.read.positioned import PositionedReader
@@ -113,8 +113,8 @@ class WindowAddresses:
         described = FileIdentity(*meta["identity"])
         if not len(file.runs):
             raise StaleIndex("it has no windows")
-        if is_mutable_now(self._window_db):
-            raise StaleIndex("the window database has a -wal or -journal file, whose rows may be others")
+        if has_rows_in_log(self._window_db):
+            raise StaleIndex("the window database has a -wal file, whose rows may be others")
         if not described.is_same_file(self._window_db_identity) or meta["total_windows"] != self._total_windows:
             raise StaleIndex(
                 f"it describes a window database of {described}, there is one of {self._window_db_identity}"
@@ -287,7 +287,8 @@ class WindowAddresses:
             self._open()
         except (StaleIndex, KeyError, TypeError, ValueError) as error:  # its meta.json may hold anything
             raise DatabaseError(
-                f"{self.path}: it was replaced after the dataset was opened: {error}. Open the dataset again"
+                f"{self.path}: it, or its window database, was written after the dataset was opened: {error}. Open the dataset "
+                "again"
             ) from error
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sharded_eden.errors import DatabaseError, EdenError, MissingDatabase, UsageError, WriteError, printable, shown
 from sharded_eden.format.index import FileIdentity, IndexFile, index_path, write_index
-from sharded_eden.format.publish import sync_folder, write_error, writing
+from sharded_eden.format.publish import sync, write_error, writing
 from sharded_eden.load.locate.windows import WindowIndex
 from sharded_eden.load.options import ExampleOptions, path_or_url
 from sharded_eden.storage.child import copy_in_child, versions_in_child
@@ -169,9 +169,9 @@ def _copy(url: str, path: Path, versions: dict[str, Version], seconds: float, lo
         with writing(folder):
             for name in (path.name, index_name):
                 if name in partial:
-                    _sync(partial[name])
+                    sync(partial[name])
                     os.replace(partial[name], folder / name)
-            sync_folder(folder)
+            sync(folder)
     finally:
         for each in partial.values():
             each.unlink(missing_ok=True)
@@ -208,11 +208,3 @@ def _describe(window_db: Path, index: Path, called: str) -> None:
         os.replace(new, index)
     finally:
         new.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

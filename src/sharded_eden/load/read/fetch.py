@@ -315,14 +315,14 @@ class WindowFetcher:
         short_last = ""
         if contig is not None and 0 < start < contig.length < needed and self._index.contig_length(window_idx) is None:
             short_last = (
-                ", unless it has short last windows on purpose. Then say so in it: "
+                ". If its last windows are short on purpose, say so in it: "
                 "INSERT OR REPLACE INTO metadata VALUES ('keep_tail', 1)"
             )
         return MissingSequence(
             f"{self._split} split, window {window_idx}: contig {sequence_id!r} must have at least {needed} bases; {path} has "
             + ("no such contig" if contig is None else f"{contig.length} bases of it")
-            + f". {self._index.path} belongs to other sequence databases{short_last}. Make the splits and windows of these "
-            f"again: {split_command(path.parent.parent)}, then {again}"
+            + f". {self._index.path} belongs to other sequence databases. Make the splits and windows of these "
+            f"again: {split_command(path.parent.parent)}, then {again}{short_last}"
         )
 
     def check_fits(self, tokens: int, seq_length: int) -> None:

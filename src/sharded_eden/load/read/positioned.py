@@ -39,6 +39,8 @@ from sharded_eden.load.read.plan import Planner, Reads, Request
 from sharded_eden.load.read.unchanged import changed_error
 
 NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
+LEAST_FILES = 8
+"""Files that a reader may keep open, however many readers there are: with fewer, each window opens one."""
 COLD_BATCHES = 1024
 """Batches for which data count as cold after one that waited. Then another one shows whether it is still so."""
 WAIT_SECONDS = 20e-6
@@ -46,6 +48,10 @@ WAIT_SECONDS = 20e-6
 
 
 _readers: weakref.WeakValueDictionary[int, PositionedReader] = weakref.WeakValueDictionary()
+
+
+class NoDescriptor(DatabaseError):
+    """The process has no free file descriptor."""
 
 
 class PositionedReader:
@@ -72,7 +78,7 @@ class PositionedReader:
         self._lock = threading.Lock()
         with budgeting:
             promised = sum(min(each._limit, len(each._paths)) - len(each._files) for each in self._others())
-            self._limit: int = connection_budget(promised)
+            self._limit: int = max(LEAST_FILES, connection_budget(promised))
             _readers[id(self)] = self
         self._keeps_all = len(paths) <= self._limit
         self._announces = read_ahead and hasattr(os, "posix_fadvise")
@@ -94,7 +100,7 @@ class PositionedReader:
             missing = set()
             for sample in {request[0] for request in requests}:
                 try:
-                    self._descriptor(sample, used)
+                    self._descriptor(sample, used, waits=False)
                 except DatabaseError:
                     missing.add(sample)
             reads = self._planner.plan(
@@ -131,17 +137,24 @@ class PositionedReader:
             DatabaseError: a file cannot be read, or is not the one that was indexed.
         """
         with self._lock:
-            limit = self._limit  # becomes smaller where descriptors run out
-            for first in range(0, len(requests), limit):
-                some = requests if len(requests) <= limit else requests[first : first + limit]
+            first, most = 0, self._limit
+            while first < len(requests):
+                some = requests if len(requests) <= most else requests[first : first + most]
                 used: dict[int, int] = {}
                 files = self._files if self._keeps_all else {}
-                for sample in {request[0] for request in some}:
-                    if sample in files:
-                        used[sample] = files[sample]
-                    else:
-                        self._descriptor(sample, used)
+                try:
+                    for sample in {request[0] for request in some}:
+                        if sample in files:
+                            used[sample] = files[sample]
+                        else:
+                            self._descriptor(sample, used)
+                except NoDescriptor:
+                    if len(some) == 1:
+                        raise
+                    most = len(some) // 2  # fewer windows need fewer files at a time
+                    continue
                 self._read(self._planner.plan(some, memory, used), used)
+                first += len(some)
 
     def _read(self, reads: Reads, used: Mapping[int, int]) -> None:
         """Carry out reads, and check the files in use."""
@@ -187,27 +200,33 @@ class PositionedReader:
     def _unread(self, descriptor: int, problem: str) -> DatabaseError:
         return self._refused(next(sample for sample, each in self._files.items() if each == descriptor), problem)
 
-    def _descriptor(self, sample: int, used: dict[int, int]) -> int:
-        """Return the descriptor of a sequence database, opened where it is not open, and add it to those in use."""
+    def _descriptor(self, sample: int, used: dict[int, int], *, waits: bool = True) -> int:
+        """Return the descriptor of a sequence database, opened where it is not open, and add it to those in use.
+
+        Args:
+            sample: the number of the database.
+            used: {number: descriptor} of those that stay open.
+            waits: without a free descriptor, take those of idle readers, or wait for one; else open no more than the limit.
+        """
         files = self._files
         descriptor = files.get(sample)
         if descriptor is None:
-            if len(files) >= self._limit:
-                self._close_unused(used)
-            descriptor = files[sample] = self._opened(sample, used)
+            if len(files) >= self._limit and not self._close_unused(used) and not waits:
+                raise NoDescriptor(f"{self._paths[sample]}: {len(files):,} files are open, which is the limit")
+            descriptor = files[sample] = self._opened(sample, used, waits)
         elif not self._keeps_all:
             files.move_to_end(sample)
         used[sample] = descriptor
         return descriptor
 
-    def _opened(self, sample: int, used: dict[int, int]) -> int:
+    def _opened(self, sample: int, used: dict[int, int], waits: bool) -> int:
         path = self._paths[sample]
         assert path is not None  # noqa: S101 - a sample without a path has no addresses
         try:
-            descriptor = self._open(path, used)
+            descriptor = self._open(path, used, waits)
         except OSError as error:
             if error.errno in NO_DESCRIPTOR:
-                raise DatabaseError(
+                raise NoDescriptor(
                     f"{path}: it cannot be opened: the process has no free file descriptor ({error.strerror}). Raise the "
                     "limit (ulimit -n), or read from fewer threads"
                 ) from error
@@ -220,14 +239,14 @@ class PositionedReader:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead beyond a window
         return descriptor
 
-    def _open(self, path: Path, used: dict[int, int]) -> int:
+    def _open(self, path: Path, used: dict[int, int], waits: bool) -> int:
         """Open a file; if no descriptor is free, close files of this reader, or of one that is idle, first."""
         pauses = iter(PAUSES)
         while True:
             try:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                if error.errno not in NO_DESCRIPTOR:
+                if error.errno not in NO_DESCRIPTOR or not waits:
                     raise
                 if self._make_room(used):
                     continue
@@ -238,7 +257,7 @@ class PositionedReader:
     def _make_room(self, used: dict[int, int]) -> bool:
         """Close files of this reader, or else of an idle reader of another thread; return whether there was one."""
         if self._close_unused(used):
-            self._limit, self._keeps_all = max(1, len(self._files)), False
+            self._limit, self._keeps_all = max(LEAST_FILES, len(self._files)), False
             return True
         for other in self._others():
             if other._lock.acquire(blocking=False):

@@ -169,7 +169,6 @@ def test_a_server_that_serves_no_ranges_after_the_listing_is_one_finding(world, 
 
 
 def test_an_object_that_the_server_does_not_serve_does_not_end_the_others(world, proxy, monkeypatch):
-    quick(monkeypatch)
     monkeypatch.setattr(remote, "STOPS_AFTER", 2)
 
     def fault(number, path, headers, forward):
@@ -186,7 +185,6 @@ def test_an_object_that_the_server_does_not_serve_does_not_end_the_others(world,
 
 
 def test_objects_that_are_missing_after_the_listing_do_not_end_the_others(world, proxy, monkeypatch):
-    quick(monkeypatch)
     monkeypatch.setattr(remote, "STOPS_AFTER", 2)
     proxy.fault = lambda *_: Answer(404, {}, b"<Code>NoSuchKey</Code>")
     result = verify(url_of(world), splits(world))

@@ -265,6 +265,8 @@ def test_temporary_files_that_cannot_be_written_are_named(world, tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, *splitting], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for line, table in zip(done.stderr.splitlines(), ("contigs", "hashes"), strict=True):
-        message = rf"{tmp_path}/a/b/.*{table}\.parquet: cannot be written \(.*File too large .*Give another folder: --scratch DIR"
+        message = (
+            rf"{tmp_path}/a/b/.*{table}\.parquet: cannot be written \(.*File too large .*another folder: --scratch DIR"
+        )
         assert re.search(message, line)
     assert not list((tmp_path / "a/b").iterdir())

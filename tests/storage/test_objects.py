@@ -185,20 +185,19 @@ def test_an_error_that_does_not_pass_ends_in_the_stated_time(
 
 @pytest.fixture
 def slow_link(monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
-    """All of the object takes 2 s, an attempt may take 1 s, and a piece takes 0.4 s."""
+    """All of the object takes 4.1 s, an attempt may take 3 s (of 9 s), and a piece takes 0.8 s."""
     monkeypatch.setattr(storage_objects, "PIECE_BYTES", 20_000)
 
 
 def by_size(number: int, path: str, headers: dict[str, str], forward) -> Answer:
     answer = forward(headers)
-    answer.hang_seconds = len(answer.body) / 50_000
+    answer.hang_seconds = len(answer.body) / 25_000
     return answer
 
 
-def test_on_a_slow_link_a_large_part_is_read_in_pieces(
-    objects: Objects, version: Version, proxy: Proxy, slow_link: None
-) -> None:
+def test_on_a_slow_link_a_large_part_is_read_in_pieces(version: Version, proxy: Proxy, slow_link: None) -> None:
     proxy.fault = by_size
+    objects = Objects(URL, 9.0)
     whole = wanted(version, 0, len(BODY))
     assert objects.read(whole) == BODY
     sizes = [
@@ -209,6 +208,20 @@ def test_on_a_slow_link_a_large_part_is_read_in_pieces(
     proxy.requests.clear()
     assert objects.read(whole) == BODY
     assert len(proxy.requests) == 6, "the next part is read in pieces at once"
+
+
+def test_a_copy_on_a_slow_link_ends_between_two_pieces(version: Version, proxy: Proxy, slow_link: None) -> None:
+    proxy.fault = by_size
+    objects, pieces = Objects(URL, 9.0), []
+
+    def arrived() -> None:
+        pieces.append(1)
+        if len(pieces) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        objects.read(wanted(version, 0, len(BODY)), arrived)
+    assert len(proxy.requests) == 3
 
 
 def test_a_large_part_of_a_server_that_hangs_ends_in_the_stated_time(

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from sharded_eden.errors import DatabaseError
@@ -55,8 +54,8 @@ def test_ctrl_c_does_not_end_the_process_that_fetches(url, is_running):
             assert read(one, wanted) == BODY
         else:
             one.request([])
-        (process,) = [each for each in psutil.Process().children() if "storage.fetcher" in " ".join(each.cmdline())]
-        process.send_signal(signal.SIGINT)
+        assert one._process is not None
+        one._process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         assert read(one, wanted) == BODY
     finally:

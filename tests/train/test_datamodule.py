@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import polars as pl_frames
 import pytest
 import torch
 import worlds
@@ -21,8 +22,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from resume import assert_same_stream, row_hashes
 from worlds import STRIDE, T
 
-from sharded_eden import ShardedEdenDataModule, Stream
-from sharded_eden.errors import EdenError, GeometryMismatch, StateError, UsageError
+from sharded_eden import ShardedEdenDataModule, Stream, precompute_window_database
+from sharded_eden.errors import EdenError, EdenWarning, GeometryMismatch, StateError, UsageError
 from sharded_eden.train.state import VERSION
 
 HELPERS = Path(__file__).resolve().parent.parent / "helpers"
@@ -193,6 +194,37 @@ def test_the_usage_example_of_the_specification(tmp_path):
     assert len(model.evaluated[-2]) == 2
 
 
+def test_the_usage_example_on_the_contigs_that_the_specification_prints(tmp_path):
+    lengths = {
+        "train": {"SAMPLE1__CT1-1": 1500, "SAMPLE1__CT1-2": 2000},
+        "val": {"SAMPLE2__CT1-1": 1800},
+        "test": {"SAMPLE3__CT1-1": 1600},
+    }
+    contigs: dict[str, str] = {}
+    for split, rows in lengths.items():
+        of_split = {f"BCR__ECT-{name}": worlds.random_sequence(length, length) for name, length in rows.items()}
+        frame = pl_frames.DataFrame({"contig_id": list(of_split), "length": list(rows.values())})
+        frame.write_parquet(tmp_path / f"{split}_split.parquet")
+        precompute_window_database(tmp_path / f"{split}_split.parquet", tmp_path / f"{split}_windows.db", 8192, 7992)
+        contigs |= of_split
+    worlds.oracle.write_sequence_dbs(tmp_path / "sequence_db_dir", contigs)
+    filled_in = USAGE_EXAMPLE.replace("path/to", str(tmp_path)).replace(
+        "pl.Trainer(...)", "pl.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, accelerator='cpu')"
+    )
+    model = Model()
+    names = {"pl": pl, "model": model}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(filled_in, names)
+    assert (
+        sum("2 windows in num_epochs=1 are fewer than one global batch of 4" in str(each.message) for each in caught)
+        == 1
+    )
+    assert [len(step) for step in model.steps] == [4, 4]
+    names["trainer"].test(model, names["data_module"], verbose=False)
+    assert len(model.evaluated[-2]) == 1
+
+
 # ---- global batches ----
 
 
@@ -325,12 +357,16 @@ def test_sizes_that_do_not_fit_list_those_that_do(folder):
 
 
 def test_fewer_windows_than_a_global_batch(folder):
-    with pytest.raises(UsageError) as caught:
-        fit(folder, global_batch_size=24)
-    assert str(caught.value) == (
-        f"{folder}/windows.db has 23 windows, fewer than one global batch of 24 in 1 passes: lower global_batch_size or raise "
-        "num_epochs"
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, trainer, module = fit(folder, global_batch_size=60, max_epochs=2)
+    assert [str(each.message) for each in caught if each.category is EdenWarning] == [
+        f"{folder}/windows.db: 23 windows in num_epochs=1 are fewer than one global batch of 60. A Lightning epoch is one "
+        "global batch, which also holds windows of the next passes. Lower global_batch_size or raise num_epochs"
+    ]
+    assert (trainer.global_step, module.consumed_samples) == (2, 120)
+    assert [len(step) for step in model.steps] == [60, 60]
+    assert_same_stream(model.steps, stream_rows(folder, range(120)))
     model, _, _ = fit(folder, global_batch_size=24, num_epochs=2)
     assert_same_stream(model.steps, stream_rows(folder, range(24)))
 

@@ -105,6 +105,12 @@ def test_a_pipeline_resumes_exactly_and_refuses_other_data(folder):
             loader(**other).set_state(state)
 
 
+def test_the_text_of_a_source_tells_the_order_apart(folder):
+    dataset = plain(folder).dataset
+    texts = [repr(StreamSource(ArrayStream(dataset, shuffle=shuffle))) for shuffle in (True, False)]
+    assert texts[0] == repr(StreamSource(ArrayStream(dataset))) != texts[1]
+
+
 def test_states_are_those_of_the_sampler(folder):
     source = StreamSource(plain(folder), batch_size=4)
     state = json.loads(json.dumps(source.state(5)))

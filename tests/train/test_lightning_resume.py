@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from resume import assert_same_stream, row_hashes
 
 from sharded_eden import ShardedEdenDataModule, Stream
+from sharded_eden.errors import UsageError
+from sharded_eden.train.lightning.accumulation import LoaderCheck
 
 GLOBAL_BATCH = 8
 
@@ -43,9 +47,9 @@ class Validating(Recorder):
 
 
 def trainer(folder, steps: int, **options) -> pl.Trainer:
+    given = {"accelerator": "cpu", "max_epochs": -1, **options}
     return pl.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, **options,
+        max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **given,
     )  # fmt: skip
 
 
@@ -140,8 +144,173 @@ def expected_rows(small, steps: int) -> list[str]:
         return [row_hashes(stream[p]["tokens"][None])[0] for p in range(steps * GLOBAL_BATCH)]
 
 
-def data_module(small, micro: int) -> ShardedEdenDataModule:
+def data_module(small, micro: int, num_workers: int = 0) -> ShardedEdenDataModule:
     return ShardedEdenDataModule(
         small.sequence_db_dir, small.window_db, small.window_db, seq_length=64, stride=50,
-        micro_batch_size=micro, global_batch_size=GLOBAL_BATCH, num_workers=0, rc_aug=True,
+        micro_batch_size=micro, global_batch_size=GLOBAL_BATCH, num_workers=num_workers, rc_aug=True,
     )  # fmt: skip
+
+
+# ---- hooks that ask for the training loader before the Trainer's counters are restored ----
+
+
+class AsksEarly(Recorder):
+    """Asks for the number of steps, or for the loader, in a hook."""
+
+    def __init__(self, hook: str, ask: Callable[[pl.Trainer], object]) -> None:
+        super().__init__()
+        self.hook, self.ask = hook, ask
+
+    def asked(self, hook: str) -> None:
+        if hook == self.hook:
+            self.ask(self.trainer)
+
+    def setup(self, stage):
+        self.asked("setup")
+
+    def configure_optimizers(self):
+        self.asked("configure_optimizers")
+        return super().configure_optimizers()
+
+    def on_fit_start(self):
+        self.asked("on_fit_start")
+
+
+class RestoresLate(SingleDeviceStrategy):
+    """Restores after the optimizers are made, as FSDP, ModelParallelStrategy and DeepSpeed."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+class Manual(AsksEarly):
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if (batch_idx + 1) % 2 == 0:
+            self.on_before_optimizer_step(None)
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+def setup_data_and_len(trainer: pl.Trainer) -> int:
+    trainer.fit_loop.setup_data()
+    return len(trainer.train_dataloader)
+
+
+ASKS = {
+    "estimated_stepping_batches": lambda trainer: trainer.estimated_stepping_batches,
+    "len": lambda trainer: len(trainer.datamodule.train_dataloader()),
+    "len and estimated_stepping_batches": lambda trainer: [
+        len(trainer.datamodule.train_dataloader()),
+        trainer.estimated_stepping_batches,
+    ],
+    "setup_data and len": setup_data_and_len,
+    "batch": lambda trainer: next(iter(trainer.datamodule.train_dataloader())),
+}
+
+
+def assert_resumes(small, folder, model, *, micros, restores_late=False, workers=0) -> None:
+    """Train 3 epochs of 5 steps, again and again from a checkpoint of the last run, inside an epoch or at its end."""
+    epochs, steps = 3, 5
+    expected, path = expected_rows(small, epochs * steps), None
+    for run, (begin, micro) in enumerate(zip([0, 3, 10, 13], micros, strict=False)):
+        recorder, module = model(), data_module(small, micro, workers)
+        saving = ModelCheckpoint(folder / str(run), "{step}", every_n_train_steps=1, save_top_k=-1)
+        fit = trainer(
+            folder, -1, max_epochs=epochs, limit_train_batches=steps * GLOBAL_BATCH // micro, callbacks=[saving],
+            **({"strategy": RestoresLate("cpu")} if restores_late else {}),
+        )  # fmt: skip
+        fit.fit(recorder, module, ckpt_path=path and path / f"step={begin}.ckpt")
+        assert_same_stream(recorder.global_batches, expected[begin * GLOBAL_BATCH :])
+        assert module.is_counted
+        path = folder / str(run)
+        for step in range(begin + 1, epochs * steps + 1):
+            state = torch.load(path / f"step={step}.ckpt", weights_only=False)["ShardedEdenDataModule"]
+            assert state["consumed_samples"] == step * GLOBAL_BATCH
+
+
+CASES = [
+    ("estimated_stepping_batches", "configure_optimizers", False),
+    ("estimated_stepping_batches", "configure_optimizers", True),
+    ("estimated_stepping_batches", "setup", False),
+    ("estimated_stepping_batches", "on_fit_start", True),
+    ("len", "configure_optimizers", False),
+    ("len and estimated_stepping_batches", "setup", True),
+    ("setup_data and len", "configure_optimizers", False),
+    ("batch", "configure_optimizers", False),
+]
+
+
+@pytest.mark.parametrize(("ask", "hook", "restores_late"), CASES)
+def test_a_hook_that_asks_for_the_loader_does_not_move_the_position(small, tmp_path, ask, hook, restores_late):
+    assert_resumes(
+        small, tmp_path, lambda: AsksEarly(hook, ASKS[ask]), micros=(4, 4, 2, 8), restores_late=restores_late
+    )
+
+
+@pytest.mark.parametrize("restores_late", [False, True])
+def test_a_hook_that_asks_for_a_loader_with_workers(small, tmp_path, restores_late):
+    def model() -> AsksEarly:
+        return AsksEarly("configure_optimizers", ASKS["estimated_stepping_batches"])
+
+    assert_resumes(small, tmp_path, model, micros=(4, 2), restores_late=restores_late, workers=2)
+
+
+def test_a_hook_that_asks_for_the_loader_under_manual_optimization(small, tmp_path):
+    def model() -> Manual:
+        return Manual("configure_optimizers", ASKS["estimated_stepping_batches"])
+
+    assert_resumes(small, tmp_path, model, micros=(4, 4, 4))
+
+
+def test_a_hook_that_asks_for_the_loader_too_late_is_an_error(small, tmp_path):
+    fit = trainer(tmp_path, 3, max_epochs=2)
+    fit.fit(AsksEarly("on_fit_start", ASKS["estimated_stepping_batches"]), data_module(small, 4))
+    fit.save_checkpoint(tmp_path / "3.ckpt")
+    model, resumed = AsksEarly("on_fit_start", ASKS["estimated_stepping_batches"]), trainer(tmp_path, 6, max_epochs=2)
+    with pytest.raises(UsageError, match="ask in configure_optimizers or setup instead of on_fit_start"):
+        resumed.fit(model, data_module(small, 4), ckpt_path=tmp_path / "3.ckpt")
+    assert not [each for each in resumed.callbacks if isinstance(each, LoaderCheck)]
+    assert model.global_batches == []
+
+
+def test_an_epoch_that_was_over_when_it_was_saved_is_counted_once(small, tmp_path):
+    """The third run resumes inside the epoch that follows, and ends with it."""
+    assert_resumes(small, tmp_path, Recorder, micros=(4, 4, 4, 4))
+
+
+class SkipsTheRest(Recorder):
+    """Ends each epoch in the third step, before or after its first micro batch."""
+
+    def __init__(self, micro_batches: int, inside: bool) -> None:
+        super().__init__()
+        self.last = 2 * micro_batches + inside
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == self.last else None
+
+    def on_train_epoch_start(self):
+        self.rows = []  # of an incomplete global batch
+
+
+@pytest.mark.parametrize(("micro", "inside"), [(8, False), (4, False), (4, True), (2, True)])
+def test_a_hook_that_skips_the_rest_of_an_epoch(small, tmp_path, micro, inside):
+    """What is not trained on comes next, in this run and in one that resumes at the end of an epoch or inside it."""
+    expected, path, begin = expected_rows(small, 8), None, 0
+    for run in range(3):
+        saving = ModelCheckpoint(tmp_path / str(run), "{step}", every_n_train_steps=1, save_top_k=-1)
+        ends = ModelCheckpoint(tmp_path / f"{run}_ends", "{step}", save_on_train_epoch_end=True, save_top_k=-1)
+        model, module = SkipsTheRest(GLOBAL_BATCH // micro, inside), data_module(small, micro)
+        fit = trainer(tmp_path, -1, max_epochs=4, callbacks=[saving, ends])
+        fit.fit(model, module, ckpt_path=path)
+        assert (fit.global_step, module.consumed_samples) == (8, 8 * GLOBAL_BATCH)
+        assert_same_stream(model.global_batches, expected[begin * GLOBAL_BATCH :])
+        for step in range(begin + 1, 9):
+            state = torch.load(tmp_path / str(run) / f"step={step}.ckpt", weights_only=False)
+            assert state["ShardedEdenDataModule"]["consumed_samples"] == step * GLOBAL_BATCH
+        begin, path = [(2, tmp_path / "0_ends/step=2.ckpt"), (5, tmp_path / "1/step=5.ckpt"), (0, None)][run]

@@ -282,6 +282,20 @@ def test_a_state_with_an_epoch(folders):
         loaded(mixture_of(folders, skip=[(65, 65)]), state)
 
 
+def test_a_state_of_one_stream_with_an_epoch_goes_on_in_a_mixture_of_epochs_of_its_length(folders):
+    dataset = worlds.dataset(folders[0])
+    sampler = sampler_of(Stream(dataset))
+    sampler.set_epoch(2)
+    state = sampler.state_dict(consumed_samples=4)
+    mixture = sampler_of(Mixture([(dataset, 1)]))
+    mixture.load_state_dict(state)
+    assert (mixture.stream.epoch, mixture.consumed_samples) == (2, 4)
+    with pytest.raises(StateError, match=rf"an epoch was {len(dataset)} samples, is 30: the positions of epoch 2"):
+        loaded(Mixture([(dataset, 1)], num_samples=30), state)
+    del state["samples_of_an_epoch"]  # as version 0.2 saved it
+    loaded(Mixture([(dataset, 1)], num_samples=30), state)
+
+
 @pytest.mark.parametrize("part", ["sources", "phases", "skip", "seed"])
 @pytest.mark.parametrize("value", [None, 7, "x" * 10**6, [[]], [[1]], {}, [[0, [0, 0, 0]]], [[5, 2]]], ids=repr)
 def test_damaged_states_are_refused(folders, part, value):

@@ -15,7 +15,7 @@ import torch
 from test_datamodule import Model, folder, module_of, one_thread, pytestmark, stream_rows, trainer_of  # noqa: F401
 from torch.utils.data import DataLoader
 
-from sharded_eden import Stream
+from sharded_eden import Mixture, Stream
 from sharded_eden.errors import EdenWarning, StateError, UsageError
 from sharded_eden.train.sampler import StreamBatchSampler
 from sharded_eden.train.stream import EvaluationStream
@@ -114,20 +114,53 @@ def test_a_state_holds_its_epoch(small):
             other.load_state_dict({**state, "epoch": -1})
 
 
+def test_a_state_with_an_epoch_of_another_length_is_refused(small):
+    with small.dataset() as dataset:
+
+        def sampler(samples: int | None) -> StreamBatchSampler:
+            stream = Stream(dataset, num_samples=samples)
+            return StreamBatchSampler(stream, micro_batch_size=2, global_batch_size=8)
+
+        saving = sampler(24)
+        first = saving.state_dict(consumed_samples=8)
+        saving.set_epoch(1)
+        state = saving.state_dict(consumed_samples=8)
+        without = {name: value for name, value in state.items() if name != "samples_of_an_epoch"}
+        for samples in (32, 16, None):
+            other = sampler(samples)
+            length = samples or len(dataset)
+            with pytest.raises(StateError, match=f"samples_of_an_epoch was 24, is {length}"):
+                other.load_state_dict(state)
+            for accepted in (first, without):  # positions of epoch 0 do not depend on it; older states leave it out
+                other.load_state_dict(accepted)
+                assert other.consumed_samples == 8
+        of_pass = sampler(None)
+        of_pass.set_epoch(1)
+        state = of_pass.state_dict(consumed_samples=8)
+        sampler(None).load_state_dict(state)
+        sampler(len(dataset)).load_state_dict(state)
+
+
 @pytest.mark.parametrize("epoch", [-1, 1.5, None, "1", 1 << 40])
 def test_an_invalid_epoch_is_refused(small, epoch):
     with small.dataset() as dataset, pytest.raises(UsageError, match="epoch must"):
         Stream(dataset).set_epoch(epoch)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
-def test_a_copy_has_an_epoch_of_its_own(small, copied):
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+@pytest.mark.parametrize("kind", [Stream, EvaluationStream, lambda dataset: Mixture([(dataset, 1)])])
+def test_a_copy_has_an_epoch_of_its_own(small, copied, kind):
     with small.dataset() as dataset:
-        stream = Stream(dataset)
-        stream.set_epoch(1)
+        stream = kind(dataset)
+        Stream._start_pass(stream, 1)  # an evaluation ignores set_epoch
+        stream.set_end(8)
         other = copied(stream)
-        other.set_epoch(2)
+        assert (type(other), other.epoch, other._end_of_asking()) == (type(stream), 1, stream._end_of_asking())
+        assert other.windows_at([3, 9]) == stream.windows_at([3, 9])
+        Stream._start_pass(other, 2)
+        other.set_end(16)
         assert (stream.epoch, other.epoch) == (1, 2)
+        assert (int(stream._end), int(other._end)) == (8, 16)
         other.dataset.close()
 
 

@@ -175,6 +175,41 @@ def test_a_plain_loop_with_torchdata_resumes_exactly(small, workers):
         assert_same_stream(trained, expected)
 
 
+def micro_batches(micro: int, size: int = 8, ranks: int = 1, rank: int = 0) -> MicroBatches:
+    plan = BatchPlan(micro_batch_size=micro, global_batch_size=size, data_parallel_size=ranks)
+    return MicroBatches(plan, rank=rank, consumed_samples=0)
+
+
+@pytest.mark.parametrize("saved", [(4, 8, 1), (2, 8, 1), (1, 8, 1), (2, 8, 2), (1, 8, 4)])
+@pytest.mark.parametrize("resumed", [(4, 8, 1), (2, 8, 1), (1, 8, 1), (2, 8, 2), (1, 8, 4), (2, 4, 1), (4, 16, 2)])
+def test_a_state_of_micro_batches_goes_over_to_other_sizes(saved, resumed):
+    """The ranks go on where those of another layout ended: no position twice, none left out."""
+    for steps in range(7):
+        before = [micro_batches(*saved, rank) for rank in range(saved[2])]
+        done = [p for _ in range(steps) for each in before for p in next(each)]
+        states = [json.loads(json.dumps(each.state_dict())) for each in before]
+        assert all(state == states[0] for state in states)
+        after = [micro_batches(*resumed, rank) for rank in range(resumed[2])]
+        if states[0]["micro_step"] * saved[0] * saved[2] % (resumed[0] * resumed[2]):
+            with pytest.raises(StateError, match=r"no multiple of the \d samples of a micro step now"):
+                after[0].load_state_dict(states[0])
+            continue
+        for each in after:
+            each.load_state_dict(states[0])
+        done += [p for _ in range(5) for each in after for p in next(each)]
+        assert done == list(range(len(done)))
+
+
+def test_an_older_state_of_micro_batches():
+    """It does not say how large its micro steps were: they are those of now."""
+    for micro_step, expected in enumerate(([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11])):
+        resumed = micro_batches(4)
+        resumed.load_state_dict({"consumed_samples": 0, "micro_step": micro_step})
+        assert next(resumed) == expected
+    with pytest.raises(StateError, match="holds no position: per_micro_step=-4"):
+        resumed.load_state_dict({"consumed_samples": 0, "micro_step": 1, "per_micro_step": -4})
+
+
 def test_a_plain_loop_over_one_pass_ends(small):
     with small.dataset() as dataset:
         one_pass = Stream(dataset, num_samples=len(dataset))

@@ -33,6 +33,7 @@ from sharded_eden import (
 )
 from sharded_eden.errors import DatabaseError, EdenWarning, InputError, MissingDatabase, UsageError
 from sharded_eden.load.locate.packs import flatten_rows
+from sharded_eden.train.stream import EvaluationStream
 from sharded_eden.windows.index import index_window_database
 from sharded_eden.windows.pack import best_fit
 
@@ -359,6 +360,22 @@ def test_one_flat_row(folder):
     assert flat["cu_seqlens"].tolist() == ends
     assert flat["cu_seqlens"].dtype == torch.int32
     assert flat["max_seqlen"] == max(b - a for a, b in pairwise(ends))
+
+
+def test_repeated_rows_of_an_evaluation_do_not_count_in_one_flat_row(folder):
+    """Where ranks have fewer rows than others, they repeat rows, which must not count in the loss twice."""
+    with packed(folder) as dataset:
+        stream = EvaluationStream(dataset)
+        packs = len(dataset)
+        whole = stream.collate_fn(stream.__getitems__(range(packs)))
+        with_repeats = stream.collate_fn(stream.__getitems__(range(packs + 2)))
+    flat, repeated = flatten_rows(whole), flatten_rows(with_repeats)
+    assert torch.equal(flat["loss_mask"], whole["loss_mask"].reshape(1, -1))
+    assert torch.equal(repeated["loss_mask"][:, : packs * T], flat["loss_mask"])
+    assert repeated["loss_mask"].dtype == torch.float32
+    assert not repeated["loss_mask"][:, packs * T :].any()
+    assert flat["loss_mask"].any()
+    assert "row_counts" not in repeated
 
 
 @pytest.mark.parametrize("compact", [False, True])

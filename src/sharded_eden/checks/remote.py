@@ -46,7 +46,7 @@ from sharded_eden.storage.urls import ObjectPath, is_url, object_name
 SPANS_AT_ONCE = 64
 """Ranges that are requested together."""
 STOPS_AFTER = 3
-"""Windows that the storage does not serve, one after the other, after which no more are tried: each may take a minute."""
+"""Windows that the storage does not serve, one after the other, after which no more are tried: each takes `request_seconds`."""
 
 _ADVICE = "look at the address, the credentials and the network"
 
@@ -322,11 +322,11 @@ class _Reading(Comparison):
             for number, span in enumerate(group):
                 if self.is_broken(span):
                     continue
-                if not is_announced:
-                    rest = [each for each in group[number:] if not self.is_broken(each)]
-                    self._addresses.announce([request for each in rest for request in self._requests(each)])
-                    is_announced = True
                 try:
+                    if not is_announced:
+                        rest = [each for each in group[number:] if not self.is_broken(each)]
+                        self._addresses.announce([request for each in rest for request in self._requests(each)])
+                        is_announced = True
                     self._read(span)
                     in_a_row = 0
                 except StorageError as error:

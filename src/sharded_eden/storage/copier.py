@@ -142,7 +142,7 @@ class Copier:
                     stdout=subprocess.PIPE,
                     pass_fds=[lock],
                 )
-            self._end = weakref.finalize(self, _end, self._process, os.getpid())
+                self._end = weakref.finalize(self, _end, self._process, os.getpid())
             self.is_idle = False
             logger.info("copying sequence databases from %s to %s", self._settings.url, folder)
 

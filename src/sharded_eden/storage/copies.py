@@ -52,7 +52,9 @@ def copy_object(
         size_bytes = min(part_bytes, version.size_bytes - start)
         try:
             limit.take(size_bytes)
-            _write(descriptor, objects.read(Range(name, start, size_bytes, version)), start)
+            _write(
+                descriptor, objects.read(Range(name, start, size_bytes, version), arrived=lambda: limit.take(0)), start
+            )
         except BaseException as error:
             limit.close(error)  # others may wait for long
             raise

@@ -36,7 +36,7 @@ END_SECONDS = 2.0
 
 _HEADER = struct.Struct("<QB")
 _ERRORS: tuple[type[EdenError], ...] = (DatabaseError, StorageError, MissingDatabase, UsageError, MissingExtra)
-_FETCHED, *_KINDS = range(1 + len(_ERRORS))
+_FETCHED, _ARRIVING, *_KINDS = range(2 + len(_ERRORS))
 
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sharded_eden.storage.fetcher import serve; "
@@ -85,13 +85,15 @@ class Fetcher:
         """
         connection = self._connection
         assert connection is not None  # noqa: S101 - something was requested
-        if not connection.poll(self._seconds + GRACE_SECONDS):
-            raise StorageError(f"{self._settings[0]}: no answer in {self._seconds + GRACE_SECONDS:.0f} s")
-        try:
-            message = memoryview(connection.recv_bytes())
-        except (EOFError, OSError) as error:
-            raise self._ended() from error
-        number, status = _HEADER.unpack_from(message)
+        status = _ARRIVING
+        while status == _ARRIVING:
+            if not connection.poll(self._seconds + GRACE_SECONDS):
+                raise StorageError(f"{self._settings[0]}: no answer in {self._seconds + GRACE_SECONDS:.0f} s")
+            try:
+                message = memoryview(connection.recv_bytes())
+            except (EOFError, OSError) as error:
+                raise self._ended() from error
+            number, status = _HEADER.unpack_from(message)
         body = message[_HEADER.size :]
         if status == _FETCHED:
             return Answer(number, body, None)
@@ -108,10 +110,10 @@ class Fetcher:
                 except BaseException:
                     ours.close()
                     raise
+                self._connection = Connection(ours.detach())
+                self._end = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
         except OSError as error:
             raise not_started(self._settings[0], error) from error
-        self._connection = Connection(ours.detach())
-        self._end = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
 
     def _ended(self) -> DatabaseError:
         status = None
@@ -157,7 +159,7 @@ def serve(url: str, in_flight: int, seconds: float, parent: int) -> None:
         try:
             if objects is None:
                 raise problem or EdenError(url)
-            body = objects.read(wanted)
+            body = objects.read(wanted, arrived=lambda: answers.put((_HEADER.pack(number, _ARRIVING), b"")))
         except EdenError as error:
             answers.put(_failed(number, error))
         except BaseException as error:  # whatever it is, obstore's panics too, the worker must not wait for it

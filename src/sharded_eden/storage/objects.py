@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ ATTEMPT_SHARE = 3
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 PIECE_BYTES = 256 << 10
 """A larger range that does not arrive in the time of an attempt is read in pieces of this size."""
+MOST_RETRIES = 10_000
+"""Retries of one page of a listing: the time ends them, not their number."""
 PIECES_SECONDS = 600.0
 """How long larger ranges are then read in pieces at once."""
 
@@ -135,7 +137,16 @@ class Objects:
         try:
             self._store = store(max_retries=0)
             # A listing is of many requests: after an error, one is sent again and not all.
-            self._listing_store = store(retry_timeout=timedelta(seconds=seconds - attempt))
+            self._listing_store = store(
+                max_retries=MOST_RETRIES,
+                backoff={
+                    "init_backoff": timedelta(seconds=FIRST_PAUSE_SECONDS),
+                    "max_backoff": timedelta(
+                        seconds=max(2 * FIRST_PAUSE_SECONDS, min(LONGEST_PAUSE_SECONDS, seconds / 10))
+                    ),
+                },
+                retry_timeout=timedelta(seconds=seconds - attempt),
+            )
         except Exception as error:  # obstore raises its own errors, ValueError and others
             raise UsageError(f"{printable(url)}: it cannot be opened ({_brief(error)})") from None
 
@@ -172,8 +183,12 @@ class Objects:
         except MissingDatabase:
             return None
 
-    def read(self, wanted: Range) -> memoryview:
+    def read(self, wanted: Range, arrived: Callable[[], object] = lambda: None) -> memoryview:
         """Return bytes of an object.
+
+        Args:
+            wanted: the bytes.
+            arrived: called after each piece, where the range is read in pieces; its errors end the reading.
 
         Raises:
             MissingDatabase: there is no such object.
@@ -191,6 +206,7 @@ class Objects:
         for at in range(0, wanted.size_bytes, PIECE_BYTES):
             piece = wanted._replace(start=wanted.start + at, size_bytes=min(PIECE_BYTES, wanted.size_bytes - at))
             body[at : at + piece.size_bytes] = self._tried_range(piece, began)
+            arrived()
             began = time.monotonic()  # what has arrived shows that the server answers
         return body
 
@@ -221,7 +237,7 @@ class Objects:
             attempt: a function without arguments.
             what: it gets, for messages.
             began: when the time began; now unless given.
-            is_large: raise `_Slow` if an attempt takes too long.
+            is_large: raise `_Slow` if an attempt takes all of its time, and there is time for another.
         """
         began = time.monotonic() if began is None else began
         pause, tries = FIRST_PAUSE_SECONDS, 0
@@ -229,14 +245,18 @@ class Objects:
         where = printable(f"{self.url}: {what}" if " " in what.split(":", maxsplit=1)[0] else f"{self.url}/{what}")
         while True:
             tries += 1
+            attempted = time.monotonic()
             try:
                 return attempt()
             except FileNotFoundError:
                 raise MissingDatabase(f"{where}: no such object, or no such bucket") from None
             except Exception as error:  # obstore raises its own errors, and built-in ones of many kinds
-                if is_large and "kind: Timeout" in str(error):
+                now = time.monotonic()
+                # Without an answer to a connection, the attempt ends much earlier.
+                took_all = "kind: Timeout" in str(error) and now - attempted > 0.9 * self._seconds / ATTEMPT_SHARE
+                if is_large and took_all and now <= no_later_than:
                     raise _Slow from None
-                if _is_final(error) or time.monotonic() + pause > no_later_than:
+                if _is_final(error) or now + pause > no_later_than:
                     times = f" ({tries} attempts in {time.monotonic() - began:.0f} s)" if tries > 1 else ""
                     kind = DatabaseError if _is_replaced(error) else StorageError
                     raise kind(f"{where}: {_brief(error)}{times}") from None

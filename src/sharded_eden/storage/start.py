@@ -26,8 +26,9 @@ def command(code: str, values: Sequence[Any]) -> list[str]:
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
     """Block SIGINT in the processes that the block starts: it would end them before they ignore it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:  # the call that blocks it may raise the error of a signal that came just before
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -99,7 +99,10 @@ class ArrayStream:
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return the state to save at a position: the same on every rank."""
-        return make_state(consumed_samples=consumed_samples, epoch=self.epoch, **self.identity)
+        length = self._samples_of_an_epoch
+        return make_state(
+            consumed_samples=consumed_samples, epoch=self.epoch, samples_of_an_epoch=length, **self.identity
+        )
 
     def position_of(self, state: Mapping[str, Any], accept_other_data: AcceptOtherData = False) -> tuple[int, int]:
         """Return the consumed samples and the epoch in a saved state.
@@ -107,7 +110,8 @@ class ArrayStream:
         Raises:
             StateError: it is not a state, or was saved for another stream; the message names both values.
         """
-        return position_of(state, **self.identity, accept_other_data=accept_other_data)
+        length = self._samples_of_an_epoch
+        return position_of(state, **self.identity, samples_of_an_epoch=length, accept_other_data=accept_other_data)
 
     @property
     def epoch(self) -> int:

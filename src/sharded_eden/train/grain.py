@@ -89,11 +89,16 @@ class StreamSource:
         return [{name: np.array(part[k]) for name, part in rows.items()} for k in range(len(indices))]
 
     def __repr__(self) -> str:
-        """Return a text that tells streams apart: Grain's `DataLoader` compares it on resuming, and refuses another one."""
+        """Return a text that tells streams apart: Grain's `DataLoader` compares it on resuming, and refuses another one.
+
+        It does not tell apart the ids of letters, which `state` does.
+        """
         identity = {**self.stream.identity, "epoch": self.stream.epoch}
-        for part in (identity, *identity.get("sources", ())):  # not in the texts of version 0.2
-            for name in ("letters", "shuffle"):
-                part.pop(name, None)
+        for part in (identity, *identity.get("sources", ())):
+            # Version 0.2 had neither in its texts, and only shuffled streams.
+            part.pop("letters", None)
+            if part.get("shuffle") is True:
+                del part["shuffle"]
         text = json.dumps(identity, sort_keys=True, default=str)
         digest = blake2b(text.encode(), digest_size=8).hexdigest()
         return f"{type(self).__name__}(stream={digest}, batch_size={self.batch_size})"

@@ -91,10 +91,17 @@ def _of_one_source(state: Mapping[str, Any], draws: bool) -> dict[str, Any]:
     source["rows"] = dict(state["rows"])
     strand_seed = source["rows"].pop("seed", state["seed"])
     source["strand_seed"] = strand_seed if draws else None
-    return {"seed": state["seed"], "sources": [{"name": "source 0", **source}], "phases": [[0, [1]]], "skip": []}
+    epochs = {name: state[name] for name in ("samples_of_an_epoch",) if name in state}
+    return {
+        "seed": state["seed"],
+        "sources": [{"name": "source 0", **source}],
+        "phases": [[0, [1]]],
+        "skip": [],
+        **epochs,
+    }
 
 
-_NOT_OF_A_SOURCE = {"version", "consumed_samples", "seed", "epoch"}
+_NOT_OF_A_SOURCE = {"version", "consumed_samples", "seed", "epoch", "samples_of_an_epoch"}
 
 
 def _compared(state: Mapping[str, Any], here: Past, consumed: int, epoch: int) -> str:

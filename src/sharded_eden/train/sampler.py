@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from sharded_eden.errors import UsageError, shown
+from sharded_eden.errors import StateError, UsageError, shown
 from sharded_eden.format.geometry import integer
 from sharded_eden.train.state import AcceptOtherData, check_accept_other_data, position_in
 from sharded_eden.train.stream import Stream, warn_of_repeated_pass
@@ -164,15 +164,33 @@ class MicroBatches(Iterator[list[int]]):
 
     def state_dict(self) -> dict[str, int]:
         """Return the position; `torchdata`'s `StatefulDataLoader` saves it with each batch."""
-        return {"consumed_samples": self._begins, "micro_step": self._micro_step}
+        begins, done = self._whole(self._begins, self._micro_step * self._plan.per_micro_step)
+        per = self._plan.per_micro_step
+        return {"consumed_samples": begins, "micro_step": done // per, "per_micro_step": per}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from a saved position.
+        """Continue from a saved position, also on another number of ranks and with another micro batch size.
 
         Raises:
-            StateError: the state has no such position.
+            StateError: the state has no such position, or one inside a micro step of now.
         """
-        self._begins, self._micro_step = position_in(state, "consumed_samples"), position_in(state, "micro_step")
+        begins, micro_step = position_in(state, "consumed_samples"), position_in(state, "micro_step")
+        per = self._plan.per_micro_step
+        was = position_in(state, "per_micro_step") if "per_micro_step" in state else per  # older states leave it out
+        begins, done = self._whole(begins, micro_step * was)
+        if done % per:
+            raise StateError(
+                f"the checkpoint was saved {done} samples after the beginning of a global batch, in micro steps of {was} "
+                f"samples (micro_batch_size times data_parallel_size); {done} is no multiple of the {per} samples of a micro "
+                "step now. Continue with sizes that divide it, or from a checkpoint between global batches"
+            )
+        self._begins, self._micro_step = begins, done // per
+
+    def _whole(self, begins: int, done: int) -> tuple[int, int]:
+        """Return a position with fewer samples done than its global batch has."""
+        while done >= (size := self._plan.global_batch_size_at(begins)):
+            begins, done = begins + size, done - size
+        return begins, done
 
 
 class StreamBatchSampler(Sampler[list[int]]):

@@ -30,12 +30,13 @@ def make_state(
     rows: tuple[Rows, Rows],
     letters: int,
     shuffle: bool,
-    epoch: int = 0,
+    epoch: int,
+    samples_of_an_epoch: int,
 ) -> dict[str, Any]:
     """Return the state to save: JSON-like and rank-independent.
 
-    `rows` are those of now and those of version 0.1, `epoch` is that of `Stream.set_epoch`. Programs that would ignore an epoch
-    or other rows refuse the version of a state that has them.
+    `rows` are those of now and those of version 0.1, `epoch` is that of `Stream.set_epoch`, whose positions begin after `epoch`
+    times `samples_of_an_epoch`. Programs that would ignore an epoch or other rows refuse the version of a state that has them.
 
     Raises:
         UsageError: `consumed_samples` is no position.
@@ -51,7 +52,7 @@ def make_state(
         "letters": letters,
         "shuffle": shuffle,
     }
-    return {**state, "epoch": epoch} if epoch else state
+    return {**state, "epoch": epoch, "samples_of_an_epoch": samples_of_an_epoch} if epoch else state
 
 
 def position_of(
@@ -63,6 +64,7 @@ def position_of(
     rows: tuple[Rows, Rows],
     letters: int,
     shuffle: bool,
+    samples_of_an_epoch: int,
     accept_other_data: AcceptOtherData,
 ) -> tuple[int, int]:
     """Return the consumed samples and the epoch in a saved state, after checking that the state belongs to this stream.
@@ -75,17 +77,18 @@ def position_of(
         rows: what decides its rows, and what it was in version 0.1: a state without `rows` belongs to the latter.
         letters: a digest of the ids that the tokenizer gives to letters.
         shuffle: whether the windows are shuffled. States of versions 0.1 and 0.2 have neither.
+        samples_of_an_epoch: the length of the stream. Only states with an epoch have it, and not those of 0.1 and 0.2.
         accept_other_data: True takes the position of any state, "restart" is 0 where the state belongs to another stream.
 
     Raises:
         StateError: it is not a state, or was saved for another seed, other data, another geometry, other rows, other ids of
-            letters or another order; the message names both values.
+            letters, another order or epochs of another length; the message names both values.
     """
     position = position_in(state, "consumed_samples"), position_in(state, "epoch") if "epoch" in state else 0
     if accept_other_data is True:
         return position
     here: dict[str, Any] = {"seed": seed, "fingerprint": fingerprint, "geometry": dict(geometry)}
-    added = {"letters": letters, "shuffle": shuffle}
+    added = {"letters": letters, "shuffle": shuffle, "samples_of_an_epoch": samples_of_an_epoch}
     here |= {name: value for name, value in added.items() if name in state}
     problem = _problem(state, here, rows)
     if not problem:

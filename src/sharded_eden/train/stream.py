@@ -74,6 +74,12 @@ class Stream(ArrayStream, Dataset[Example]):
         if not self._epoch.is_shared():  # a deep copy, or from a file; workers get the memory of their parent
             self._share(self.epoch, int(self._end))
 
+    def __copy__(self) -> Stream:
+        copied = self.__class__.__new__(self.__class__)
+        copied.__setstate__(self.__getstate__())
+        copied._share(self.epoch, int(self._end))  # passes of its own, as a deep copy has
+        return copied
+
     @property
     def epoch(self) -> int:
         """The pass that `set_epoch` chose."""

@@ -94,7 +94,7 @@ def flatten_rows(batch: Example) -> Example:
 
     Args:
         batch: (B, T) tensors, `cu_seqlens` (B, S), `max_seqlen` (B,). An `attention_mask` is removed: the boundaries replace
-            it.
+            it. So is `row_counts`: rows that do not count get a loss mask of zeros.
 
     Returns:
         `tokens`, `labels`, `loss_mask`, `position_ids`, perhaps `padding_mask` (1, B * T); `cu_seqlens` (segments + 1,) int32,
@@ -120,4 +120,6 @@ def flatten_rows(batch: Example) -> Example:
         for name, tensor in batch.items()
         if name in {"tokens", "labels", "loss_mask", "position_ids", "padding_mask"}
     }
+    if "row_counts" in batch and "loss_mask" in batch:
+        flat["loss_mask"] = (batch["loss_mask"] * batch["row_counts"][:, None]).reshape(1, rows * length)
     return {**flat, "cu_seqlens": torch.cat([begins, end]), "max_seqlen": batch["max_seqlen"].max()}

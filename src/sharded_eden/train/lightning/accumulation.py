@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from sharded_eden.errors import EdenError, UsageError
+from sharded_eden.train.lightning.counters import forget_loader, is_restoring
+from sharded_eden.train.lightning.loaders import Job
 from sharded_eden.train.sampler import BatchPlan
 
 
@@ -20,25 +23,30 @@ class Accumulation:
     trainer: pl.Trainer
     plan: BatchPlan
     was_set: bool
-    check: GlobalBatchCheck | None
+    check: LoaderCheck
 
     @classmethod
-    def set_on(cls, trainer: pl.Trainer, plan: BatchPlan) -> Accumulation:
+    def set_on(cls, trainer: pl.Trainer, plan: BatchPlan, job: Job) -> Accumulation:
         """Make each optimizer step of a Trainer see one global batch, or refuse.
 
-        With manual optimization the user's `training_step` decides when to step: nothing is set or checked.
+        With manual optimization the user's `training_step` decides when to step: no accumulation is set or checked.
+
+        Args:
+            trainer: that is about to train.
+            plan: the sizes of a step.
+            job: the data module.
 
         Raises:
             UsageError: the Trainer accumulates otherwise.
         """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not trainer.lightning_module.automatic_optimization:
-            return cls(trainer, plan, was_set=False, check=None)
+            return cls._with(LoaderCheck(job), trainer, plan, was_set=False)
         needed = plan.num_microbatches
         sizes = (
             f"global_batch_size={plan.global_batch_size} = micro_batch_size={plan.micro_batch_size} x "
             f"{plan.data_parallel_size} ranks x {needed} micro batches"
         )
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         schedulers = [callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)]
         for scheduler in schedulers:
             if set(scheduler.scheduling.values()) != {needed}:
@@ -52,12 +60,16 @@ class Accumulation:
                 f"{sizes}, but the Trainer has accumulate_grad_batches={given}: set it to {needed}, or leave it at 1 and it is "
                 "set for you"
             )
-        check = GlobalBatchCheck(plan)
-        callbacks.append(check)
         if not schedulers:
             trainer.accumulate_grad_batches = needed
-        check.accumulation = cls(trainer, plan, was_set=not schedulers and given != needed, check=check)
-        return check.accumulation
+        return cls._with(GlobalBatchCheck(job, plan), trainer, plan, was_set=not schedulers and given != needed)
+
+    @classmethod
+    def _with(cls, check: LoaderCheck, trainer: pl.Trainer, plan: BatchPlan, *, was_set: bool) -> Accumulation:
+        trainer.callbacks.append(check)  # type: ignore[attr-defined]
+        accumulation = cls(trainer, plan, was_set=was_set, check=check)
+        check.take_off = accumulation.take_off
+        return accumulation
 
     def take_off(self) -> None:
         """Restore the Trainer."""
@@ -68,24 +80,55 @@ class Accumulation:
             callbacks.remove(self.check)
 
 
-class GlobalBatchCheck(Callback):
+class LoaderCheck(Callback):
+    """Forgets a loader that was made too early, and checks that the position is counted when training begins.
+
+    Args:
+        job: the data module.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.take_off: Callable[[], None] | None = None
+        """What to do after training ends with an error, because Lightning then calls no teardown."""
+
+    def on_exception(self, *_: object) -> None:
+        """Restore the Trainer."""
+        if self.take_off is not None:
+            self.take_off()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget a loader that `configure_optimizers` asked for; strategies that restore later load the position later."""
+        if is_restoring(trainer):
+            forget_loader(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise an error where no loader was made after the checkpoint was restored."""
+        if not self._job.is_counted:
+            raise UsageError(
+                "a hook asked for the training batches or for their number (trainer.estimated_stepping_batches) after "
+                "on_fit_start of the callbacks and before the checkpoint was restored, so the position cannot be counted: "
+                "ask in configure_optimizers or setup instead of on_fit_start or on_load_checkpoint"
+            )
+
+
+class GlobalBatchCheck(LoaderCheck):
     """Checks that every optimizer step uses exactly one global batch."""
 
-    def __init__(self, plan: BatchPlan) -> None:
-        self.accumulation: Accumulation | None = None
-        """What to remove after training ends with an error, because Lightning then calls no teardown."""
+    def __init__(self, job: Job, plan: BatchPlan) -> None:
+        super().__init__(job)
         self._plan = plan
         self._examples = 0
         self._stepped = False
 
-    def on_exception(self, *_: Any) -> None:
-        """Restore the Trainer."""
-        if self.accumulation is not None:
-            self.accumulation.take_off()
-
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
+        super().on_train_start(trainer, pl_module)
         self._examples = 0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Begin to count: a hook that ends an epoch may leave an incomplete global batch, which is trained on again."""
+        self._examples, self._stepped = 0, False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

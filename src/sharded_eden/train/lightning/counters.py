@@ -26,8 +26,10 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
     batches = fit_loop.epoch_loop.batch_progress
     # Gradients are zeroed at the first micro batch of a global batch: one more zeroing than steps means inside a global batch.
     inside = optimizer.zero_grad.current.completed > optimizer.step.current.completed
+    # A micro batch at which a hook skips the rest of the epoch is processed, but never started or completed.
+    is_skipped = batches.current.processed > batches.current.started
     # While callbacks run at the end of a micro batch, it is processed but not completed.
-    in_callback = 0 if inside else batches.total.processed - batches.total.completed
+    in_callback = 0 if inside else min(batches.total.started, batches.total.processed) - batches.total.completed
     for span in ("current", "total"):
         steps = getattr(optimizer.step, span).completed
         counted = getattr(batches, span)
@@ -35,7 +37,7 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
         counted.completed = counted.processed - in_callback
         zeroed = getattr(optimizer.zero_grad, span)
         zeroed.ready = zeroed.started = zeroed.completed = steps
-    if batches.current.completed >= epoch_micro_batches:
+    if is_skipped or batches.current.processed >= epoch_micro_batches:
         # A micro batch that was saved in a callback is completed here; otherwise Lightning counts it in the next epoch.
         batches.total.completed = batches.total.processed
         batches.reset_on_run()
@@ -44,31 +46,46 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
             epochs.started = epochs.processed = epochs.completed = epochs.ready
 
 
+def is_restoring(trainer: Any) -> bool:
+    """Return whether a Trainer has read a checkpoint and not yet restored all of it: its counters are old."""
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def forget_loader(trainer: Any) -> None:
+    """Let a Trainer make its training loader again when it begins to train.
+
+    Lightning makes the loader once, and restores its counters late. A hook that asks for the number of steps, such as
+    `configure_optimizers` by `trainer.estimated_stepping_batches`, makes the loader before: the position cannot be counted
+    from there.
+    """
+    trainer.fit_loop._combined_loader = None
+
+
 class Position:
     """Counts consumed samples along with a trainer's progress, in whole global batches."""
 
     def __init__(self, consumed_samples: int = 0) -> None:
         self._base = consumed_samples
         self._progress: Any = None
-        self._processed_before = 0
+        self._counter = ""
+        self._counted_before = 0
         self._plan: BatchPlan | None = None
         self._per_step = 1
 
-    def follow(self, progress: Any, plan: BatchPlan, *, whole_steps: bool = False) -> None:
-        """Continue counting from here, by the micro batches in `progress.processed`.
-
-        `processed` is counted before the callbacks that save checkpoints run, `completed` after them.
+    def follow(self, progress: Any, counter: str, plan: BatchPlan, *, each: int) -> None:
+        """Continue counting from here, by one of a trainer's counters.
 
         Args:
             progress: of the trainer.
+            counter: the name of a counter in it that changes before the callbacks that save checkpoints run.
             plan: the sizes of a step.
-            whole_steps: it counts global batches, not micro batches.
+            each: what it counts in each global batch.
         """
         self._base = self.consumed_samples
-        self._progress = progress
-        self._processed_before = progress.processed
+        self._progress, self._counter = progress, counter
+        self._counted_before = getattr(progress, counter)
         self._plan = plan
-        self._per_step = 1 if whole_steps else plan.num_microbatches
+        self._per_step = each
 
     @property
     def is_counted(self) -> bool:
@@ -81,5 +98,5 @@ class Position:
         if self._plan is None:
             return self._base
         # Lightning's Tuner resets the counters between its trials.
-        batches = max(int(self._progress.processed) - self._processed_before, 0)
-        return self._plan.after(self._base, batches // self._per_step)
+        counted = max(int(getattr(self._progress, self._counter)) - self._counted_before, 0)
+        return self._plan.after(self._base, counted // self._per_step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sharded_eden.errors import MissingExtra, UsageError
+from sharded_eden.errors import MissingExtra, UsageError, printable, warn
 
 try:
     import lightning.pytorch as pl
@@ -19,12 +19,13 @@ except ImportError as error:
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from sharded_eden.format.geometry import integer
 from sharded_eden.jobs import usable_processors
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
-from sharded_eden.load.options import ExampleOptions, absolute_path, integer, path_or_url, takes_options
+from sharded_eden.load.options import ExampleOptions, absolute_path, path_or_url, takes_options
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
-from sharded_eden.train.lightning.counters import Position, restate_progress
+from sharded_eden.train.lightning.counters import Position, forget_loader, is_restoring, restate_progress
 from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
 from sharded_eden.train.lightning.splits import EvaluationSets, Splits, absolute_paths
 from sharded_eden.train.megatron import DataParallel, data_parallel_of, plan_of_job
@@ -45,7 +46,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
     """Feeds a Lightning Trainer from sequence databases and one window database for each split.
 
     Every optimizer step sees exactly `global_batch_size` examples: gradient accumulation is set while fitting. An epoch is
-    `windows * num_epochs // global_batch_size` optimizer steps from the current position of an endless shuffled stream.
+    `windows * num_epochs // global_batch_size` optimizer steps, at least one, from the current position of an endless shuffled
+    stream.
     Validation and test pass over their whole split in one fixed random order, without augmentation.
 
     Args:
@@ -205,7 +207,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                     "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer "
                     "cannot: leave it None here, or train with Megatron"
                 )
-            self._accumulation = Accumulation.set_on(self.trainer, plan)
+            self._accumulation = Accumulation.set_on(self.trainer, plan, self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved position, in the pass that `set_epoch` had chosen.
@@ -221,28 +223,33 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         consumed, epoch = stream.position_of(state_dict, self.accept_other_data)
         stream.set_epoch(epoch)
         self._position = Position(consumed)
+        if self.trainer is not None:
+            forget_loader(self.trainer)
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Return the training batches of this rank."""
         (stream,) = self._open("train")
         plan = self.batch_plan()
-        if self._steps_per_epoch(stream) == 0:
-            raise UsageError(
-                f"{stream.dataset.window_db_path} has {len(stream.dataset)} windows, fewer than one global batch of "
-                f"{self.global_batch_size} in {self.num_epochs} passes: lower global_batch_size or raise num_epochs"
+        samples = len(stream.dataset) * self.num_epochs
+        if samples < self.global_batch_size:
+            warn(
+                f"{printable(stream.dataset.window_db_path)}: {samples:,} windows in num_epochs={self.num_epochs} are fewer "
+                f"than one global batch of {self.global_batch_size:,}. A Lightning epoch is one global batch, which also "
+                "holds windows of the next passes. Lower global_batch_size or raise num_epochs"
             )
+            samples = self.global_batch_size
         if self.trainer is not None:
             if (
                 self._accumulation is not None and self._accumulation.plan != plan
             ):  # the Tuner tries another micro batch size
                 self._accumulation.take_off()
-                self._accumulation = Accumulation.set_on(self.trainer, plan)
-            self._follow(self.trainer, plan, self._steps_per_epoch(stream))
+                self._accumulation = Accumulation.set_on(self.trainer, plan, self)
+            self._follow(self.trainer, plan, samples // self.global_batch_size)
         sampler = TrainSampler(
             stream,
             plan,
             self.data_parallel(),
-            samples=len(stream.dataset) * self.num_epochs,
+            samples=samples,
             job=self,
         )
         return self._dataloader(stream, sampler)
@@ -344,18 +351,23 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         Raises:
             UsageError: its `limit_train_batches` would end an epoch inside of a global batch.
         """
-        progress = trainer.fit_loop.epoch_loop.batch_progress.total
-        if steps_are_global_batches(trainer):
-            self._position.follow(progress, plan, whole_steps=True)
-            return
-        if trainer.lightning_module.automatic_optimization:
+        epoch_loop = trainer.fit_loop.epoch_loop
+        is_nemo = steps_are_global_batches(trainer)
+        is_automatic = not is_nemo and trainer.lightning_module.automatic_optimization
+        if is_automatic:
             epoch = micro_batches_of_an_epoch(trainer, plan.num_microbatches, steps_per_epoch)
+        if is_restoring(trainer):
+            return  # the counters are not those of the checkpoint yet; the loader is made again when they are
+        if is_automatic:
             if trainer.fit_loop.restarting:
                 restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)
-        self._position.follow(progress, plan)
-
-    def _steps_per_epoch(self, stream: Stream) -> int:
-        return len(stream.dataset) * self.num_epochs // self.global_batch_size
+            # Micro batches that a hook skips are processed too, but in no step.
+            steps = epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+            self._position.follow(steps, "completed", plan, each=1)
+        else:
+            # `completed` is counted after the callbacks that save checkpoints.
+            each = 1 if is_nemo else plan.num_microbatches
+            self._position.follow(epoch_loop.batch_progress.total, "processed", plan, each=each)
 
     def _evaluation_dataloaders(self, split: str) -> DataLoader[Example] | list[DataLoader[Example]]:
         loaders = []

@@ -10,9 +10,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
-from sharded_eden.errors import EdenError, UsageError
+from sharded_eden.errors import EdenError, UsageError, warn
 from sharded_eden.train.lightning.counters import forget_loader, is_restoring
-from sharded_eden.train.lightning.loaders import Job
 from sharded_eden.train.sampler import BatchPlan
 
 
@@ -26,7 +25,7 @@ class Accumulation:
     check: LoaderCheck
 
     @classmethod
-    def set_on(cls, trainer: pl.Trainer, plan: BatchPlan, job: Job) -> Accumulation:
+    def set_on(cls, trainer: pl.Trainer, plan: BatchPlan, asked_early: Callable[[], bool]) -> Accumulation:
         """Make each optimizer step of a Trainer see one global batch, or refuse.
 
         With manual optimization the user's `training_step` decides when to step: no accumulation is set or checked.
@@ -34,14 +33,14 @@ class Accumulation:
         Args:
             trainer: that is about to train.
             plan: the sizes of a step.
-            job: the data module.
+            asked_early: see `LoaderCheck`.
 
         Raises:
             UsageError: the Trainer accumulates otherwise.
         """
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not trainer.lightning_module.automatic_optimization:
-            return cls._with(LoaderCheck(job), trainer, plan, was_set=False)
+            return cls._with(LoaderCheck(asked_early), trainer, plan, was_set=False)
         needed = plan.num_microbatches
         sizes = (
             f"global_batch_size={plan.global_batch_size} = micro_batch_size={plan.micro_batch_size} x "
@@ -62,7 +61,7 @@ class Accumulation:
             )
         if not schedulers:
             trainer.accumulate_grad_batches = needed
-        return cls._with(GlobalBatchCheck(job, plan), trainer, plan, was_set=not schedulers and given != needed)
+        return cls._with(GlobalBatchCheck(asked_early, plan), trainer, plan, was_set=not schedulers and given != needed)
 
     @classmethod
     def _with(cls, check: LoaderCheck, trainer: pl.Trainer, plan: BatchPlan, *, was_set: bool) -> Accumulation:
@@ -84,11 +83,11 @@ class LoaderCheck(Callback):
     """Forgets a loader that was made too early, and checks that the position is counted when training begins.
 
     Args:
-        job: the data module.
+        asked_early: returns whether the training loader was made before the checkpoint was restored, and not since.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, asked_early: Callable[[], bool]) -> None:
+        self._asked_early = asked_early
         self.take_off: Callable[[], None] | None = None
         """What to do after training ends with an error, because Lightning then calls no teardown."""
 
@@ -102,9 +101,13 @@ class LoaderCheck(Callback):
         if is_restoring(trainer):
             forget_loader(trainer)
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, *_: object) -> None:
+        """Forget a loader that was made before a strategy restored late, also where the data module has no state to load."""
+        forget_loader(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raise an error where no loader was made after the checkpoint was restored."""
-        if not self._job.is_counted:
+        if self._asked_early():
             raise UsageError(
                 "a hook asked for the training batches or for their number (trainer.estimated_stepping_batches) after "
                 "on_fit_start of the callbacks and before the checkpoint was restored, so the position cannot be counted: "
@@ -115,20 +118,27 @@ class LoaderCheck(Callback):
 class GlobalBatchCheck(LoaderCheck):
     """Checks that every optimizer step uses exactly one global batch."""
 
-    def __init__(self, job: Job, plan: BatchPlan) -> None:
-        super().__init__(job)
+    def __init__(self, asked_early: Callable[[], bool], plan: BatchPlan) -> None:
+        super().__init__(asked_early)
         self._plan = plan
         self._examples = 0
         self._stepped = False
+        self._epoch_began_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         super().on_train_start(trainer, pl_module)
-        self._examples = 0
+        self._examples, self._epoch_began_at = 0, -1
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Begin to count: a hook that ends an epoch may leave an incomplete global batch, which is trained on again."""
         self._examples, self._stepped = 0, False
+        if self._epoch_began_at == trainer.global_step:
+            warn(
+                f"an epoch ended before its first optimizer step, {trainer.global_step}, because a hook skipped the rest of "
+                "it: the next one begins with the same windows. A hook that returns -1 for certain windows never passes them"
+            )
+        self._epoch_began_at = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -40,6 +40,8 @@ def restate_progress(fit_loop: Any, num_microbatches: int, epoch_micro_batches: 
     if is_skipped or batches.current.processed >= epoch_micro_batches:
         # A micro batch that was saved in a callback is completed here; otherwise Lightning counts it in the next epoch.
         batches.total.completed = batches.total.processed
+        # The number that Lightning logs as the step; it is saved before the last step is counted.
+        fit_loop.epoch_loop._batches_that_stepped = optimizer.step.total.completed
         batches.reset_on_run()
         optimizer.reset_on_run()
         for epochs in (fit_loop.epoch_progress.current, fit_loop.epoch_progress.total):
@@ -66,6 +68,8 @@ class Position:
 
     def __init__(self, consumed_samples: int = 0) -> None:
         self._base = consumed_samples
+        self.asked_early = False
+        """The loader was made before the checkpoint was restored, and the position is not counted since then."""
         self._progress: Any = None
         self._counter = ""
         self._counted_before = 0
@@ -81,7 +85,7 @@ class Position:
             plan: the sizes of a step.
             each: what it counts in each global batch.
         """
-        self._base = self.consumed_samples
+        self._base, self.asked_early = self.consumed_samples, False
         self._progress, self._counter = progress, counter
         self._counted_before = getattr(progress, counter)
         self._plan = plan

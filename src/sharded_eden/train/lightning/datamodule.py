@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sharded_eden.errors import MissingExtra, UsageError, printable, warn
+from sharded_eden.errors import MissingExtra, UsageError
 
 try:
     import lightning.pytorch as pl
@@ -26,7 +26,7 @@ from sharded_eden.load.encode.tokenizer import NucleotideTokenizer
 from sharded_eden.load.options import ExampleOptions, absolute_path, path_or_url, takes_options
 from sharded_eden.train.lightning.accumulation import Accumulation, micro_batches_of_an_epoch
 from sharded_eden.train.lightning.counters import Position, forget_loader, is_restoring, restate_progress
-from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler
+from sharded_eden.train.lightning.loaders import EvaluationSampler, ResumableLoader, TrainSampler, samples_of_an_epoch
 from sharded_eden.train.lightning.splits import EvaluationSets, Splits, absolute_paths
 from sharded_eden.train.megatron import DataParallel, data_parallel_of, plan_of_job
 from sharded_eden.train.nemo import DataSampler, steps_are_global_batches
@@ -207,7 +207,7 @@ class ShardedEdenDataModule(pl.LightningDataModule):
                     "rampup_batch_size changes the number of micro batches as training goes on, which a Lightning Trainer "
                     "cannot: leave it None here, or train with Megatron"
                 )
-            self._accumulation = Accumulation.set_on(self.trainer, plan, self)
+            self._accumulation = Accumulation.set_on(self.trainer, plan, self._was_asked_early)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved position, in the pass that `set_epoch` had chosen.
@@ -230,20 +230,13 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         """Return the training batches of this rank."""
         (stream,) = self._open("train")
         plan = self.batch_plan()
-        samples = len(stream.dataset) * self.num_epochs
-        if samples < self.global_batch_size:
-            warn(
-                f"{printable(stream.dataset.window_db_path)}: {samples:,} windows in num_epochs={self.num_epochs} are fewer "
-                f"than one global batch of {self.global_batch_size:,}. A Lightning epoch is one global batch, which also "
-                "holds windows of the next passes. Lower global_batch_size or raise num_epochs"
-            )
-            samples = self.global_batch_size
+        samples = samples_of_an_epoch(stream, self.num_epochs, self.global_batch_size)
         if self.trainer is not None:
             if (
                 self._accumulation is not None and self._accumulation.plan != plan
             ):  # the Tuner tries another micro batch size
                 self._accumulation.take_off()
-                self._accumulation = Accumulation.set_on(self.trainer, plan, self)
+                self._accumulation = Accumulation.set_on(self.trainer, plan, self._was_asked_early)
             self._follow(self.trainer, plan, samples // self.global_batch_size)
         sampler = TrainSampler(
             stream,
@@ -298,6 +291,9 @@ class ShardedEdenDataModule(pl.LightningDataModule):
             self._accumulation = None
 
     # ---- used by the hooks ----
+
+    def _was_asked_early(self) -> bool:
+        return self._position.asked_early
 
     @property
     def consumed_samples(self) -> int:
@@ -357,7 +353,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if is_automatic:
             epoch = micro_batches_of_an_epoch(trainer, plan.num_microbatches, steps_per_epoch)
         if is_restoring(trainer):
-            return  # the counters are not those of the checkpoint yet; the loader is made again when they are
+            self._position.asked_early = True  # the counters are not those of the checkpoint yet; it is made again then
+            return
         if is_automatic:
             if trainer.fit_loop.restarting:
                 restate_progress(trainer.fit_loop, plan.num_microbatches, epoch)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, DistributedSampler
 
+from sharded_eden.errors import printable, warn
 from sharded_eden.load.encode.batch import Example
 from sharded_eden.train.megatron import DataParallel
 from sharded_eden.train.sampler import BatchPlan, MicroBatches, evaluation_positions
@@ -101,6 +102,22 @@ class TrainSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return self._plan.micro_steps_within(self._job.consumed_samples, self._samples) * self._plan.micro_batch_size
+
+
+def samples_of_an_epoch(stream: Stream, num_epochs: int, global_batch_size: int) -> int:
+    """Return the positions of one Lightning epoch: some passes over the data, one global batch at least.
+
+    Warns:
+        EdenWarning: the passes have fewer windows than one global batch.
+    """
+    samples = len(stream.dataset) * num_epochs
+    if samples < global_batch_size:
+        warn(
+            f"{printable(stream.dataset.window_db_path)}: {samples:,} windows in num_epochs={num_epochs} are fewer than one "
+            f"global batch of {global_batch_size:,}. A Lightning epoch is one global batch, which also holds windows of the "
+            "next passes. Lower global_batch_size or raise num_epochs"
+        )
+    return max(samples, global_batch_size)
 
 
 class EvaluationSampler(DistributedSampler[Any]):

@@ -115,10 +115,10 @@ class Pool(ThreadPoolExecutor):
 
 SERVE = """
 import json, sys
-import test_processes
+import test_storage_processes
 from sharded_eden.storage import fetcher
-test_processes.Pool.most = {most}
-fetcher.ThreadPoolExecutor = test_processes.Pool
+test_storage_processes.Pool.most = {most}
+fetcher.ThreadPoolExecutor = test_storage_processes.Pool
 fetcher.serve(*json.loads(sys.argv[2]))
 """
 

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from resume import assert_same_stream, row_hashes
 
 from sharded_eden import ShardedEdenDataModule, Stream
-from sharded_eden.errors import UsageError
+from sharded_eden.errors import EdenWarning, UsageError
 from sharded_eden.train.lightning.accumulation import LoaderCheck
 
 GLOBAL_BATCH = 8
@@ -282,6 +282,56 @@ def test_a_hook_that_asks_for_the_loader_too_late_is_an_error(small, tmp_path):
 def test_an_epoch_that_was_over_when_it_was_saved_is_counted_once(small, tmp_path):
     """The third run resumes inside the epoch that follows, and ends with it."""
     assert_resumes(small, tmp_path, Recorder, micros=(4, 4, 4, 4))
+
+
+class LogsEachStep(Recorder):
+    """Remembers the number under which Lightning logs each optimizer step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[tuple[int, int]] = []
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.logged.append((self.trainer.global_step, self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1))
+
+
+def test_steps_are_logged_under_the_same_numbers_after_the_end_of_an_epoch(small, tmp_path):
+    """Without validation, a checkpoint of the last step is saved before Lightning counts that step for the log."""
+    options = {"max_epochs": 3, "limit_train_batches": 5, "limit_val_batches": 0}
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = LogsEachStep()
+    trainer(tmp_path, -1, callbacks=[saving], **options).fit(whole, data_module(small, GLOBAL_BATCH))
+    assert [step for step, _ in whole.logged] == list(range(1, 16))
+    for step in (4, 5, 10, 12):
+        resumed = LogsEachStep()
+        trainer(tmp_path, -1, **options).fit(
+            resumed, data_module(small, GLOBAL_BATCH), ckpt_path=tmp_path / f"step={step}.ckpt"
+        )
+        assert resumed.logged == whole.logged[step:]
+
+
+def test_a_loader_of_the_user_is_trained_on_after_the_data_module_was_used(small, tmp_path):
+    """Lightning keeps the data module of the last call; its loader is not asked for."""
+    fit, model = trainer(tmp_path, 2, limit_val_batches=1), Validating()
+    module = data_module(small, GLOBAL_BATCH)
+    fit.validate(model, module, verbose=False)
+    with small.dataset() as dataset:
+        stream = Stream(dataset)
+        loader = torch.utils.data.DataLoader(stream, GLOBAL_BATCH, collate_fn=stream.collate_fn)
+        fit.fit(model, train_dataloaders=loader)
+    assert fit.global_step == 2
+
+
+class SkipsAlways(Validating):
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1
+
+
+def test_epochs_that_end_before_their_first_step_are_a_warning(small, tmp_path):
+    module = data_module(small, GLOBAL_BATCH)
+    with pytest.warns(EdenWarning, match=r"an epoch ended before its first optimizer step, 0, because a hook skipped"):
+        trainer(tmp_path, -1, max_epochs=2, limit_val_batches=0).fit(SkipsAlways(), module)
+    assert module.consumed_samples == 0
 
 
 class SkipsTheRest(Recorder):

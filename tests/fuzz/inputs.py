@@ -203,8 +203,11 @@ def genbank_records(data: bytes) -> Records:
 # ---- build ----
 
 
-def placed(records: Records, sample: str) -> dict[str, list[tuple[str, str]]]:
-    """Return {sample: [(contig ID, sequence)]} as docs/format.md says, or refuse."""
+def placed(records: Records, sample: str, refused: set[str] | None = None) -> dict[str, list[tuple[str, str]]]:
+    """Return {sample: [(contig ID, sequence)]} as docs/format.md says, or refuse.
+
+    With `refused`, samples in which a name or an ID is there twice are left out and added to it.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     names: set[tuple[str, str]] = set()
     for name, sequence in records:
@@ -215,16 +218,20 @@ def placed(records: Records, sample: str) -> dict[str, list[tuple[str, str]]]:
         has_form = bool(len(parts) == 3 and parts[0] and parts[2] and prefix and dash and rest)
         own = oracle.sample_of(name) if has_form else sample
         if name and (own, name) in names:
-            raise Refused(f"two records named {name!r}")
+            if refused is None:
+                raise Refused(f"two records named {name!r}")
+            refused.add(own)
         names.add((own, name))
         rows = found.setdefault(own, [])
         rows.append((name if has_form else f"BCR__ECT-{own}__CT1-{len(rows) + 1}", sequence))
     if not found:
         raise Refused("no record")
-    for rows in found.values():
+    for own, rows in found.items():
         if len({contig_id for contig_id, _ in rows}) < len(rows):
-            raise Refused("an ID twice")
-    return found
+            if refused is None:
+                raise Refused("an ID twice")
+            refused.add(own)
+    return {own: rows for own, rows in found.items() if own not in (refused or ())}
 
 
 def built(out: Path) -> dict[str, list[tuple[str, str]]]:
@@ -243,10 +250,13 @@ def _build(case: Case, name: str, data: bytes, judge: Any) -> None:
     path.write_bytes(data)
     with case.package():
         build_sequence_dbs([path], out)
-    case.must_not_leave(*([] if case.error else [out]))
-    if case.error is not None:
-        return
     found = built(out)
+    # A sample with a name or an ID twice does not keep the others of its file from being built.
+    case.must_not_leave(*([] if case.error and not found else [out]))
+    if case.error is not None:
+        if found:
+            _judge_the_others(found, judge, data, upper=name.startswith("S.gb"))
+        return
     case.say("judge")
     try:
         expected = placed(judge(data), "S")
@@ -263,6 +273,21 @@ def _build(case: Case, name: str, data: bytes, judge: Any) -> None:
         raise Wrong(f"contigs.parquet holds {table!r:.300}, expected {rows!r:.300}")
     if left := [path for path in out.rglob("*") if "partial" in path.name]:
         raise Wrong(f"not removed: {left}")
+
+
+def _judge_the_others(found: dict[str, list[tuple[str, str]]], judge: Any, data: bytes, *, upper: bool) -> None:
+    """Check the samples that were built of a file in which others were refused."""
+    refused: set[str] = set()
+    try:
+        expected = placed(judge(data), "S", refused)
+    except Refused as reason:
+        raise Wrong(f"built {found!r:.300}, but {reason}") from reason
+    if upper:
+        found, expected = (
+            {s: [(i, q.upper()) for i, q in rows] for s, rows in each.items()} for each in (found, expected)
+        )
+    if not refused or found != expected:
+        raise Wrong(f"built {found!r:.300}, expected {expected!r:.300} without {sorted(refused)}")
 
 
 def fuzz_fasta(case: Case) -> None:

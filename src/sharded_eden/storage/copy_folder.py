@@ -128,7 +128,10 @@ class Room:
                 if is_free is not None:
                     path.unlink()
                     continue
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # its job has ended, and another process has removed it
+                continue
             if _digest(content) != match.group(1):  # it is being written at this moment
                 return []
             text = content.decode()

@@ -1,8 +1,9 @@
-"""A compressed file -> its bytes. `xopen` chooses the decompressor by the first bytes, except for two kinds of files.
+"""A compressed file -> its bytes. `xopen` reads all but bzip2 and xz files, which are read here.
 
-Python's `bz2.open` and `lzma.open` stop without an error where a stream after the first is damaged: pbzip2 and `xz -T` write
-many streams, and everything behind it would be missing. A Zstandard file of pzstd begins with a skippable frame, whose
-first bytes `xopen` does not know.
+A bzip2 or xz file may hold several streams, one after another (pbzip2 writes such files). If a stream after the first is
+damaged, Python's `bz2.open` and `lzma.open` end without an error, and the rest of the file is missing. Here it is an error.
+
+`xopen` is told the format of a Zstandard file that begins with a skippable frame, as pzstd writes it.
 
 Sources: https://tukaani.org/xz/xz-file-format.txt (2.2, stream padding), RFC 8878 (3.1.2, skippable frames).
 """
@@ -22,7 +23,7 @@ READ_BYTES = 1 << 17
 BZIP2_START = b"BZh"
 XZ_START = b"\xfd7zXZ\0"
 XZ_PADDING = 4
-"""Zeros behind an xz stream must be a multiple of this."""
+"""The number of zeros after an xz stream must be a multiple of this."""
 
 
 def decompressed(raw: BinaryIO) -> BinaryIO:

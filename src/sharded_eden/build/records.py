@@ -20,6 +20,7 @@ from sharded_eden.build.formats import ENDINGS, FORMATS, ONLY_IF_NAMED, WITH_FIE
 from sharded_eden.build.skipped import BadRecord, Skip
 from sharded_eden.build.source import STANDARD_INPUT, Source, check_text, describe
 from sharded_eden.errors import InputError, UsageError, printable, shown, warn
+from sharded_eden.format.commands import build_command
 from sharded_eden.format.schema import CONTIGS_FILE, SKIPPED_FILE, check_sample_id
 
 COMPRESSED_ENDINGS = (".gz", ".bgz", ".xz", ".zst", ".bz2")
@@ -159,9 +160,8 @@ def _present(file: Path) -> Path:
         link = f" to {printable(os.readlink(file))}" if file.is_symlink() else ""
         raise InputError(f"{printable(file)}: is a link{link} that leads nowhere ({error.strerror})") from error
     if not stat.S_ISREG(mode):
-        once = (
-            ", but a pipe, which can be read only once. Name - instead, and give the data as standard input: COMMAND | "
-            "sharded-eden ... - ..."
+        once = ", but a pipe, which can be read only once. Give its data as standard input: COMMAND | " + build_command(
+            "SEQDB", given=STANDARD_INPUT
         )
         raise InputError(f"{printable(file)}: is neither a file nor a folder{once if stat.S_ISFIFO(mode) else ''}")
     return file

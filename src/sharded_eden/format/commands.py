@@ -35,9 +35,9 @@ def _escaped(character: str) -> str:
     return "".join(f"\\x{each:02x}" for each in os.fsencode(character))
 
 
-def build_command(out: PathLike, *, force: bool = False) -> str:
-    """Return the command that builds sequence databases into a folder."""
-    return f"sharded-eden build INPUT --out {quoted(out)}" + (" --force" if force else "")
+def build_command(out: PathLike, *, given: str = "INPUT", force: bool = False) -> str:
+    """Return the command that builds sequence databases into a folder; `given` is what it reads."""
+    return f"sharded-eden build {given} --out {quoted(out)}" + (" --force" if force else "")
 
 
 def split_command(

@@ -69,7 +69,7 @@ class Position:
     def __init__(self, consumed_samples: int = 0) -> None:
         self._base = consumed_samples
         self.asked_early = False
-        """The loader was made before the checkpoint was restored, and the position is not counted since then."""
+        """The loader was made before the checkpoint was restored, and has not been made again since."""
         self._progress: Any = None
         self._counter = ""
         self._counted_before = 0

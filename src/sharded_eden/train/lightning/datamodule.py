@@ -353,7 +353,8 @@ class ShardedEdenDataModule(pl.LightningDataModule):
         if is_automatic:
             epoch = micro_batches_of_an_epoch(trainer, plan.num_microbatches, steps_per_epoch)
         if is_restoring(trainer):
-            self._position.asked_early = True  # the counters are not those of the checkpoint yet; it is made again then
+            # The counters are not restored yet. The loader is made again when they are.
+            self._position.asked_early = True
             return
         if is_automatic:
             if trainer.fit_loop.restarting:
